@@ -1,0 +1,56 @@
+# Each target installs what it needs into .venv, once: again when constraints.txt or pyproject.toml changes.
+PYTHON ?= python3
+# What `make run` and `make serve` draw with: micro wherever you are, or MODEL=klein-9b on a card.
+MODEL ?= micro
+PORT ?= 7000
+
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := constraints.txt pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check serve micro eval bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=klein-9b: the real model)
+	IMAGEGEN_MODEL=$(MODEL) $(BIN)/python handler.py --test_input
+
+test: $(VENV)/.dev ## run the tests
+	$(BIN)/pytest
+
+check: $(VENV)/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+serve: $(VENV)/.run ## RunPod's API on this machine: POST /run, /runsync, /status/{id}, on PORT (7000)
+	IMAGEGEN_MODEL=$(MODEL) $(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)
+
+micro: $(VENV)/.run ## make the miniature model from nothing (about an hour and a half on two cores)
+	$(BIN)/python -m builder.micro
+	$(BIN)/python -m scripts.eval_micro --card
+
+eval: $(VENV)/.run ## measure the miniature model
+	$(BIN)/python -m scripts.eval_micro
+
+bench: $(VENV)/.run ## measure cold start and warm jobs against the plain handler
+	$(BIN)/python -m scripts.benchmark_worker
+
+clean: ## remove .venv, outputs and caches (not build/micro, which takes hours to make)
+	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(PINS) | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(PINS) | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.run

@@ -1,0 +1,176 @@
+"""RunPod's door: loads the model at cold start, routes a job by its "mode", answers with base64 pictures.
+
+    python handler.py                                    the queue of RunPod; elsewhere the same as --test_input
+    python handler.py --test_input                       runs test_input.json and writes its pictures to outputs/
+    python handler.py --test_input '{"input": {...}}'    runs this job
+    python handler.py --test_input FILE.json             runs the job in this file
+    python handler.py --rp_serve_api [--rp_api_port N]   the same API as RunPod's, on this machine (port 8000)
+
+Importing this module starts nothing. `handler(job)` loads the model if nothing has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady
+from imagegen.jobs import parse_job
+from imagegen.service import Service
+from imagegen.settings import Settings, get_settings
+
+log = logging.getLogger("handler")
+
+#: Megabytes that RunPod takes as a job's answer, by the way it came; beyond them an answer is lost without a word.
+_RUN_MB, _RUNSYNC_MB = 10.0, 20.0
+_EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+
+@lru_cache
+def service() -> Service:
+    """The one service of this process. Made at the first call, without loading anything."""
+    return Service(get_settings(), progress=sys.stderr.isatty())
+
+
+async def handler(job: Any) -> dict[str, Any]:
+    """Runs one job of RunPod.
+
+    Args:
+        job: {"id": ..., "input": {...}} with the fields of the contract.
+
+    Returns:
+        The contract's output; for an error {"error": "code: message", "code", "field", "retryable"}. Never raises, so
+        that the SDK sends no traceback to the caller.
+    """
+    try:
+        if not isinstance(job, dict) or "input" not in job:
+            raise InvalidInput('input: is missing; a job is an object like {"input": {"prompt": "..."}}', "input")
+        identity = str(job.get("id", ""))
+        request = parse_job(job["input"])
+        response = await service().run(request, default_seed=_seed(identity), max_answer=_max_answer(identity))
+        return response.model_dump()
+    except ImageGenError as error:
+        return error.output()
+    except ConfigurationError as error:
+        return NotReady(str(error)).output()
+    except asyncio.CancelledError:
+        return Cancelled("the job was cancelled").output()
+
+
+def _seed(identity: str) -> int:
+    """A seed below 2^32 from the job's id: a job that is handed out twice is the same picture."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4])
+
+
+def _max_answer(identity: str) -> int:
+    """Bytes that RunPod takes for this job. Ids of /runsync begin with "sync-"."""
+    limit = _RUNSYNC_MB if identity.startswith("sync-") else _RUN_MB
+    return int(min(limit, get_settings().max_result_mb) * 1e6)
+
+
+def run_local_test(source: str) -> int:
+    """Runs the job of a file or of a JSON text, writes its pictures and prints what came; returns the exit status."""
+    try:
+        output = asyncio.run(handler(_read_job(source)))
+    except (ConfigurationError, InvalidInput) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if "error" in output:
+        print(f"error: {output['error']}", file=sys.stderr)
+        return 1
+    paths = _write_pictures(output, get_settings().output_dir)
+    for i, seed in enumerate(output["seeds"]):
+        where = paths[i] if paths else "(not written)"
+        print(f"{where}  {output['width']}x{output['height']}  seed {seed}")
+    print(f"{output['model']}  " + "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in output["timings"].items()))
+    for warning in output["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def _read_job(source: str) -> Any:
+    """The job in a file, or in the text itself where that is JSON.
+
+    Raises:
+        InvalidInput: there is no such file, or it is not JSON.
+    """
+    text, name = source, "--test_input"
+    if not source.lstrip().startswith(("{", "[")):
+        name = source
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"{source}: cannot be read ({type(error).__name__}); give a file, or JSON") from None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{name}: is not JSON ({error})") from None
+
+
+def _write_pictures(output: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes an output's pictures; where that cannot be done, warns and returns none."""
+    extension = _EXTENSIONS[output["output_format"]]
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture, seed in zip(output["images"], output["seeds"], strict=True):
+            path = folder / f"{output['model']}-{seed}.{extension}"
+            path.write_bytes(base64.b64decode(picture))
+            paths.append(path)
+    except OSError as error:
+        print(f"warning: the pictures could not be written to {folder} ({type(error).__name__})", file=sys.stderr)
+        return []
+    return paths
+
+
+def serve(settings: Settings) -> int:
+    """Loads the model and hands over to RunPod's SDK, for its queue or its local API; returns the exit status."""
+    # The SDK's default, DEBUG, logs every output.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+    if settings.preload_models:
+        loading = service().start()
+    # Beside the loading: importing the SDK takes a second, in which it asks a subprocess for the processor's name.
+    import runpod
+
+    if settings.preload_models:
+        try:
+            loading.result()
+        except (ConfigurationError, ImageGenError) as error:
+            log.error("%s", error)
+            return 1
+    runpod.serverless.start({"handler": handler})
+    return 0
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--test_input", nargs="?", const="test_input.json", metavar="JSON", help="run one job: a file, JSON, or test_input.json"
+    )
+    parser.add_argument("--rp_serve_api", action="store_true", help="serve RunPod's API on this machine")
+    args, _ = parser.parse_known_args()  # the SDK parses the rest
+    try:
+        settings = get_settings()
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if args.test_input is not None:
+        return run_local_test(args.test_input)
+    if not args.rp_serve_api and settings.queue_url is None:
+        return run_local_test("test_input.json")
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Every error that a caller or an operator can meet.
+
+    Exception
+    ├── ConfigurationError        the operator's: a setting, a token, weights that are not there
+    └── ImageGenError             the caller's answer: a code, an HTTP status, a message, the field at fault
+        ├── InvalidInput          invalid_input 422       a field is missing, unknown, or out of its bounds
+        ├── BadReference          bad_reference 422       a reference is not a picture that can be read
+        ├── PayloadTooLarge       payload_too_large 413   a reference is over the limit in bytes
+        ├── NotReady              not_ready 503           the model is not loaded, or could not be
+        ├── ResultTooLarge        result_too_large 413    the answer would be over the door's limit
+        ├── OutOfMemory           out_of_memory 507       the picture did not fit the card; the worker lives on
+        ├── GpuFailed             gpu_failed 503          the card's context is dead; the worker asks to be replaced
+        ├── Cancelled             cancelled 499           the caller stopped the job
+        ├── DeadlineExceeded      deadline_exceeded 504   the job's own timeout ran out
+        └── Internal              internal 500            a bug: an id to look up in the log
+
+A message is public: it names the field, what came and what is allowed, and never holds a path, a traceback or a secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypedDict
+
+
+class ErrorBody(TypedDict):
+    """The error object of the contract."""
+
+    code: str
+    message: str
+    field: str | None
+    retryable: bool
+
+
+class ConfigurationError(Exception):
+    """The worker cannot start as it is set up; the message says what to do."""
+
+
+class ImageGenError(Exception):
+    """An error of the contract.
+
+    Args:
+        message: public; for an error of a field it begins with the field's name.
+        field: the field at fault, such as "width" or "images[1]".
+    """
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+    def body(self) -> ErrorBody:
+        """The error object, as HTTP sends it under "error"."""
+        return {"code": self.code, "message": self.message, "field": self.field, "retryable": self.retryable}
+
+    def output(self) -> dict[str, object]:
+        """The same as RunPod's SDK wants it: `error` is a string, the rest becomes the job's output.
+
+        An error that only a new worker can mend asks for one (`refresh_worker`).
+        """
+        answer: dict[str, object] = {
+            "error": f"{self.code}: {self.message}",
+            "code": self.code,
+            "field": self.field,
+            "retryable": self.retryable,
+        }
+        if isinstance(self, GpuFailed):
+            answer["refresh_worker"] = True
+        return answer
+
+
+class InvalidInput(ImageGenError):
+    """A field is missing, unknown, of the wrong type, or out of its bounds."""
+
+    code, status = "invalid_input", 422
+
+
+class BadReference(ImageGenError):
+    """A reference picture cannot be used."""
+
+    code, status = "bad_reference", 422
+
+
+class PayloadTooLarge(ImageGenError):
+    """A reference is over the limit in bytes."""
+
+    code, status = "payload_too_large", 413
+
+
+class NotReady(ImageGenError):
+    """The model is not loaded, or could not be."""
+
+    code, status, retryable = "not_ready", 503, True
+
+
+class ResultTooLarge(ImageGenError):
+    """The encoded answer is over what the door can carry."""
+
+    code, status = "result_too_large", 413
+
+
+class OutOfMemory(ImageGenError):
+    """The picture did not fit the card's memory, which has been given back."""
+
+    code, status = "out_of_memory", 507
+
+
+class GpuFailed(ImageGenError):
+    """The card failed in a way that this process cannot recover from."""
+
+    code, status, retryable = "gpu_failed", 503, True
+
+
+class Cancelled(ImageGenError):
+    """The caller stopped the job."""
+
+    code, status = "cancelled", 499
+
+
+class DeadlineExceeded(ImageGenError):
+    """The job's timeout ran out, waiting included."""
+
+    code, status, retryable = "deadline_exceeded", 504, True
+
+
+class Internal(ImageGenError):
+    """A bug. The message holds an id under which the log has the cause."""
+
+    code, status, retryable = "internal", 500, True

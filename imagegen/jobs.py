@@ -1,0 +1,190 @@
+"""From what a caller sent to what will run: parsing, the model's own bounds and defaults, and errors in plain words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from imagegen.errors import InvalidInput
+from imagegen.models import ModelSpec
+from imagegen.server.schemas import MAX_PROMPT, MAX_REFERENCES, MAX_SEED, EditRequest, GenerateRequest
+
+Request = GenerateRequest | EditRequest
+R = TypeVar("R", GenerateRequest, EditRequest)
+MODES = ("generate", "edit")
+#: A side is a multiple of this: 8 pixels a latent, 2x2 latents a token.
+MULTIPLE = 16
+#: The most pixels that a reference keeps, and that an edit takes over from its first reference (diffusers' own bound).
+MEGAPIXEL = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: every default resolved. Sizes in pixels, one seed a picture."""
+
+    prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seeds: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def parse_job(job_input: Any) -> Request:
+    """Validates a job's `input`: `mode` chooses the request, "edit" where pictures are given and it is left out.
+
+    Raises:
+        InvalidInput: naming the field, what came and what is allowed.
+    """
+    if not isinstance(job_input, dict):
+        raise InvalidInput(f"input: must be an object with a prompt, and not {_show(job_input)}", "input")
+    fields = dict(job_input)
+    mode = fields.pop("mode", "edit" if "images" in fields or "image" in fields else "generate")
+    if mode not in MODES:
+        raise InvalidInput(f"mode: {_show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
+    return parse(EditRequest if mode == "edit" else GenerateRequest, fields)
+
+
+def parse(schema: type[R], fields: dict[str, Any]) -> R:
+    """Validates the fields of a request.
+
+    Raises:
+        InvalidInput: for the first field at fault.
+    """
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_input(error.errors(include_url=False)[0], schema) from None
+
+
+def plan(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | None, default_seed: int) -> Plan:
+    """Resolves a request against the model that will run it.
+
+    Args:
+        first_reference: width and height of the first reference, already at most 1 megapixel; None without one.
+        default_seed: for a request that names no seed.
+
+    Raises:
+        InvalidInput: a size is not the model's.
+    """
+    width, height = _size(request, spec, first_reference)
+    seed = default_seed if request.seed is None else request.seed
+    guidance = spec.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    warnings = []
+    if spec.distilled and request.guidance_scale not in (None, spec.guidance_scale):
+        warnings.append(f"guidance_scale: {spec.name} is distilled and does not use it")
+    return Plan(
+        prompt=request.prompt,
+        width=width,
+        height=height,
+        num_inference_steps=request.num_inference_steps or spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale if spec.distilled else guidance,
+        seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(request.num_images)),
+        warnings=tuple(warnings),
+    )
+
+
+def check_size(request: Request, spec: ModelSpec) -> None:
+    """Checks width and height against the model's bounds, before any work is done for the job.
+
+    Raises:
+        InvalidInput: naming the side at fault.
+    """
+    for field, side in (("width", request.width), ("height", request.height)):
+        if side is None:
+            continue
+        allowed = f"{spec.min_size} to {spec.max_size}"
+        if not spec.min_size <= side <= spec.max_size:
+            raise InvalidInput(f"{field}: {side} is out of bounds ({allowed}, multiples of {MULTIPLE})", field)
+        if side % MULTIPLE:
+            raise InvalidInput(f"{field}: {side} is not a multiple of {MULTIPLE} ({allowed})", field)
+
+
+def fit(width: int, height: int, low: int, high: int) -> tuple[int, int]:
+    """The size in multiples of 16 that is nearest to width x height, at most a megapixel, sides within low to high.
+
+    A larger picture shrinks to the megapixel; one that is too small grows until its shorter side is `low`.
+    """
+    scale = min(1.0, math.sqrt(MEGAPIXEL / (width * height)))
+    scale = max(scale, low / min(width, height))
+    w, h = (_clamp(_round(side * scale), low, high) for side in (width, height))
+    while w * h > MEGAPIXEL:  # both sides were rounded up
+        w, h = (w - MULTIPLE, h) if w >= h else (w, h - MULTIPLE)
+    return w, h
+
+
+def _size(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | None) -> tuple[int, int]:
+    check_size(request, spec)
+    if request.width is not None and request.height is not None:
+        return request.width, request.height
+    if request.aspect_ratio not in (None, "match_input"):
+        across, down = (int(part) for part in str(request.aspect_ratio).split(":"))
+        unit = math.sqrt(spec.size**2 / (across * down))
+        width, height = (_clamp(_round(part * unit), spec.min_size, spec.max_size) for part in (across, down))
+        return width, height
+    if first_reference is not None:
+        return fit(*first_reference, spec.min_size, spec.max_size)
+    return spec.size, spec.size
+
+
+def _round(side: float) -> int:
+    return max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)
+
+
+def _clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(high, value))
+
+
+def _show(value: Any, limit: int = 60) -> str:
+    """What came, short enough for a message."""
+    if value is None:
+        return "null"
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+_TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool": "true or false", "list": "a list"}
+
+
+def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[EditRequest]) -> InvalidInput:
+    """One of pydantic's errors in the contract's words."""
+    location = [part for part in error["loc"] if part != "body"]
+    field = str(location[0]) if location else "input"
+    name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
+    kind, context, came = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "value_error":  # our own validators write "field: message"
+        message = str(context["error"])
+        return InvalidInput(message, message.split(":")[0])
+    if kind == "missing":
+        text = "is missing, and required"
+    elif kind == "extra_forbidden":
+        text = f"is not a field of {schema.mode}; allowed are mode, {', '.join(schema.model_fields)}"
+    elif field == "prompt" and kind == "string_too_long":
+        text = f"{len(came)} characters are too many; 1 to {MAX_PROMPT} are allowed"
+    elif field == "prompt" and kind == "string_too_short":
+        text = f"is empty; 1 to {MAX_PROMPT} characters are allowed"
+    elif field == "images" and kind in ("too_long", "too_short"):
+        text = f"{len(came)} references came; 1 to {MAX_REFERENCES} are allowed"
+    elif kind in ("greater_than_equal", "less_than_equal"):
+        low, high = _bounds(schema, field)
+        text = f"{_show(came)} is out of bounds ({low} to {high})"
+    elif kind == "literal_error":
+        text = f"{_show(came)} is not known; allowed are {context['expected']}"
+    elif kind.endswith("_type"):
+        text = f"must be {_TYPES.get(kind.removesuffix('_type'), kind)}, and not {_show(came)}"
+    else:
+        text = f"{_show(came)}: {error['msg']}"
+    return InvalidInput(f"{name}: {text}", name)
+
+
+def _bounds(schema: type[GenerateRequest] | type[EditRequest], field: str) -> tuple[Any, Any]:
+    """The least and the most that the schema allows for a number."""
+    described = schema.model_json_schema()["properties"][field]
+    options = described.get("anyOf", [described])
+    bounded = next(option for option in options if "minimum" in option)
+    return bounded["minimum"], bounded["maximum"]

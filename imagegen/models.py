@@ -1,0 +1,156 @@
+"""The models that can be served, and where their weights lie on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagegen.errors import ConfigurationError
+from imagegen.settings import Settings
+
+#: The model that is part of the repository, and of the installed package's folder.
+MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
+_RUNPOD_VOLUME = Path("/runpod-volume")
+_NON_COMMERCIAL = "FLUX Non-Commercial License"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What differs between the models.
+
+    Sizes are pixels and multiples of 16 (8 pixels a latent, 2x2 latents a token); `size` is the side of the default
+    square. `revision` is a commit of the repository, None for its main branch.
+    """
+
+    name: str
+    repository: str | None
+    licence: str
+    gated: bool = False
+    revision: str | None = None
+    pipeline_class: str = "Flux2KleinPipeline"
+    distilled: bool = True
+    num_inference_steps: int = 4
+    guidance_scale: float = 1.0
+    size: int = 1024
+    min_size: int = 256
+    max_size: int = 2048
+    max_references: int = 4
+    max_sequence_length: int = 512
+
+    @property
+    def page(self) -> str | None:
+        """The model's page, where a gated licence is accepted."""
+        return f"https://huggingface.co/{self.repository}" if self.repository else None
+
+
+def _base(name: str, repository: str, licence: str, gated: bool) -> ModelSpec:
+    # 50 steps and a guidance of 4.0 are Flux2KleinPipeline's own defaults, made for the undistilled models.
+    return ModelSpec(
+        name, repository, licence, gated, distilled=False, num_inference_steps=50, guidance_scale=4.0
+    )
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        ModelSpec("klein-9b", "black-forest-labs/FLUX.2-klein-9B", _NON_COMMERCIAL, gated=True),
+        ModelSpec(
+            "klein-9b-kv",
+            "black-forest-labs/FLUX.2-klein-9b-kv",
+            _NON_COMMERCIAL,
+            gated=True,
+            pipeline_class="Flux2KleinKVPipeline",
+        ),
+        ModelSpec("klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0"),
+        _base("klein-base-9b", "black-forest-labs/FLUX.2-klein-base-9B", _NON_COMMERCIAL, gated=True),
+        _base("klein-base-4b", "black-forest-labs/FLUX.2-klein-base-4B", "Apache-2.0", gated=False),
+        ModelSpec("micro", None, "MIT", size=128, min_size=64, max_size=1024, max_sequence_length=32),
+    )
+}
+
+
+def get_model(name: str) -> ModelSpec:
+    """The spec of a model.
+
+    Raises:
+        ConfigurationError: there is no such model; the message lists those there are.
+    """
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise ConfigurationError(f"IMAGEGEN_MODEL: no model is called {name!r}; known are {', '.join(MODELS)}") from None
+
+
+def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOLUME) -> Path | None:
+    """The folder with the model's weights on this machine, None if they must be downloaded.
+
+    Looked for in this order: IMAGEGEN_MODEL_PATH, the repository itself (micro), the cache of HF_HOME, RunPod's cached
+    models, a cache on RunPod's volume.
+
+    Raises:
+        ConfigurationError: IMAGEGEN_MODEL_PATH holds no diffusers model.
+    """
+    if settings.model_path is not None:
+        return _model_folder(settings.model_path, "IMAGEGEN_MODEL_PATH")
+    if spec.repository is None:
+        return _model_folder(MICRO_PATH, "the embedded model")
+    for cache in (settings.hf_home.expanduser() / "hub", volume / "huggingface-cache" / "hub", volume / "hub", volume):
+        if (snapshot := _snapshot(cache, spec.repository, spec.revision)) is not None:
+            return snapshot
+    return None
+
+
+def _model_folder(path: Path, name: str) -> Path:
+    if not (path / "model_index.json").is_file():
+        raise ConfigurationError(f"{name}: the folder holds no model_index.json, so it is not a diffusers model")
+    return path
+
+
+def _snapshot(cache: Path, repository: str, revision: str | None) -> Path | None:
+    """The snapshot of a repository in a Hugging Face cache: the pinned commit, else what `refs/main` names.
+
+    Read by hand rather than with huggingface_hub: RunPod writes the same layout, and a cache on a read-only disk must do.
+    """
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    try:
+        commit = revision or (folder / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if (snapshot / "model_index.json").is_file() else None
+
+
+def download_weights(spec: ModelSpec, settings: Settings) -> Path:
+    """Downloads the model into the cache of HF_HOME and returns its folder.
+
+    Raises:
+        ConfigurationError: the model is gated and there is no token, or the download failed; the message says what to do.
+    """
+    if spec.repository is None:
+        raise ConfigurationError(f"{spec.name} is part of the repository and cannot be downloaded; run `make micro`")
+    token = settings.hugging_face_token
+    if spec.gated and token is None:
+        raise ConfigurationError(
+            f"{spec.name} is a gated model and no weights were found on this machine: accept its licence ({spec.licence}) "
+            f"at {spec.page}, then set HUGGING_FACE_TOKEN to a token of your account. IMAGEGEN_MODEL=micro needs none."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(
+                spec.repository,
+                revision=spec.revision,
+                cache_dir=settings.hf_home.expanduser() / "hub",
+                token=token.get_secret_value() if token else False,
+                # The repositories also hold the whole model as one file, in other layouts.
+                allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"],
+            )
+        )
+    except GatedRepoError:
+        raise ConfigurationError(
+            f"{spec.name}: this HUGGING_FACE_TOKEN may not read {spec.repository}; accept the licence at {spec.page}"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ConfigurationError(f"{spec.name}: the download of {spec.repository} failed ({type(error).__name__})") from error

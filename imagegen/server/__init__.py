@@ -1,0 +1,1 @@
+"""The schemas that both doors share, the pipeline, and the HTTP door."""

@@ -1,0 +1,285 @@
+"""The model on its device: load it, draw with it, give its memory back.
+
+This module knows nothing of jobs, queues or base64. It is not safe for two threads at once; `imagegen.service` gives
+it a lane of its own. torch and diffusers are imported when a model is loaded, and not with this module: that takes
+seconds, in which a door can already answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from PIL import Image
+
+from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
+from imagegen.models import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+
+class StepCallback(Protocol):
+    """Called after each denoising step. Raising from it stops the picture; a stop should be a BaseException, so that
+    no handler of ordinary errors on the way swallows it."""
+
+    def __call__(self, step: int, total: int) -> None:
+        """Step `step` (from 1) of `total` is done."""
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """What is loaded, and how.
+
+    Args:
+        spec: the model.
+        path: a diffusers folder with its weights.
+        device: "cuda", "cuda:1", "cpu"; None: a CUDA card where there is one.
+        dtype: of the weights; None: bfloat16 on a card, float32 on a CPU.
+        offload: "model" keeps text encoder, transformer and VAE on the CPU and brings each to the card for its turn
+            (klein 9B in bf16 then fits 24 GB).
+        progress: show bars on stderr for loading and steps.
+    """
+
+    spec: ModelSpec
+    path: Path
+    device: str | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    offload: Literal["none", "model"] = "none"
+    progress: bool = False
+
+
+@dataclass
+class Drawn:
+    """One picture and the seconds that it took."""
+
+    image: Image.Image
+    denoise: float
+    decode: float
+
+
+@dataclass
+class Prompt:
+    """A prompt's embeddings (1, max_sequence_length, 3 * hidden), made once for all pictures of a job."""
+
+    embeddings: torch.Tensor
+    seconds: float
+
+
+class FluxPipeline:
+    """FLUX.2 [klein] with a life cycle. As a context manager it is loaded inside and unloaded after.
+
+    For the same seed, sizes and references the pictures are bit-identical to a bare call of the diffusers pipeline
+    with `generator=torch.Generator(device).manual_seed(seed)`.
+    """
+
+    def __init__(self, config: FluxConfig) -> None:
+        self.config = config
+        self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._pipe is not None
+
+    @property
+    def device(self) -> str | None:
+        """Where pictures are made; None before `load`."""
+        return str(self._pipe._execution_device) if self._pipe is not None else None
+
+    def load(self) -> None:
+        """Reads the weights; does nothing when they are there.
+
+        Raises:
+            OutOfMemory: they do not fit.
+            ConfigurationError: the folder is not a whole diffusers model; the cause is chained.
+        """
+        if self.loaded:
+            return
+        import diffusers
+        import torch
+
+        config = self.config
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = getattr(torch, config.dtype or ("float32" if device == "cpu" else "bfloat16"))
+        if not config.progress:
+            diffusers.utils.logging.disable_progress_bar()
+            # transformers has a bar of its own
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.disable_progress_bar()
+        pipeline_class: type[DiffusionPipeline] = getattr(diffusers, config.spec.pipeline_class)
+        try:
+            with _translated():
+                pipe = pipeline_class.from_pretrained(
+                    config.path, dtype=dtype, local_files_only=True, use_safetensors=True
+                )
+                if config.offload == "model":
+                    pipe.enable_model_cpu_offload(device=device)
+                else:
+                    pipe.to(device)
+        except ImageGenError:
+            raise
+        except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
+            message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
+            raise ConfigurationError(message) from error
+        pipe.set_progress_bar_config(disable=not config.progress, desc="steps")
+        self._pipe = pipe
+
+    def unload(self) -> None:
+        """Gives the memory back, the card's and the CPU's; does nothing when nothing is loaded."""
+        if not self.loaded:
+            return
+        import torch
+
+        self._pipe.remove_all_hooks()
+        self._pipe = None
+        gc.collect()  # modules and hooks refer to each other in circles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        self.load()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.unload()
+
+    def encode_prompt(self, prompt: str) -> Prompt:
+        """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted."""
+        import torch
+
+        begun = time.monotonic()
+        with _translated(), torch.no_grad():
+            embeddings, _ = self._loaded().encode_prompt(
+                prompt, max_sequence_length=self.config.spec.max_sequence_length
+            )
+        return Prompt(embeddings, time.monotonic() - begun)
+
+    def generate(
+        self,
+        prompt: str | Prompt,
+        *,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: int,
+        on_step: StepCallback | None = None,
+    ) -> Drawn:
+        """Draws one picture from words.
+
+        Args:
+            width, height: pixels, multiples of 16.
+            seed: of a generator of its own, so that a picture does not depend on those before it.
+            on_step: progress, and the way to stop.
+
+        Raises:
+            NotReady: nothing is loaded.
+            OutOfMemory: it did not fit; the memory has been given back.
+            GpuFailed: the card's context is dead.
+        """
+        return self._draw(prompt, None, width, height, num_inference_steps, guidance_scale, seed, on_step)
+
+    def edit(
+        self,
+        prompt: str | Prompt,
+        images: Sequence[Image.Image],
+        *,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: int,
+        on_step: StepCallback | None = None,
+    ) -> Drawn:
+        """Draws one picture from words and references; otherwise like `generate`.
+
+        Args:
+            images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them.
+        """
+        return self._draw(prompt, list(images), width, height, num_inference_steps, guidance_scale, seed, on_step)
+
+    def _draw(
+        self,
+        prompt: str | Prompt,
+        images: list[Image.Image] | None,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: int,
+        on_step: StepCallback | None,
+    ) -> Drawn:
+        import torch
+
+        pipe = self._loaded()
+        if isinstance(prompt, str):
+            prompt = self.encode_prompt(prompt)
+        arguments: dict[str, Any] = {"guidance_scale": guidance_scale}
+        if self.config.spec.pipeline_class == "Flux2KleinKVPipeline":
+            arguments = {}  # it is distilled and knows no guidance
+        begun = denoised = time.monotonic()
+
+        def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal denoised
+            if step + 1 == num_inference_steps:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()  # else the clock would show when the work was queued
+                denoised = time.monotonic()
+            if on_step is not None:
+                on_step(step + 1, num_inference_steps)
+            return tensors
+
+        try:
+            with _translated():
+                image = pipe(
+                    image=images,
+                    prompt_embeds=prompt.embeddings,
+                    width=width,
+                    height=height,
+                    num_inference_steps=num_inference_steps,
+                    generator=torch.Generator(pipe._execution_device).manual_seed(seed),
+                    max_sequence_length=self.config.spec.max_sequence_length,
+                    callback_on_step_end=after_step,
+                    **arguments,
+                ).images[0]
+        except BaseException:
+            # It stands only at the end of the pipeline's call; the next job would find the transformer on the card.
+            pipe.maybe_free_model_hooks()
+            raise
+        return Drawn(image, denoised - begun, time.monotonic() - denoised)
+
+    def _loaded(self) -> Any:
+        if self._pipe is None:
+            raise NotReady("the model is not loaded")
+        return self._pipe
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns the card's errors into the contract's: memory (the worker lives on) or a dead context (it does not)."""
+    import torch
+
+    failure: ImageGenError
+    try:
+        yield
+        return
+    except torch.OutOfMemoryError:
+        failure = OutOfMemory("the picture does not fit the card's memory; ask for a smaller size or fewer references")
+    except torch.AcceleratorError:
+        failure = GpuFailed("the card failed; this worker must be replaced")
+    # Outside of the handlers, whose traceback holds the tensors that are in the way.
+    if isinstance(failure, OutOfMemory):
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise failure

@@ -1,0 +1,109 @@
+"""Every environment variable that the project reads, in one class: read once, typed, frozen.
+
+`.env.example` and the README's table list the same variables; a test holds the three together.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from imagegen.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """The worker's settings. An empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, case_sensitive=True, populate_by_name=True
+    )
+
+    hugging_face_token: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("HUGGING_FACE_TOKEN", "HF_TOKEN"),
+        description="Token for downloading gated weights (HF_TOKEN works too). Not needed where the weights are baked in.",
+    )
+    preload_models: bool = Field(
+        True,
+        validation_alias="PRELOAD_MODELS",
+        description="Load the model at cold start; false: with the first job.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR."
+    )
+    hf_home: Path = Field(
+        Path("~/.cache/huggingface"),
+        validation_alias="HF_HOME",
+        description="The Hugging Face cache; the image bakes the weights into it.",
+    )
+    model: str | None = Field(
+        None,
+        validation_alias="IMAGEGEN_MODEL",
+        description="The model to serve. Unset: klein-9b where there is a CUDA card, else micro.",
+    )
+    model_path: Path | None = Field(
+        None,
+        validation_alias="IMAGEGEN_MODEL_PATH",
+        description="A diffusers folder with the model's weights; looked at before any cache.",
+    )
+    device: str | None = Field(
+        None, validation_alias="IMAGEGEN_DEVICE", description="A torch device. Unset: cuda where there is one, else cpu."
+    )
+    offload: Literal["none", "model"] = Field(
+        "none",
+        validation_alias="IMAGEGEN_OFFLOAD",
+        description="model: keep each part on the CPU until it is needed, for bf16 on a card of 24 GB.",
+    )
+    timeout: float = Field(
+        600.0,
+        ge=1,
+        le=3600,
+        validation_alias="IMAGEGEN_TIMEOUT",
+        description="Seconds that a job may take, waiting included, where it names no `timeout` of its own.",
+    )
+    max_reference_mb: float = Field(
+        20.0, gt=0, validation_alias="IMAGEGEN_MAX_REFERENCE_MB", description="Largest reference picture, in megabytes."
+    )
+    max_result_mb: float = Field(
+        20.0,
+        gt=0,
+        validation_alias="IMAGEGEN_MAX_RESULT_MB",
+        description="Largest answer of the RunPod worker, in megabytes as sent; a job of /run may send at most 10.",
+    )
+    queue_url: SecretStr | None = Field(
+        None,
+        validation_alias="RUNPOD_WEBHOOK_GET_JOB",
+        description="Set by RunPod: its queue. Without it `python handler.py` runs test_input.json.",
+    )
+    output_dir: Path = Field(
+        Path("outputs"),
+        validation_alias="IMAGEGEN_OUTPUT_DIR",
+        description="Where `python handler.py --test_input` writes its pictures.",
+    )
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The settings of this process, read from the environment and `.env` at the first call.
+
+    Raises:
+        ConfigurationError: a variable holds what it may not; the message names the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ConfigurationError(f"{first['loc'][0]}: {first['msg']}") from None
+
+
+def variable_names() -> list[str]:
+    """The environment variables that `Settings` reads, in order; of two spellings the first."""
+    names = []
+    for field in Settings.model_fields.values():
+        alias = field.validation_alias
+        names.append(str(alias.choices[0]) if isinstance(alias, AliasChoices) else str(alias))
+    return names

@@ -1,0 +1,120 @@
+"""The worker against the plain handler, in one run: cold start and warm jobs, as ratios (below 1 the worker is faster).
+
+    python -m scripts.benchmark_worker [--cold 7] [--warm 24]
+
+Runs alternate, so that another job on the machine slows both alike. Prints Markdown for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = "a red circle on a blue background"
+#: What each prints when the first result is there.
+WORKER, PLAIN = ("handler.py", "micro-42.png"), ("scripts/plain_handler.py", "completed successfully")
+
+
+def cold_start(script: str, sign: str, folder: str) -> float:
+    """Seconds from the start of the process to the line that says that the first result is there."""
+    job = json.dumps({"input": {"prompt": PROMPT, "seed": 42}})
+    environment = {**os.environ, "IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "IMAGEGEN_OUTPUT_DIR": folder}
+    environment["RUNPOD_LOG_LEVEL"] = "INFO"
+    begun = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-u", script, "--test_input", job],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if sign in line:
+                seconds = time.monotonic() - begun
+                process.stdout.read()
+                return seconds
+    raise RuntimeError(f"{script} ended with status {process.returncode} and no result")
+
+
+def warm_pairs(count: int, size: int, folder: str) -> list[tuple[float, float]]:
+    """Seconds of (a job through the handler, the bare pipeline's call and saving its PNG), pair after pair."""
+    os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu")
+    import torch
+    from diffusers import Flux2KleinPipeline
+
+    import handler
+    from imagegen.models import MICRO_PATH
+
+    bare = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
+    bare.set_progress_bar_config(disable=True)
+
+    async def job(seed: int) -> float:
+        begun = time.monotonic()
+        fields = {"prompt": PROMPT, "width": size, "height": size, "seed": seed}
+        output = await handler.handler({"id": f"job-{seed}", "input": fields})
+        if "error" in output:
+            raise RuntimeError(output["error"])
+        return time.monotonic() - begun
+
+    def call(seed: int) -> float:
+        begun = time.monotonic()
+        arguments: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 32}
+        generator = torch.Generator().manual_seed(seed)
+        image = bare(prompt=PROMPT, width=size, height=size, generator=generator, **arguments).images[0]
+        image.save(Path(folder) / "bare.png")
+        return time.monotonic() - begun
+
+    async def all_pairs() -> list[tuple[float, float]]:
+        pairs = []
+        for i in range(count + 2):  # the first two warm both up
+            # Each goes first every other time.
+            if i % 2:
+                through, direct = await job(i), call(i)
+            else:
+                direct, through = call(i), await job(i)
+            pairs.append((through, direct))
+        return pairs[2:]
+
+    pairs = asyncio.run(all_pairs())
+    handler.service().close()
+    return pairs
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cold", type=int, default=7, help="pairs of cold starts")
+    parser.add_argument("--warm", type=int, default=24, help="pairs of warm jobs")
+    parser.add_argument("--size", type=int, default=512, help="side of the warm jobs' pictures")
+    args = parser.parse_args()
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print("| what | worker s | baseline s | ratio: median of pairs | least to most |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        cold = []
+        for i in range(args.cold):
+            order = (WORKER, PLAIN) if i % 2 else (PLAIN, WORKER)
+            seconds = {script: cold_start(script, sign, folder) for script, sign in order}
+            cold.append((seconds[WORKER[0]], seconds[PLAIN[0]]))
+        warm = warm_pairs(args.warm, args.size, folder)
+    for name, pairs in ((f"cold start, {args.cold} pairs", cold), (f"warm job {args.size}x{args.size}, {args.warm} pairs", warm)):
+        ratios = [worker / baseline for worker, baseline in pairs]
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(f"| {name} | {ours:.2f} | {theirs:.2f} | {statistics.median(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""`python handler.py` as a user runs it: what is printed, which file comes out, which status."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from builder.micro.measure import background_colour, shape_colour
+from tests.conftest import scene, to_base64
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def handler_py(*arguments, cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, ROOT / "handler.py", *arguments],
+        cwd=cwd,
+        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--test_input"], []])
+def test_bare_it_draws_what_test_input_asks_for(tmp_path, arguments):
+    done = handler_py(*arguments, IMAGEGEN_OUTPUT_DIR=tmp_path)
+    assert done.returncode == 0, done.stderr
+    path, size, _, seed = done.stdout.splitlines()[0].split()
+    assert (size, seed) == ("128x128", "42")
+    assert all(f"{stage} " in done.stdout for stage in ("queue", "denoise", "decode", "total"))
+    picture = Image.open(path)
+    assert Path(path).parent == tmp_path
+    assert background_colour(picture) == "blue"
+    assert shape_colour(picture) == "red"
+    assert "%|" not in done.stderr  # a bar is for a person, and not for a log
+
+
+def test_json_and_a_file_say_the_same(tmp_path):
+    job = json.dumps({"input": {"prompt": "a green square on a white background", "seed": 1, "output_format": "webp"}})
+    (tmp_path / "job.json").write_text(job)
+    pictures = []
+    for i, source in enumerate((job, tmp_path / "job.json")):
+        done = handler_py("--test_input", source, IMAGEGEN_OUTPUT_DIR=tmp_path / str(i))
+        assert done.returncode == 0, done.stderr
+        pictures.append((tmp_path / str(i) / "micro-1.webp").read_bytes())
+    assert pictures[0] == pictures[1]
+    assert background_colour(Image.open(tmp_path / "0" / "micro-1.webp")) == "white"
+
+
+def test_an_edit_from_a_file(tmp_path):
+    images = [to_base64(scene("circle", "red", "blue"))]
+    job = {"input": {"mode": "edit", "prompt": "make the background green", "images": images, "num_images": 2, "seed": 3}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    done = handler_py("--test_input", "job.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["micro-3.png", "micro-4.png"]
+    assert len(re.findall(r"^outputs/micro-\d\.png  128x128  seed \d$", done.stdout, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ('{"input": {"prompt": " "}}', "error: invalid_input: prompt: is blank"),
+        ('{"input": {"prompt": "x", "width": 1000, "height": 512}}', "width: 1000 is not a multiple of 16 (64 to 1024)"),
+        ('{"input": {"prompt": "x", "image": "rubbish!"}}', "error: bad_reference: images[0]: is not base64"),
+        ("{}", "error: invalid_input: input: is missing"),
+        ("[]", "error: invalid_input: input: is missing"),
+        ('{"input": null}', "input: must be an object with a prompt, and not null"),
+        ('{"input": ', "error: --test_input: is not JSON"),
+        ("nowhere.json", "error: nowhere.json: cannot be read"),
+    ],
+)
+def test_a_failure_is_one_clear_line_and_status_1(tmp_path, source, says):
+    done = handler_py("--test_input", source, LOG_LEVEL="WARNING", IMAGEGEN_OUTPUT_DIR=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"IMAGEGEN_MODEL": "klein-9c"}, "known are klein-9b, klein-9b-kv"),
+        ({"IMAGEGEN_MODEL": "klein-9b", "HUGGING_FACE_TOKEN": "", "HF_TOKEN": ""}, "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B"),
+        ({"IMAGEGEN_TIMEOUT": "soon"}, "error: IMAGEGEN_TIMEOUT: "),
+    ],
+)
+def test_a_wrong_setup_says_what_to_do(tmp_path, environment, says):
+    done = handler_py("--test_input", LOG_LEVEL="WARNING", HF_HOME=tmp_path, **environment)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = handler_py("--test_input", IMAGEGEN_OUTPUT_DIR=tmp_path / "file" / "outputs")
+    assert done.returncode == 0
+    assert "warning: the pictures could not be written" in done.stderr
+    assert "(not written)  128x128  seed 42" in done.stdout

@@ -1,0 +1,52 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagegen import delivery
+from tests.conftest import scene
+
+PICTURE = scene("star", "yellow", "black")
+RECORD = delivery.Provenance("micro", 42, 4)
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def test_a_png_holds_the_very_pixels():
+    assert opened(delivery.encode(PICTURE, "png", 90, RECORD)).tobytes() == PICTURE.tobytes()
+
+
+@pytest.mark.parametrize(("output_format", "pillows"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_the_format_is_what_was_asked_for(output_format, pillows):
+    picture = opened(delivery.encode(PICTURE, output_format, 90, RECORD))
+    assert picture.format == pillows
+    assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - np.asarray(PICTURE)).mean() < 4
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_quality_matters(output_format):
+    sizes = [len(delivery.encode(PICTURE, output_format, quality, RECORD)) for quality in (10, 95)]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_the_record_says_where_a_picture_comes_from(output_format):
+    exif = opened(delivery.encode(PICTURE, output_format, 90, RECORD)).getexif()
+    assert json.loads(exif[0x010E]) == {"model": "micro", "seed": 42, "num_inference_steps": 4}
+    assert exif[0x0131].startswith("image-gen ")
+    told = delivery.Provenance("micro", 42, 4, "a yellow star, 🌟")
+    exif = opened(delivery.encode(PICTURE, output_format, 90, told)).getexif()
+    assert json.loads(exif[0x010E])["prompt"] == "a yellow star, 🌟"
+
+
+def test_the_size_of_an_answer_is_never_underestimated():
+    files = [b"x" * n for n in (0, 1, 2, 3, 1000, 100_001)]
+    answer = json.dumps({"images": [delivery.to_base64(data) for data in files]})
+    assert len(answer) <= delivery.answer_size(files) <= len(answer) + 4096
+    assert delivery.fits(files, delivery.answer_size(files))
+    assert not delivery.fits(files, delivery.answer_size(files) - 1)
+    assert delivery.fits(files, None)

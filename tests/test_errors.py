@@ -1,0 +1,45 @@
+import json
+
+import pytest
+
+from imagegen import errors
+
+CONTRACT = {
+    "invalid_input": 422,
+    "bad_reference": 422,
+    "payload_too_large": 413,
+    "not_ready": 503,
+    "result_too_large": 413,
+    "out_of_memory": 507,
+    "gpu_failed": 503,
+    "cancelled": 499,
+    "deadline_exceeded": 504,
+    "internal": 500,
+}
+KINDS = errors.ImageGenError.__subclasses__()
+
+
+def test_codes_and_statuses_are_the_contracts():
+    assert {kind.code: kind.status for kind in KINDS} == CONTRACT
+
+
+def test_the_tree_in_the_docstring_is_whole():
+    for kind in KINDS:
+        row = next(line for line in errors.__doc__.splitlines() if kind.__name__ in line)
+        assert f"{kind.code} {kind.status}" in row
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_doors_say_the_same(kind):
+    error = kind("width: 1000 is not a multiple of 16", "width")
+    body, output = error.body(), error.output()
+    assert body == {
+        "code": kind.code,
+        "message": "width: 1000 is not a multiple of 16",
+        "field": "width",
+        "retryable": kind.retryable,
+    }
+    assert output.pop("error") == f"{kind.code}: width: 1000 is not a multiple of 16"
+    assert output.pop("refresh_worker", False) == (kind is errors.GpuFailed)
+    assert output == {key: body[key] for key in ("code", "field", "retryable")}
+    json.dumps([body, output])

@@ -1,0 +1,114 @@
+import asyncio
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import handler
+from imagegen.models import get_model
+from tests.conftest import from_base64, scene, settings, to_base64
+
+PROMPT = {"prompt": "a red circle on a blue background"}
+
+
+@pytest.fixture(autouse=True)
+def _the_tests_service(service, monkeypatch):
+    monkeypatch.setattr(handler, "service", lambda: service)
+
+
+def run(job):
+    return asyncio.run(handler.handler(job))
+
+
+def test_importing_starts_nothing():
+    code = "import handler, sys, threading; print(threading.active_count(), 'torch' in sys.modules, 'runpod' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False", "False"]
+    assert inspect.iscoroutinefunction(handler.handler)
+
+
+@pytest.mark.parametrize("mode", ["generate", None])
+def test_a_generate_is_the_contracts_output(mode):
+    output = run({"id": "a", "input": {**PROMPT, "seed": 42, **({"mode": mode} if mode else {})}})
+    assert set(output) == {
+        "images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "warnings",
+    }  # fmt: skip
+    assert output["seeds"] == [42]
+    assert from_base64(output["images"][0]).size == (128, 128)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_an_edit_takes_one_to_four_references(count):
+    images = [to_base64(scene("circle", "red", "blue"))] * count
+    output = run({"id": "a", "input": {"mode": "edit", "prompt": "make the background green", "images": images}})
+    assert from_base64(output["images"][0]).size == (128, 128)
+
+
+def test_a_job_that_is_handed_out_twice_is_the_same_picture():
+    first, second, other = (run({"id": name, "input": PROMPT}) for name in ("job-1", "job-1", "job-2"))
+    assert first["images"] == second["images"]
+    assert first["seeds"] == second["seeds"] != other["seeds"]
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        (None, "input"),
+        ([], "input"),
+        (3, "input"),
+        ({}, "input"),
+        ({"id": "a"}, "input"),
+        ({"id": "a", "input": None}, "input"),
+        ({"id": "a", "input": [PROMPT]}, "input"),
+        ({"id": "a", "input": 3}, "input"),
+        ({"id": None, "input": {}}, "prompt"),
+        ({"id": "a", "input": {**PROMPT, "mode": "paint"}}, "mode"),
+        ({"id": "a", "input": {**PROMPT, "width": 1000, "height": 512}}, "width"),
+        ({"id": "a", "input": {**PROMPT, "image": "rubbish!"}}, "images[0]"),
+    ],
+)
+def test_a_mistake_is_answered_and_the_next_job_passes(job, field):
+    output = run(job)
+    assert set(output) == {"error", "code", "field", "retryable"}
+    assert output["error"].startswith(f"{output['code']}: {field}: ")
+    assert output["field"] == field
+    assert output["retryable"] is False
+    assert run({"id": "next", "input": PROMPT})["images"]
+
+
+def test_a_cancelled_job_is_answered_as_cancelled():
+    async def cancel():
+        task = asyncio.create_task(handler.handler({"id": "a", "input": {**PROMPT, "num_inference_steps": 50, "num_images": 8}}))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        return await task
+
+    output = asyncio.run(cancel())
+    assert output["code"] == "cancelled"
+    assert run({"id": "next", "input": PROMPT})["images"]
+
+
+@pytest.mark.parametrize(("identity", "limit"), [("abc-u1", 10_000_000), ("sync-abc-u1", 20_000_000)])
+def test_an_answer_must_fit_the_way_it_takes(service, monkeypatch, identity, limit):
+    seen = []
+
+    async def note(request, *, default_seed, max_answer):
+        seen.append(max_answer)
+        raise RuntimeError
+
+    monkeypatch.setattr(service, "run", note)
+    with pytest.raises(RuntimeError):
+        run({"id": identity, "input": PROMPT})
+    assert seen == [limit]
+
+
+def test_too_large_an_answer_is_an_error_and_not_silence(monkeypatch):
+    monkeypatch.setattr(handler, "get_settings", lambda: settings(max_result_mb=0.01))
+    output = run({"id": "a", "input": {**PROMPT, "width": 512, "height": 512}})
+    assert output["code"] == "result_too_large"
+    assert "allowed" in output["error"]
+
+
+def test_micro_is_what_is_served(service):
+    assert service.spec == get_model("micro")

@@ -1,0 +1,75 @@
+import pytest
+
+from imagegen.errors import ConfigurationError
+from imagegen.jobs import MULTIPLE
+from imagegen.models import MICRO_PATH, MODELS, download_weights, find_weights, get_model
+from tests.conftest import settings
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def make_cache(root, repository, commit=COMMIT):
+    folder = root / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def test_the_registry_holds_every_variant_with_its_licence():
+    assert list(MODELS) == ["klein-9b", "klein-9b-kv", "klein-4b", "klein-base-9b", "klein-base-4b", "micro"]
+    assert {name for name, spec in MODELS.items() if spec.gated} == {"klein-9b", "klein-9b-kv", "klein-base-9b"}
+    for spec in MODELS.values():
+        assert spec.gated == ("Non-Commercial" in spec.licence)
+        assert not any(side % MULTIPLE for side in (spec.size, spec.min_size, spec.max_size))
+
+
+def test_every_pipeline_class_is_diffusers_own():
+    import diffusers
+
+    assert all(hasattr(diffusers, spec.pipeline_class) for spec in MODELS.values())
+
+
+def test_an_unknown_model_lists_the_known_ones():
+    with pytest.raises(ConfigurationError, match="klein-9c.*klein-9b, klein-9b-kv, klein-4b.*micro"):
+        get_model("klein-9c")
+
+
+def test_a_gated_model_without_token_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigurationError) as caught:
+        download_weights(get_model("klein-9b"), settings(hf_home=tmp_path))
+    for part in ("HUGGING_FACE_TOKEN", "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B", "licence"):
+        assert part in str(caught.value)
+
+
+def test_weights_are_looked_for_in_order(tmp_path):
+    spec = get_model("klein-9b")
+    home, volume = tmp_path / "home", tmp_path / "volume"
+    mine = settings(hf_home=home)
+    assert find_weights(spec, mine, volume) is None
+    on_volume = make_cache(volume, spec.repository)
+    assert find_weights(spec, mine, volume) == on_volume
+    cached = make_cache(volume / "huggingface-cache" / "hub", spec.repository)
+    assert find_weights(spec, mine, volume) == cached
+    baked = make_cache(home / "hub", spec.repository)
+    assert find_weights(spec, mine, volume) == baked
+    assert find_weights(spec, settings(hf_home=home, model_path=MICRO_PATH), volume) == MICRO_PATH
+
+
+def test_a_broken_snapshot_is_passed_over(tmp_path):
+    spec = get_model("klein-4b")
+    (make_cache(tmp_path / "hub", spec.repository) / "model_index.json").unlink()
+    assert find_weights(spec, settings(hf_home=tmp_path), tmp_path / "none") is None
+
+
+def test_a_model_path_that_is_no_model_is_an_error(tmp_path):
+    with pytest.raises(ConfigurationError, match="IMAGEGEN_MODEL_PATH.*model_index.json"):
+        find_weights(get_model("klein-9b"), settings(model_path=tmp_path))
+
+
+def test_micro_is_in_the_repository_and_small():
+    assert find_weights(get_model("micro"), settings()) == MICRO_PATH
+    assert sum(path.stat().st_size for path in MICRO_PATH.rglob("*.safetensors")) <= 8_000_000
+    assert not [path for path in MICRO_PATH.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]

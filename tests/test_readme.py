@@ -1,0 +1,120 @@
+"""Runs what the README shows: its commands, its jobs, its curl, and compares its answers with real ones."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+import handler
+from imagegen.server.schemas import GenerateResponse
+from tests.conftest import scene, to_base64
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+EXAMPLES = [json.loads(block) for block in blocks("json")]
+
+
+def test_every_command_is_run_by_a_test():
+    assert {line.split()[0] for line in COMMANDS} == {"make", "python", "curl"}
+    assert [line for line in COMMANDS if line.startswith("make")] == ["make run", "make test", "make serve"]
+
+
+@pytest.mark.parametrize("command", ["make run", *(line for line in COMMANDS if line.startswith("python"))])
+def test_a_command_leaves_a_picture(command, tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=ROOT,
+        env={**os.environ, "IMAGEGEN_OUTPUT_DIR": str(tmp_path), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (picture,) = tmp_path.iterdir()
+    assert str(picture) in done.stdout
+
+
+def test_curl_against_make_serve(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = shlex.split(next(line for line in COMMANDS if line.startswith("curl")))
+    url = next(word for word in words if "localhost" in word).replace("7000", port)
+    name, _, value = words[words.index("-H") + 1].partition(": ")
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(["make", "serve", f"PORT={port}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(120):
+            try:
+                answer = httpx.post(f"http://{url}", headers={name: value}, content=words[words.index("-d") + 1], timeout=60)
+                break
+            except httpx.TransportError:
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+        assert answer.json()["status"] == "COMPLETED"
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
+
+
+def test_the_jobs_and_answers_are_real(service, monkeypatch):
+    monkeypatch.setattr(handler, "service", lambda: service)
+    jobs = [example for example in EXAMPLES if "input" in example]
+    answers = [example for example in EXAMPLES if "images" in example]
+    errors = [example for example in EXAMPLES if "error" in example]
+    assert (len(jobs), len(answers), len(errors)) == (2, 1, 1)
+
+    outputs = []
+    for job in jobs:
+        if "images" in job["input"]:
+            job["input"]["images"] = [to_base64(scene("circle", "red", "blue"))]
+        outputs.append(asyncio.run(handler.handler({"id": "readme", **job})))
+    assert all(output["images"] for output in outputs)
+    assert set(answers[0]) == set(outputs[0])
+    assert set(answers[0]["timings"]) == set(outputs[0]["timings"])
+    shown, real = GenerateResponse.model_validate(answers[0]), GenerateResponse.model_validate(outputs[0])
+    assert real.images[0].startswith(shown.images[0].rstrip("."))
+    for field in ("urls", "seeds", "width", "height", "output_format", "model", "warnings"):
+        assert getattr(shown, field) == getattr(real, field)
+
+    mistake = {"input": {"prompt": "x", "width": 1000, "height": 512}}
+    assert asyncio.run(handler.handler(mistake)) == errors[0]
+
+
+def test_the_tables_name_every_field_and_code():
+    from imagegen import errors, models
+    from imagegen.server.schemas import EditRequest
+
+    inputs = TEXT.split("## A job's input")[1].split("\n## ")[0]
+    for name in ("mode", *EditRequest.model_fields):
+        assert re.search(rf"^\|.*`{name}`.*\|.*\|", inputs, re.MULTILINE), name
+    output = TEXT.split("## The output")[1].split("\n## ")[0]
+    for name in GenerateResponse.model_fields:
+        assert f"`{name}`" in output
+    codes = TEXT.split("## Errors")[1].split("\n## ")[0]
+    for kind in errors.ImageGenError.__subclasses__():
+        retryable = "yes" if kind.retryable else "no"
+        assert re.search(rf"^\| `{kind.code}` \|.*\| {retryable} \|$", codes, re.MULTILINE), kind.code
+    for spec in models.MODELS.values():
+        row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{spec.name}` |"))
+        assert spec.licence in row
+        assert ("gated" in row) == spec.gated
+        assert f"| {spec.num_inference_steps}, {spec.guidance_scale} |" in row
+        assert spec.page is None or f"({spec.page})" in row

@@ -1,0 +1,191 @@
+import asyncio
+import logging
+import threading
+import time
+
+import pytest
+
+from imagegen.errors import BadReference, DeadlineExceeded, Internal, InvalidInput, NotReady, ResultTooLarge
+from imagegen.jobs import parse_job
+from imagegen.service import Service
+from tests.conftest import from_base64, scene, settings, to_base64
+
+
+def run(service, default_seed=None, max_answer=None, **fields):
+    request = parse_job({"prompt": "a red circle on a blue background", **fields})
+    return asyncio.run(service.run(request, default_seed=default_seed, max_answer=max_answer))
+
+
+def test_an_answer_is_whole(service):
+    answer = run(service, seed=42)
+    assert (answer.width, answer.height, answer.model, answer.output_format) == (128, 128, "micro", "png")
+    assert answer.seeds == [42]
+    assert answer.urls == answer.warnings == []
+    assert from_base64(answer.images[0]).size == (128, 128)
+
+
+def test_every_stage_is_timed_and_the_stages_are_the_total(service):
+    times = run(service, image=to_base64(scene("circle", "red", "blue")), num_images=2).timings
+    assert all(value > 0 for _, value in times)
+    stages = sum(value for name, value in times if name != "total")
+    assert stages == pytest.approx(times.total, rel=0.2, abs=0.05)
+
+
+def test_any_picture_of_a_job_can_be_made_again_alone(service):
+    several = run(service, seed=7, num_images=3)
+    assert several.seeds == [7, 8, 9]
+    assert len(set(several.images)) == 3
+    for seed, picture in zip(several.seeds, several.images, strict=True):
+        assert run(service, seed=seed).images == [picture]
+
+
+def test_a_seed_that_was_not_given_is_drawn_and_returned(service):
+    first, second = run(service), run(service)
+    assert first.seeds != second.seeds
+    assert 0 <= first.seeds[0] < 2**32
+    assert run(service, seed=first.seeds[0]).images == first.images
+    assert run(service, default_seed=11).seeds == [11]
+
+
+def test_jobs_that_come_together_are_all_answered_and_as_if_alone(service):
+    async def together():
+        requests = [parse_job({"prompt": "a red circle", "seed": seed}) for seed in range(6)]
+        return await asyncio.gather(*(service.run(request) for request in requests))
+
+    answers = asyncio.run(together())
+    assert [answer.images for answer in answers] == [run(service, prompt="a red circle", seed=s).images for s in range(6)]
+
+
+def test_an_edit_takes_the_shape_of_its_first_reference(service):
+    first = to_base64(scene("circle", "red", "blue").resize((200, 100)))
+    answer = run(service, images=[first, to_base64(scene("star", "green", "white"))])
+    assert (answer.width, answer.height) == (208, 96) or (answer.width, answer.height) == (192, 96)
+    assert run(service, images=[first], aspect_ratio="1:1").width == 128
+    assert run(service, images=[first], width=64, height=96).height == 96
+
+
+def test_the_bad_one_of_several_references_is_named(service):
+    good = to_base64(scene("circle", "red", "blue"))
+    with pytest.raises(BadReference) as caught:
+        run(service, images=[good, good, "rubbish", good])
+    assert caught.value.field == "images[2]"
+    assert run(service, images=[good]).images
+
+
+def test_what_this_worker_has_not_is_refused(service):
+    with pytest.raises(InvalidInput, match="delivery: 'url' needs an object store") as caught:
+        run(service, delivery="url")
+    assert caught.value.field == "delivery"
+    with pytest.raises(InvalidInput, match="width: 1040 is out of bounds"):
+        run(service, width=1040, height=512)
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_formats(service, output_format):
+    answer = run(service, output_format=output_format, output_quality=80)
+    assert answer.output_format == output_format
+    assert from_base64(answer.images[0]).format == output_format.upper()
+
+
+def test_too_large_an_answer_is_an_error_or_a_smaller_format(service):
+    fields = {"width": 512, "height": 512, "seed": 1}
+    size = len(run(service, **fields).images[0])
+    with pytest.raises(ResultTooLarge) as caught:
+        run(service, max_answer=size - 1, **fields)
+    assert "allow_format_change" in caught.value.message
+    smaller = run(service, max_answer=size - 1, allow_format_change=True, **fields)
+    assert smaller.output_format == "webp"
+    assert smaller.warnings == ["output_format: png was too large to send; this is webp"]
+    assert from_base64(smaller.images[0]).format == "WEBP"
+    with pytest.raises(ResultTooLarge):
+        run(service, max_answer=4200, allow_format_change=True, **fields)
+
+
+def test_a_cancelled_job_leaves_the_gpu_within_a_step(service):
+    async def cancel():
+        long = asyncio.create_task(service.run(parse_job({"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512})))
+        await asyncio.sleep(0.5)
+        waiting = asyncio.create_task(service.run(parse_job({"prompt": "x"})))
+        never = asyncio.create_task(service.run(parse_job({"prompt": "x"})))
+        await asyncio.sleep(0.1)
+        never.cancel()
+        long.cancel()
+        begun = time.monotonic()
+        answer = await waiting
+        with pytest.raises(asyncio.CancelledError):
+            await long
+        with pytest.raises(asyncio.CancelledError):
+            await never
+        return time.monotonic() - begun, answer
+
+    seconds, answer = asyncio.run(cancel())
+    assert answer.images
+    assert seconds < 15  # all steps of the long one take minutes
+
+
+def test_a_deadline_ends_a_job_wherever_it_is(service):
+    long = {"num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512, "timeout": 1}
+    with pytest.raises(DeadlineExceeded, match=r"^timeout: the job did not end within 1\.0 s") as caught:
+        run(service, **long)
+    assert caught.value.field == "timeout"
+
+    async def wait_behind_another():
+        first = asyncio.create_task(service.run(parse_job({"prompt": "x", **long, "timeout": 3})))
+        await asyncio.sleep(0.2)
+        with pytest.raises(DeadlineExceeded):
+            await service.run(parse_job({"prompt": "x", "timeout": 1}))
+        with pytest.raises(DeadlineExceeded):
+            await first
+
+    asyncio.run(wait_behind_another())
+    assert run(service).images  # the lane is free
+
+
+def test_a_bug_is_an_id_for_the_caller_and_a_traceback_for_the_log(service, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("secret path /etc/passwd")
+
+    monkeypatch.setattr(service, "_draw", fail)
+    with caplog.at_level(logging.ERROR), pytest.raises(Internal) as caught:
+        run(service)
+    number = caught.value.message.split()[-1]
+    assert number in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "passwd" not in caught.value.message
+    monkeypatch.undo()
+    assert run(service).images
+
+
+def test_prompts_and_pictures_are_in_no_log(service, caplog):
+    canary = "xylophone canary"
+    with caplog.at_level(logging.DEBUG):
+        run(service, prompt=canary)
+        with pytest.raises(BadReference):
+            run(service, prompt=canary, image="canary!!")
+        run(service, prompt=canary, image=to_base64(scene("circle", "red", "blue")))
+    assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"model": "klein-9c"}, "klein-9c"), ({"model": "klein-9b"}, "HUGGING_FACE_TOKEN")],
+)
+def test_a_model_that_cannot_be_loaded_answers_not_ready_and_says_why(tmp_path, changes, says):
+    broken = Service(settings(hf_home=tmp_path, **changes))
+    with pytest.raises(NotReady, match=says):
+        run(broken)
+    assert broken.health().status == "failed"
+    assert says in broken.health().message
+    broken.close()
+
+
+def test_health_follows_the_model():
+    fresh = Service(settings())
+    assert fresh.health().status == "loading"
+    assert fresh.health().model == "micro"
+    fresh.start().result()
+    ready = fresh.health()
+    assert (ready.status, ready.model, ready.device) == ("ready", "micro", "cpu")
+    threads = threading.active_count()
+    fresh.close()
+    assert threading.active_count() < threads
