@@ -91,7 +91,9 @@ def run_local_test(source: str) -> int:
     for i, seed in enumerate(output["seeds"]):
         where = paths[i] if paths else "(not written)"
         print(f"{where}  {output['width']}x{output['height']}  seed {seed}")
-    print(f"{output['model']}  " + "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in output["timings"].items()))
+    print(
+        f"{output['model']}  " + "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in output["timings"].items())
+    )
     for warning in output["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
@@ -155,7 +157,11 @@ def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--test_input", nargs="?", const="test_input.json", metavar="JSON", help="run one job: a file, JSON, or test_input.json"
+        "--test_input",
+        nargs="?",
+        const="test_input.json",
+        metavar="JSON",
+        help="run one job: a file, JSON, or test_input.json",
     )
     parser.add_argument("--rp_serve_api", action="store_true", help="serve RunPod's API on this machine")
     args, _ = parser.parse_known_args()  # the SDK parses the rest

@@ -1,3 +1,3 @@
-"""A serverless GPU worker and HTTP server for FLUX.2 [klein]: text to image, and editing with one to four references."""
+"""A serverless GPU worker for FLUX.2 [klein]: text to image, and editing with one to four reference pictures."""
 
 __version__ = "0.1.0"

@@ -70,7 +70,7 @@ def answer_size(files: list[bytes]) -> int:
 def too_large(files: list[bytes], limit: int) -> ResultTooLarge:
     """The error for files that do not fit, with what to do about it."""
     return ResultTooLarge(
-        f"the answer would be {answer_size(files) / 1e6:.1f} MB and {limit / 1e6:g} MB are allowed; ask for fewer or smaller "
-        "pictures, for output_format jpeg or webp, or set allow_format_change",
+        f"the answer would be {answer_size(files) / 1e6:.1f} MB and {limit / 1e6:g} MB are allowed; ask for "
+        "fewer or smaller pictures, for output_format jpeg or webp, or set allow_format_change",
         "output_format",
     )

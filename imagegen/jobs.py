@@ -47,7 +47,7 @@ def parse_job(job_input: Any) -> Request:
     mode = fields.pop("mode", "edit" if "images" in fields or "image" in fields else "generate")
     if mode not in MODES:
         raise InvalidInput(f"mode: {_show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
-    return parse(EditRequest if mode == "edit" else GenerateRequest, fields)
+    return parse(EditRequest, fields) if mode == "edit" else parse(GenerateRequest, fields)
 
 
 def parse(schema: type[R], fields: dict[str, Any]) -> R:

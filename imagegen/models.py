@@ -45,9 +45,7 @@ class ModelSpec:
 
 def _base(name: str, repository: str, licence: str, gated: bool) -> ModelSpec:
     # 50 steps and a guidance of 4.0 are Flux2KleinPipeline's own defaults, made for the undistilled models.
-    return ModelSpec(
-        name, repository, licence, gated, distilled=False, num_inference_steps=50, guidance_scale=4.0
-    )
+    return ModelSpec(name, repository, licence, gated, distilled=False, num_inference_steps=50, guidance_scale=4.0)
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -78,7 +76,9 @@ def get_model(name: str) -> ModelSpec:
     try:
         return MODELS[name]
     except KeyError:
-        raise ConfigurationError(f"IMAGEGEN_MODEL: no model is called {name!r}; known are {', '.join(MODELS)}") from None
+        raise ConfigurationError(
+            f"IMAGEGEN_MODEL: no model is called {name!r}; known are {', '.join(MODELS)}"
+        ) from None
 
 
 def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOLUME) -> Path | None:
@@ -109,7 +109,7 @@ def _model_folder(path: Path, name: str) -> Path:
 def _snapshot(cache: Path, repository: str, revision: str | None) -> Path | None:
     """The snapshot of a repository in a Hugging Face cache: the pinned commit, else what `refs/main` names.
 
-    Read by hand rather than with huggingface_hub: RunPod writes the same layout, and a cache on a read-only disk must do.
+    Read by hand rather than with huggingface_hub: RunPod writes the same layout, and a read-only disk must do.
     """
     folder = cache / f"models--{repository.replace('/', '--')}"
     try:
@@ -120,23 +120,27 @@ def _snapshot(cache: Path, repository: str, revision: str | None) -> Path | None
     return snapshot if (snapshot / "model_index.json").is_file() else None
 
 
-def download_weights(spec: ModelSpec, settings: Settings) -> Path:
-    """Downloads the model into the cache of HF_HOME and returns its folder.
+def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False) -> Path:
+    """Downloads the model into the cache of HF_HOME, with a bar if `progress`, and returns its folder.
 
     Raises:
-        ConfigurationError: the model is gated and there is no token, or the download failed; the message says what to do.
+        ConfigurationError: the model is gated and there is no token, or the download failed.
     """
     if spec.repository is None:
         raise ConfigurationError(f"{spec.name} is part of the repository and cannot be downloaded; run `make micro`")
     token = settings.hugging_face_token
     if spec.gated and token is None:
         raise ConfigurationError(
-            f"{spec.name} is a gated model and no weights were found on this machine: accept its licence ({spec.licence}) "
-            f"at {spec.page}, then set HUGGING_FACE_TOKEN to a token of your account. IMAGEGEN_MODEL=micro needs none."
+            f"{spec.name} is a gated model and no weights were found on this machine: accept its licence "
+            f"({spec.licence}) at {spec.page}, then set HUGGING_FACE_TOKEN to a token of your "
+            "account. IMAGEGEN_MODEL=micro needs none."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not progress:
+        disable_progress_bars()
     try:
         return Path(
             snapshot_download(
@@ -153,4 +157,6 @@ def download_weights(spec: ModelSpec, settings: Settings) -> Path:
             f"{spec.name}: this HUGGING_FACE_TOKEN may not read {spec.repository}; accept the licence at {spec.page}"
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ConfigurationError(f"{spec.name}: the download of {spec.repository} failed ({type(error).__name__})") from error
+        raise ConfigurationError(
+            f"{spec.name}: the download of {spec.repository} failed ({type(error).__name__})"
+        ) from error

@@ -44,7 +44,7 @@ def load_reference(value: str, field: str, max_bytes: int) -> Image.Image:
 
     Raises:
         PayloadTooLarge: the file is over `max_bytes`.
-        BadReference: it is not base64, not a PNG, JPEG or WebP, broken, animated, or of a shape that the model cannot use.
+        BadReference: it is not base64, not a PNG, JPEG or WebP, broken, animated, or too long and thin for the model.
     """
     return _resize(_decode(_bytes(value, field, max_bytes), field), field)
 
@@ -58,7 +58,9 @@ def _bytes(value: str, field: str, max_bytes: int) -> bytes:
         if not comma or not header.lower().endswith(";base64"):
             raise BadReference(f"{field}: a data: URI must have the form data:image/png;base64,...", field)
     if len(value) // 4 * 3 > max_bytes + 3:
-        raise PayloadTooLarge(f"{field}: is about {len(value) * 3 / 4e6:.1f} MB; {max_bytes / 1e6:g} MB are allowed", field)
+        raise PayloadTooLarge(
+            f"{field}: is about {len(value) * 3 / 4e6:.1f} MB; {max_bytes / 1e6:g} MB are allowed", field
+        )
     try:
         data = base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -93,7 +95,7 @@ def _too_many_pixels(size: str, field: str) -> BadReference:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode -> RGB: 16-bit grey scaled and not clipped, colours by the embedded profile, transparency laid on white."""
+    """Any mode -> RGB: 16-bit grey scaled and not clipped, colours by their profile, transparency laid on white."""
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I") or picture.mode == "F":
         # convert("L") would clip everything over 255; PNG's 16 bits are the only source of these modes here.

@@ -82,7 +82,9 @@ class Service:
         if loading is None or not loading.done():
             return HealthResponse(status="loading", model=name, version=__version__)
         if (error := loading.exception()) is not None:
-            message = str(error) if isinstance(error, ConfigurationError | ImageGenError) else "the model could not be loaded"
+            message = (
+                str(error) if isinstance(error, ConfigurationError | ImageGenError) else "the model could not be loaded"
+            )
             return HealthResponse(status="failed", model=name, version=__version__, message=message)
         return HealthResponse(status="ready", model=name, device=loading.result().device, version=__version__)
 
@@ -114,7 +116,7 @@ class Service:
                 return await self._run(request, default_seed, deadline, max_answer, begun, stop)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"timeout: the job did not end within {deadline - begun:.1f} s, waiting included; allowed are 1 to 3600",
+                f"timeout: the job did not end within {deadline - begun:.1f} s, waiting included; at most 3600",
                 "timeout",
             ) from None
         except ImageGenError:
@@ -140,7 +142,9 @@ class Service:
 
         # 1. The model, and what it alone can check
         if request.delivery == "url":
-            raise InvalidInput("delivery: 'url' needs an object store, and none is set up; allowed is 'base64'", "delivery")
+            raise InvalidInput(
+                "delivery: 'url' needs an object store, and none is set up; allowed is 'base64'", "delivery"
+            )
         pipeline, spec = await self._ready()
         timings.queue = time.monotonic() - begun
         jobs.check_size(request, spec)
@@ -222,7 +226,7 @@ class Service:
             raise asyncio.CancelledError
         prompt = pipeline.encode_prompt(plan.prompt)
         timings.encode_prompt = prompt.seconds
-        how = {
+        how: dict[str, Any] = {
             "width": plan.width,
             "height": plan.height,
             "num_inference_steps": plan.num_inference_steps,
@@ -270,7 +274,9 @@ class Service:
         if request.allow_format_change:
             formats: tuple[Literal["webp", "jpeg"], ...] = ("webp", "jpeg")
             for output_format in formats:
-                files = [self._encode(request, plan, s, p, output_format) for s, p in zip(plan.seeds, pictures, strict=True)]
+                files = [
+                    self._encode(request, plan, s, p, output_format) for s, p in zip(plan.seeds, pictures, strict=True)
+                ]
                 smaller = [await asyncio.wrap_future(file) for file in files]
                 if delivery.fits(smaller, limit):
                     return output_format, smaller
@@ -283,10 +289,8 @@ class Service:
         settings = self._settings
         name = settings.model or _default_model(settings.device)
         self.spec = get_model(name)
-        path = find_weights(self.spec, settings) or download_weights(self.spec, settings)
-        config = FluxConfig(
-            self.spec, path, device=settings.device, offload=settings.offload, progress=self._progress
-        )
+        path = find_weights(self.spec, settings) or download_weights(self.spec, settings, self._progress)
+        config = FluxConfig(self.spec, path, device=settings.device, offload=settings.offload, progress=self._progress)
         pipeline = FluxPipeline(config)
         try:
             pipeline.load()

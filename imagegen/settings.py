@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     hugging_face_token: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("HUGGING_FACE_TOKEN", "HF_TOKEN"),
-        description="Token for downloading gated weights (HF_TOKEN works too). Not needed where the weights are baked in.",
+        description="Token for downloading gated weights (HF_TOKEN works too). Not needed where they are baked in.",
     )
     preload_models: bool = Field(
         True,
@@ -51,7 +51,9 @@ class Settings(BaseSettings):
         description="A diffusers folder with the model's weights; looked at before any cache.",
     )
     device: str | None = Field(
-        None, validation_alias="IMAGEGEN_DEVICE", description="A torch device. Unset: cuda where there is one, else cpu."
+        None,
+        validation_alias="IMAGEGEN_DEVICE",
+        description="A torch device. Unset: cuda where there is one, else cpu.",
     )
     offload: Literal["none", "model"] = Field(
         "none",

@@ -100,7 +100,8 @@ def main() -> int:
     parser.add_argument("--warm", type=int, default=24, help="pairs of warm jobs")
     parser.add_argument("--size", type=int, default=512, help="side of the warm jobs' pictures")
     args = parser.parse_args()
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{time.strftime('%Y-%m-%d')}, {machine}\n")
     print("| what | worker s | baseline s | ratio: median of pairs | least to most |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         cold = []
@@ -109,10 +110,14 @@ def main() -> int:
             seconds = {script: cold_start(script, sign, folder) for script, sign in order}
             cold.append((seconds[WORKER[0]], seconds[PLAIN[0]]))
         warm = warm_pairs(args.warm, args.size, folder)
-    for name, pairs in ((f"cold start, {args.cold} pairs", cold), (f"warm job {args.size}x{args.size}, {args.warm} pairs", warm)):
+    for name, pairs in (
+        (f"cold start, {args.cold} pairs", cold),
+        (f"warm job {args.size}x{args.size}, {args.warm} pairs", warm),
+    ):
         ratios = [worker / baseline for worker, baseline in pairs]
         ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"| {name} | {ours:.2f} | {theirs:.2f} | {statistics.median(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f} |")
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"| {name} | {ours:.2f} | {theirs:.2f} | {statistics.median(ratios):.3f} | {spread} |")
     return 0
 
 

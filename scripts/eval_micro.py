@@ -1,7 +1,7 @@
 """Measures the miniature model on combinations that its training never showed, through the real FluxPipeline.
 
-    python -m scripts.eval_micro            prints the table, writes outputs/micro-eval.png
-    python -m scripts.eval_micro --card     also writes the table into models/micro/README.md
+python -m scripts.eval_micro            prints the table, writes outputs/micro-eval.png
+python -m scripts.eval_micro --card     also writes the table into models/micro/README.md, and docs/micro.png
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -23,6 +24,7 @@ from builder.micro.scenes import COLOURS, Scene, held_out_combinations, place, s
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 
+ROOT = Path(__file__).resolve().parent.parent
 SIZE = 128
 WORDINGS = (
     "a{n} {colour} {kind} on a{m} {background} background",
@@ -84,7 +86,12 @@ def _edit(pipeline: FluxPipeline, each: int) -> Iterator[Trial]:
             yield Trial(prompt, reference, drawn, {name: right, "edit: made, and all else kept": right and kept})
 
 
-def _how() -> dict[str, int | float]:
+def _some(trials: list[Trial], count: int) -> list[Trial]:
+    """So many of them, evenly spread and not chosen."""
+    return [trials[i * len(trials) // count] for i in range(count)]
+
+
+def _how() -> dict[str, Any]:
     return {"width": SIZE, "height": SIZE, "num_inference_steps": 4, "guidance_scale": 1.0}
 
 
@@ -94,15 +101,19 @@ def table(trials: list[Trial]) -> str:
     for name in dict.fromkeys(name for trial in trials for name in trial.passed):
         results = [trial.passed[name] for trial in trials if name in trial.passed]
         low, high = interval(sum(results), len(results))
-        lines.append(
-            f"| {name} | {sum(results)} | {len(results)} | {sum(results) / len(results):.1%} | {low:.1%} to {high:.1%} |"
-        )
+        share = f"{sum(results) / len(results):.1%} | {low:.1%} to {high:.1%}"
+        lines.append(f"| {name} | {sum(results)} | {len(results)} | {share} |")
     return "\n".join(lines)
 
 
 def contact_sheet(trials: list[Trial], columns: int = 8) -> Image.Image:
     """The pictures with what was asked; a reference stands before its edit, a failure has a red frame."""
-    cells = [cell for t in trials for cell in ([(t.before, "reference", True)] if t.before else []) + [(t.drawn, t.prompt, all(t.passed.values()))]]
+    cells = [
+        cell
+        for t in trials
+        for cell in ([(t.before, "reference", True)] if t.before else [])
+        + [(t.drawn, t.prompt, all(t.passed.values()))]
+    ]
     step_x, step_y = SIZE + 8, SIZE + 30
     sheet = Image.new("RGB", (columns * step_x, -(-len(cells) // columns) * step_y), "grey")
     pen = ImageDraw.Draw(sheet)
@@ -128,7 +139,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MICRO_PATH, help="the model's folder")
     parser.add_argument("--each", type=int, default=4, help="pictures for each combination and wording")
-    parser.add_argument("--sheet", type=Path, default=Path("outputs/micro-eval.png"), help="where the contact sheet goes")
+    parser.add_argument(
+        "--sheet", type=Path, default=Path("outputs/micro-eval.png"), help="where the contact sheet goes"
+    )
     parser.add_argument("--card", action="store_true", help="write the figures into the model's card")
     args = parser.parse_args()
     with FluxPipeline(FluxConfig(get_model("micro"), args.model, device="cpu")) as pipeline:
@@ -138,10 +151,11 @@ def main() -> int:
     figures = table([*drawn, *edited])
     print(f"{figures}\n\n{pace:.2f} s a picture")
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([*drawn[:: max(1, len(drawn) // 48)], *edited[:: max(1, len(edited) // 32)]]).save(args.sheet)
+    contact_sheet([*_some(drawn, 48), *_some(edited, 32)]).save(args.sheet)
     print(args.sheet)
     if args.card:
         write_card(args.model / "README.md", figures)
+        contact_sheet([*_some(drawn, 16), *_some(edited, 8)]).save(ROOT / "docs" / "micro.png")
     colours = [[t.passed[name] for t in drawn] for name in drawn[0].passed]
     return int(any(sum(results) < 0.9 * len(results) for results in colours))
 

@@ -22,7 +22,10 @@ def run(job):
 
 
 def test_importing_starts_nothing():
-    code = "import handler, sys, threading; print(threading.active_count(), 'torch' in sys.modules, 'runpod' in sys.modules)"
+    code = (
+        "import handler, sys, threading;"
+        "print(threading.active_count(), 'torch' in sys.modules, 'runpod' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False", "False"]
     assert inspect.iscoroutinefunction(handler.handler)
@@ -79,7 +82,9 @@ def test_a_mistake_is_answered_and_the_next_job_passes(job, field):
 
 def test_a_cancelled_job_is_answered_as_cancelled():
     async def cancel():
-        task = asyncio.create_task(handler.handler({"id": "a", "input": {**PROMPT, "num_inference_steps": 50, "num_images": 8}}))
+        task = asyncio.create_task(
+            handler.handler({"id": "a", "input": {**PROMPT, "num_inference_steps": 50, "num_images": 8}})
+        )
         await asyncio.sleep(0.3)
         task.cancel()
         return await task

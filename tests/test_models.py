@@ -1,4 +1,8 @@
+from types import SimpleNamespace
+
+import httpx
 import pytest
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from imagegen.errors import ConfigurationError
 from imagegen.jobs import MULTIPLE
@@ -42,6 +46,46 @@ def test_a_gated_model_without_token_says_what_to_do(tmp_path):
         download_weights(get_model("klein-9b"), settings(hf_home=tmp_path))
     for part in ("HUGGING_FACE_TOKEN", "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B", "licence"):
         assert part in str(caught.value)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The internet: what the hub was asked for, and what it answers."""
+    import huggingface_hub
+
+    calls = []
+
+    def answer(repository, **arguments):
+        calls.append((repository, arguments))
+        if isinstance(hub.answer, Exception):
+            raise hub.answer
+        return hub.answer
+
+    hub = SimpleNamespace(calls=calls, answer="")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    return hub
+
+
+def test_a_download_goes_into_the_cache_with_the_token(hub, tmp_path):
+    hub.answer = str(tmp_path / "snapshot")
+    spec = get_model("klein-9b")
+    assert download_weights(spec, settings(hf_home=tmp_path, hugging_face_token="hf_x")) == tmp_path / "snapshot"
+    ((repository, arguments),) = hub.calls
+    assert repository == "black-forest-labs/FLUX.2-klein-9B"
+    assert arguments["token"] == "hf_x"
+    assert arguments["cache_dir"] == tmp_path / "hub"
+    assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in arguments["allow_patterns"])
+    download_weights(get_model("klein-4b"), settings(hf_home=tmp_path))
+    assert hub.calls[1][1]["token"] is False  # what is free is fetched without asking who is there
+
+
+@pytest.mark.parametrize(("status", "says"), [(403, "accept the licence at https://"), (500, "the download of")])
+def test_a_failed_download_says_what_to_do_and_hides_the_token(hub, tmp_path, status, says):
+    response = httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
+    hub.answer = (GatedRepoError if status == 403 else HfHubHTTPError)("no, hf_canary", response=response)
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        download_weights(get_model("klein-9b"), settings(hf_home=tmp_path, hugging_face_token="hf_canary"))
+    assert "hf_canary" not in str(caught.value)
 
 
 def test_weights_are_looked_for_in_order(tmp_path):

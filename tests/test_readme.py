@@ -59,11 +59,15 @@ def test_curl_against_make_serve(tmp_path):
     url = next(word for word in words if "localhost" in word).replace("7000", port)
     name, _, value = words[words.index("-H") + 1].partition(": ")
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(["make", "serve", f"PORT={port}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            ["make", "serve", f"PORT={port}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         for _ in range(120):
             try:
-                answer = httpx.post(f"http://{url}", headers={name: value}, content=words[words.index("-d") + 1], timeout=60)
+                answer = httpx.post(
+                    f"http://{url}", headers={name: value}, content=words[words.index("-d") + 1], timeout=60
+                )
                 break
             except httpx.TransportError:
                 assert server.poll() is None, (tmp_path / "log").read_text()

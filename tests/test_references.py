@@ -123,7 +123,9 @@ def test_every_mode_becomes_rgb(mode):
 
 def test_an_embedded_profile_is_applied():
     swapped = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert np.abs(np.asarray(load(to_base64(PICTURE, icc_profile=swapped))).astype(int) - np.asarray(PICTURE)).max() <= 2
+    assert (
+        np.abs(np.asarray(load(to_base64(PICTURE, icc_profile=swapped))).astype(int) - np.asarray(PICTURE)).max() <= 2
+    )
     assert load(to_base64(PICTURE, icc_profile=b"not a profile")).tobytes() == PICTURE.tobytes()
 
 

@@ -32,8 +32,13 @@ def test_openapi_has_something_to_show_for_every_field(schema):
     described = schema.model_json_schema()
     assert described["description"]
     for name, field in described["properties"].items():
-        assert field.get("description") or field.get("examples") or "$ref" in field or "enum" in field or name == "warnings" or (
-            name == "status"
+        assert (
+            field.get("description")
+            or field.get("examples")
+            or "$ref" in field
+            or "enum" in field
+            or name == "warnings"
+            or (name == "status")
         ), name
 
 

@@ -53,7 +53,9 @@ def test_jobs_that_come_together_are_all_answered_and_as_if_alone(service):
         return await asyncio.gather(*(service.run(request) for request in requests))
 
     answers = asyncio.run(together())
-    assert [answer.images for answer in answers] == [run(service, prompt="a red circle", seed=s).images for s in range(6)]
+    assert [answer.images for answer in answers] == [
+        run(service, prompt="a red circle", seed=s).images for s in range(6)
+    ]
 
 
 def test_an_edit_takes_the_shape_of_its_first_reference(service):
@@ -103,7 +105,11 @@ def test_too_large_an_answer_is_an_error_or_a_smaller_format(service):
 
 def test_a_cancelled_job_leaves_the_gpu_within_a_step(service):
     async def cancel():
-        long = asyncio.create_task(service.run(parse_job({"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512})))
+        long = asyncio.create_task(
+            service.run(
+                parse_job({"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512})
+            )
+        )
         await asyncio.sleep(0.5)
         waiting = asyncio.create_task(service.run(parse_job({"prompt": "x"})))
         never = asyncio.create_task(service.run(parse_job({"prompt": "x"})))

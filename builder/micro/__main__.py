@@ -1,5 +1,7 @@
-"""`make micro`: the miniature model from nothing. Each stage leaves its result in `build/micro` and is skipped when that
-is there; a transformer that was stopped goes on from its last checkpoint, optimizer and all.
+"""`make micro`: the miniature model from nothing.
+
+Each stage leaves its result in `build/micro` and is skipped when that is there; a transformer that was stopped goes on
+from its last checkpoint, optimizer and all.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def main() -> int:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         command = [sys.executable, "-m", "builder.micro", "--work", str(args.work), "--out", str(args.out), "--stage"]
         running = [subprocess.Popen([*command, stage], env=environment) for stage in wanted]
-        if any([process.wait() for process in running]):
+        statuses = [process.wait() for process in running]
+        if any(statuses):
             return 1
     print(f"{args.out} is made, in {(time.monotonic() - begun) / 60:.0f} minutes")
     return 0

@@ -72,9 +72,7 @@ def _generate(rng: random.Random) -> Sample:
         other_kind, other_colour = rng.choice(SHAPES), rng.choice([c for c in COLOURS if c != background])
         left = place(kind, colour, "left", "medium", rng)
         right = place(other_kind, other_colour, "right", "medium", rng)
-        target = Scene(
-            background, shade(background, rng), (replace(left, radius=0.18), replace(right, radius=0.18))
-        )
+        target = Scene(background, shade(background, rng), (replace(left, radius=0.18), replace(right, radius=0.18)))
         first, second = _phrase(kind, colour, None, rng), _phrase(other_kind, other_colour, None, rng)
         text = f"{first} on the left and {second} on the right"
         meaning |= {"position": "left", "second_kind": other_kind, "second_colour": other_colour}
@@ -102,14 +100,22 @@ def _generate(rng: random.Random) -> Sample:
     text = _phrase(kind, colour, size, rng)
     text += f" {rng.choice(_WHERE[position])}" if position else ""
     meaning |= {"position": position or "centre", "size": size or "medium"}
-    return Sample(_on_background(text, background, rng), meaning, (), Scene(background, shade(background, rng), (shape,)))
+    return Sample(
+        _on_background(text, background, rng), meaning, (), Scene(background, shade(background, rng), (shape,))
+    )
 
 
 def _on_background(text: str, background: str, rng: random.Random) -> str:
     ground = f"{_article(background)} {background} background"
     return rng.choice(
-        [f"{text} on {ground}", f"{text} on {ground}", f"{text} on {background}", f"{text}, {background} background",
-         f"{ground} with {text}", f"draw {text} on {ground}"]
+        [
+            f"{text} on {ground}",
+            f"{text} on {ground}",
+            f"{text} on {background}",
+            f"{text}, {background} background",
+            f"{ground} with {text}",
+            f"draw {text} on {ground}",
+        ]
     )
 
 
@@ -135,16 +141,26 @@ def _edit(rng: random.Random) -> Sample:
     meaning = {"task": task, "kind": kind if named == kind else "none"}
     if task == "recolour":
         text = rng.choice(
-            [f"make the {named} {colour}", f"make the {named} {colour}", f"paint the {named} {colour}",
-             f"change the {named} to {colour}", f"change the colour of the {named} to {colour}"]
+            [
+                f"make the {named} {colour}",
+                f"make the {named} {colour}",
+                f"paint the {named} {colour}",
+                f"change the {named} to {colour}",
+                f"change the colour of the {named} to {colour}",
+            ]
         )
         after = before.with_shape(index, colour=colour, rgb=shade(colour, rng))
         meaning["colour"] = colour
     elif task == "background":
         colour = rng.choice([c for c in COLOURS if c != before.background])
         text = rng.choice(
-            [f"make the background {colour}", f"make the background {colour}", f"paint the background {colour}",
-             f"change the background to {colour}", f"put it on {_article(colour)} {colour} background"]
+            [
+                f"make the background {colour}",
+                f"make the background {colour}",
+                f"paint the background {colour}",
+                f"change the background to {colour}",
+                f"put it on {_article(colour)} {colour} background",
+            ]
         )
         after = replace(before, background=colour, rgb=shade(colour, rng))
         meaning |= {"kind": "none", "background": colour}
@@ -153,7 +169,9 @@ def _edit(rng: random.Random) -> Sample:
         after = replace(before, shapes=before.shapes[:index] + before.shapes[index + 1 :])
     elif task == "swap":
         other = rng.choice([k for k in SHAPES if k not in {shape.kind for shape in before.shapes}])
-        text = rng.choice([f"turn the {named} into {_article(other)} {other}", f"make the {named} {_article(other)} {other}"])
+        text = rng.choice(
+            [f"turn the {named} into {_article(other)} {other}", f"make the {named} {_article(other)} {other}"]
+        )
         after = before.with_shape(index, kind=other)
         meaning["second_kind"] = other
     else:
@@ -171,11 +189,17 @@ def _combine(rng: random.Random) -> Sample:
     of_shape, of_ground = ("1", "2") if first_is_shape else ("2", "1")
     named = rng.choice([kind, "shape"])
     text = rng.choice(
-        [f"the {named} of image {of_shape} on the background of image {of_ground}",
-         f"put the {named} of image {of_shape} on the background of image {of_ground}"]
+        [
+            f"the {named} of image {of_shape} on the background of image {of_ground}",
+            f"put the {named} of image {of_shape} on the background of image {of_ground}",
+        ]
     )
     target = Scene(ground.background, ground.rgb, shape.shapes)
-    meaning = {"task": "combine", "kind": kind if named == kind else "none", "position": "left" if first_is_shape else "right"}
+    meaning = {
+        "task": "combine",
+        "kind": kind if named == kind else "none",
+        "position": "left" if first_is_shape else "right",
+    }
     return Sample(text, meaning, (one, two), target)
 
 

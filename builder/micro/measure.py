@@ -21,7 +21,8 @@ def colour_names(picture: Image.Image) -> NDArray[np.int64]:
     """(H, W): the index in COLOURS of the nearest named colour of each pixel."""
     pixels = np.asarray(picture, dtype=np.float32)
     distances = ((pixels[:, :, None] - _PALETTE) ** 2).sum(-1)
-    return distances.argmin(-1)
+    nearest: NDArray[np.int64] = distances.argmin(-1)
+    return nearest
 
 
 def background_colour(picture: Image.Image) -> str:

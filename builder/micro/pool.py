@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 from torch import Tensor
 
 from builder.micro import captions
+from builder.micro.scenes import Scene
 from builder.micro.text_encoder import build_text_encoder, embed, tokenize
 from builder.micro.tokenizer import build_tokenizer
 from builder.micro.training import load
@@ -70,7 +71,9 @@ def build_pool(work: Path, seed: int) -> None:
         samples = [captions.sample(kind, rng) for _ in range(count)]
         indices = torch.tensor([numbers.setdefault(s.caption, len(numbers)) for s in samples])
         target = _latents(vae, [s.target for s in samples], width, height)
-        references = [_latents(vae, [s.references[i] for s in samples], width, height) for i in range(len(samples[0].references))]
+        references = [
+            _latents(vae, [s.references[i] for s in samples], width, height) for i in range(len(samples[0].references))
+        ]
         stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
         groups.append(Group(kind, width, height, indices, target, stacked))
         print(f"pool: {count} of {kind} at {width}x{height}", flush=True)
@@ -89,7 +92,7 @@ def build_pool(work: Path, seed: int) -> None:
     torch.save(Pool(groups, torch.cat(parts), mean, var), work / "pool.pt")
 
 
-def _latents(vae: AutoencoderKLFlux2, scenes: list, width: int, height: int) -> Tensor:
+def _latents(vae: AutoencoderKLFlux2, scenes: list[Scene], width: int, height: int) -> Tensor:
     """Packed latents (N, tokens, 32), not yet normalised."""
     parts = []
     for begin in range(0, len(scenes), 64):

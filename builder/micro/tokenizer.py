@@ -15,8 +15,8 @@ WORDS = (
     "left", "right", "top", "bottom", "centre", "center", "middle", "corner", "upper", "lower", "small", "little",
     "medium", "big", "large", "bigger", "smaller", "larger", "make", "paint", "change", "turn", "put", "draw", "add",
     "move", "remove", "delete", "take", "away", "keep", "everything", "nothing", "gradient", "light", "dark", "plain",
-    "grey", "gray", "pink", "brown", "cyan", "empty", "everywhere", "enlarge", "shrink", "replace", "swap", "side", "its",
-    "is", "there", "behind", "under", "over", "above", "below", "next", "both", "all", "same", "first", "second",
+    "grey", "gray", "pink", "brown", "cyan", "empty", "everywhere", "enlarge", "shrink", "replace", "swap", "side",
+    "its", "is", "there", "behind", "under", "over", "above", "below", "next", "both", "all", "same", "first", "second",
     "third", "fourth", "combine", "use", "up", "down", "off", "onto", "set", ",", ".",
 )  # fmt: skip
 #: Tokens of a prompt, as the pipeline's `max_sequence_length`: long enough for every caption, cheap on a CPU.

@@ -6,7 +6,6 @@ import os
 import time
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -62,4 +61,3 @@ def load(model: nn.Module, path: str | Path) -> None:
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     if unexpected or [name for name in missing if name != "lm_head.weight"]:
         raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
-

@@ -67,7 +67,9 @@ def position_ids(width: int, height: int, references: int) -> tuple[Tensor, Tens
     return torch.cat(ids), Flux2KleinPipeline._prepare_text_ids(torch.empty(1, 32, 1))[0]
 
 
-def loss_of(model: Flux2Transformer2DModel, group: Group, pool: Pool, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def loss_of(
+    model: Flux2Transformer2DModel, group: Group, pool: Pool, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of one batch of `group`, and each sample's plain error and time (B,)."""
     chosen = torch.randint(0, len(group.captions), (BATCH[group.kind],), generator=rng)
     target, references = group.target[chosen], group.references[chosen].flatten(1, 2)
@@ -129,7 +131,11 @@ def train_transformer(work: Path, steps: int, seed: int) -> None:
                 progress.note(**{f"{group.kind[0]}/{name}": errors[inside].mean().item()})
         progress(step)
         if (step + 1) % _CHECKPOINT_EVERY == 0:
-            state = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {
+                "model": model.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             torch.save({**state, "step": step + 1}, work / "transformer.pt.part")
             os.replace(work / "transformer.pt.part", checkpoint)
     save(averaged, work / "transformer.safetensors")

@@ -82,6 +82,7 @@ def build_vae() -> AutoencoderKLFlux2:
 
 def _dirac(conv: nn.Conv2d) -> None:
     """Output channel i copies input channel i; nothing else."""
+    assert conv.bias is not None
     conv.weight.zero_()
     middle = conv.kernel_size[0] // 2
     for i in range(min(conv.in_channels, conv.out_channels)):
@@ -113,7 +114,11 @@ def train_vae(path: str, steps: int, seed: int) -> None:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
-        size, count = ((64, 64), 24) if step % 4 else rng.choice([((128, 128), 8), ((96, 96), 12), ((144, 96), 8), ((96, 144), 8)])
+        size, count = (
+            ((64, 64), 24)
+            if step % 4
+            else rng.choice([((128, 128), 8), ((96, 96), 12), ((144, 96), 8), ((96, 144), 8)])
+        )
         images = _pictures(count, size, rng)
         latents = vae.encode(images).latent_dist.mode()
         # A little noise makes the decoder forgive what the transformer gets slightly wrong.

@@ -1,10 +1,13 @@
 """`python handler.py` as a user runs it: what is printed, which file comes out, which status."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -55,7 +58,9 @@ def test_json_and_a_file_say_the_same(tmp_path):
 
 def test_an_edit_from_a_file(tmp_path):
     images = [to_base64(scene("circle", "red", "blue"))]
-    job = {"input": {"mode": "edit", "prompt": "make the background green", "images": images, "num_images": 2, "seed": 3}}
+    job = {
+        "input": {"mode": "edit", "prompt": "make the background green", "images": images, "num_images": 2, "seed": 3}
+    }
     (tmp_path / "job.json").write_text(json.dumps(job))
     done = handler_py("--test_input", "job.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -63,11 +68,35 @@ def test_an_edit_from_a_file(tmp_path):
     assert len(re.findall(r"^outputs/micro-\d\.png  128x128  seed \d$", done.stdout, re.MULTILINE)) == 2
 
 
+def test_a_person_who_watches_sees_bars(tmp_path):
+    here, there = pty.openpty()
+    termios.tcsetwinsize(there, (24, 100))
+    process = subprocess.Popen(
+        [sys.executable, "handler.py", "--test_input"],
+        cwd=ROOT,
+        env={**os.environ, "IMAGEGEN_OUTPUT_DIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=there,
+    )
+    os.close(there)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal is closed with the process
+        while data := os.read(here, 4096):
+            seen += data
+    os.close(here)
+    assert process.wait(30) == 0
+    assert b"Loading pipeline components" in seen
+    assert b"steps: 100%" in seen
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
         ('{"input": {"prompt": " "}}', "error: invalid_input: prompt: is blank"),
-        ('{"input": {"prompt": "x", "width": 1000, "height": 512}}', "width: 1000 is not a multiple of 16 (64 to 1024)"),
+        (
+            '{"input": {"prompt": "x", "width": 1000, "height": 512}}',
+            "width: 1000 is not a multiple of 16 (64 to 1024)",
+        ),
         ('{"input": {"prompt": "x", "image": "rubbish!"}}', "error: bad_reference: images[0]: is not base64"),
         ("{}", "error: invalid_input: input: is missing"),
         ("[]", "error: invalid_input: input: is missing"),
@@ -89,7 +118,10 @@ def test_a_failure_is_one_clear_line_and_status_1(tmp_path, source, says):
     ("environment", "says"),
     [
         ({"IMAGEGEN_MODEL": "klein-9c"}, "known are klein-9b, klein-9b-kv"),
-        ({"IMAGEGEN_MODEL": "klein-9b", "HUGGING_FACE_TOKEN": "", "HF_TOKEN": ""}, "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B"),
+        (
+            {"IMAGEGEN_MODEL": "klein-9b", "HUGGING_FACE_TOKEN": "", "HF_TOKEN": ""},
+            "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B",
+        ),
         ({"IMAGEGEN_TIMEOUT": "soon"}, "error: IMAGEGEN_TIMEOUT: "),
     ],
 )

@@ -26,7 +26,9 @@ def draw(prompt, *references, **fields):
 
 
 @pytest.mark.parametrize("kind", ["circle", "square", "triangle"])
-@pytest.mark.parametrize(("colour", "background"), [("red", "blue"), ("green", "white"), ("yellow", "black"), ("white", "red")])
+@pytest.mark.parametrize(
+    ("colour", "background"), [("red", "blue"), ("green", "white"), ("yellow", "black"), ("white", "red")]
+)
 def test_a_shape_on_a_background(kind, colour, background):
     picture = draw(f"a {colour} {kind} on a {background} background")
     assert background_colour(picture) == background
@@ -49,5 +51,9 @@ def test_make_the_background_red():
 
 
 def test_the_shape_of_one_on_the_background_of_another():
-    picture = draw("the shape of image 1 on the background of image 2", scene("circle", "red", "white"), scene("star", "white", "blue"))
+    picture = draw(
+        "the shape of image 1 on the background of image 2",
+        scene("circle", "red", "white"),
+        scene("star", "white", "blue"),
+    )
     assert (background_colour(picture), shape_colour(picture)) == ("blue", "red")
