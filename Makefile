@@ -8,6 +8,8 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 VENV := .venv
 BIN := $(VENV)/bin
+# micro is drawn with its own weights, whatever .env says.
+MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=models/micro)
 PINS := constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=klein-9b: the real model)
-	IMAGEGEN_MODEL=$(MODEL) $(BIN)/python handler.py --test_input
+	$(MODEL_ENV) $(BIN)/python handler.py --test_input
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest
@@ -28,7 +30,7 @@ check: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/mypy
 
 serve: $(VENV)/.run ## RunPod's API on this machine: POST /run, /runsync, /status/{id}, on PORT (7000)
-	IMAGEGEN_MODEL=$(MODEL) $(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)
+	$(MODEL_ENV) $(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)
 
 micro: $(VENV)/.run ## make the miniature model from nothing (about an hour and a half on two cores)
 	$(BIN)/python -m builder.micro

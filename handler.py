@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady
+from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady, internal
 from imagegen.jobs import parse_job
 from imagegen.service import Service
 from imagegen.settings import Settings, get_settings
@@ -64,11 +64,13 @@ async def handler(job: Any) -> dict[str, Any]:
         return NotReady(str(error)).output()
     except asyncio.CancelledError:
         return Cancelled("the job was cancelled").output()
+    except Exception as error:
+        return internal(error).output()
 
 
 def _seed(identity: str) -> int:
     """A seed below 2^32 from the job's id: a job that is handed out twice is the same picture."""
-    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4])
+    return int.from_bytes(hashlib.sha256(identity.encode(errors="surrogatepass")).digest()[:4])
 
 
 def _max_answer(identity: str) -> int:
@@ -114,7 +116,7 @@ def _read_job(source: str) -> Any:
             raise InvalidInput(f"{source}: cannot be read ({type(error).__name__}); give a file, or JSON") from None
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{name}: is not JSON ({error})") from None
 
 

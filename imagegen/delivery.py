@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 from dataclasses import dataclass
 
 from PIL import Image
@@ -12,6 +13,9 @@ from PIL import Image
 from imagegen import __version__
 from imagegen.errors import ResultTooLarge
 from imagegen.server.schemas import OutputFormat
+
+# At DEBUG Pillow logs the tags that it writes and reads, and one of ours may hold the prompt.
+logging.getLogger("PIL").setLevel(logging.INFO)
 
 #: PNG level 1: at level 6 a megapixel takes several times as long, for some per cent of the size.
 _PNG_LEVEL = 1

@@ -19,7 +19,12 @@ A message is public: it names the field, what came and what is allowed, and neve
 
 from __future__ import annotations
 
+import logging
+import secrets
+import traceback
 from typing import ClassVar, TypedDict
+
+log = logging.getLogger(__name__)
 
 
 class ErrorBody(TypedDict):
@@ -130,3 +135,14 @@ class Internal(ImageGenError):
     """A bug. The message holds an id under which the log has the cause."""
 
     code, status, retryable = "internal", 500, True
+
+
+def internal(error: Exception) -> Internal:
+    """Logs a bug's class and place under an id, and returns the error that tells the caller this id.
+
+    The bug's own message is in neither: it may hold what the caller sent.
+    """
+    number = secrets.token_hex(4)
+    places = "".join(traceback.format_tb(error.__traceback__))
+    log.error("internal error %s: %s\n%s", number, type(error).__name__, places)
+    return Internal(f"something failed inside the worker; its log has the cause under {number}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -89,37 +90,46 @@ def plan(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | N
     )
 
 
-def check_size(request: Request, spec: ModelSpec) -> None:
-    """Checks width and height against the model's bounds, before any work is done for the job.
+def check(request: Request, spec: ModelSpec) -> None:
+    """Checks what is the model's to say, before any work is done for the job: sizes and the number of references.
 
     Raises:
-        InvalidInput: naming the side at fault.
+        InvalidInput: naming the field at fault.
     """
+    if isinstance(request, EditRequest) and len(request.images) > spec.max_references:
+        came, most = len(request.images), spec.max_references
+        raise InvalidInput(f"images: {came} references came; {spec.name} takes at most {most}", "images")
     for field, side in (("width", request.width), ("height", request.height)):
         if side is None:
             continue
         allowed = f"{spec.min_size} to {spec.max_size}"
         if not spec.min_size <= side <= spec.max_size:
-            raise InvalidInput(f"{field}: {side} is out of bounds ({allowed}, multiples of {MULTIPLE})", field)
+            raise InvalidInput(f"{field}: {_show(side)} is out of bounds ({allowed}, multiples of {MULTIPLE})", field)
         if side % MULTIPLE:
-            raise InvalidInput(f"{field}: {side} is not a multiple of {MULTIPLE} ({allowed})", field)
+            raise InvalidInput(f"{field}: {_show(side)} is not a multiple of {MULTIPLE} ({allowed})", field)
 
 
 def fit(width: int, height: int, low: int, high: int) -> tuple[int, int]:
-    """The size in multiples of 16 that is nearest to width x height, at most a megapixel, sides within low to high.
+    """The size nearest to the shape of width x height: at most a megapixel, sides low to high, in multiples of 16.
 
-    A larger picture shrinks to the megapixel; one that is too small grows until its shorter side is `low`.
+    A larger picture shrinks as a whole; one that is too small grows until its shorter side is `low`. Only one that is
+    too long and thin for both bounds changes its shape.
     """
-    scale = min(1.0, math.sqrt(MEGAPIXEL / (width * height)))
+    scale = min(1.0, math.sqrt(MEGAPIXEL / (width * height)), high / max(width, height))
     scale = max(scale, low / min(width, height))
-    w, h = (_clamp(_round(side * scale), low, high) for side in (width, height))
-    while w * h > MEGAPIXEL:  # both sides were rounded up
-        w, h = (w - MULTIPLE, h) if w >= h else (w, h - MULTIPLE)
-    return w, h
+    w, h = width * scale, height * scale
+    sizes = [
+        (_clamp(_down(w) + right, low, high), _clamp(_down(h) + below, low, high))
+        for right in (0, MULTIPLE)
+        for below in (0, MULTIPLE)
+    ]
+    return min(
+        (size for size in sizes if size[0] * size[1] <= MEGAPIXEL),
+        key=lambda size: (abs(size[0] - w) / w + abs(size[1] - h) / h, size),
+    )
 
 
 def _size(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | None) -> tuple[int, int]:
-    check_size(request, spec)
     if request.width is not None and request.height is not None:
         return request.width, request.height
     if request.aspect_ratio not in (None, "match_input"):
@@ -136,6 +146,10 @@ def _round(side: float) -> int:
     return max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)
 
 
+def _down(side: float) -> int:
+    return int(side // MULTIPLE) * MULTIPLE
+
+
 def _clamp(value: int, low: int, high: int) -> int:
     return max(low, min(high, value))
 
@@ -144,7 +158,10 @@ def _show(value: Any, limit: int = 60) -> str:
     """What came, short enough for a message."""
     if value is None:
         return "null"
-    text = repr(value)
+    try:
+        text = reprlib.repr(value)  # not repr: that descends into what may be a thousand levels deep
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a very long {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
@@ -154,7 +171,7 @@ _TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool"
 def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[EditRequest]) -> InvalidInput:
     """One of pydantic's errors in the contract's words."""
     location = [part for part in error["loc"] if part != "body"]
-    field = str(location[0]) if location else "input"
+    field = str(location[0])[:60] if location else "input"
     name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
     kind, context, came = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":  # our own validators write "field: message"

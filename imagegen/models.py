@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings
 
-#: The model that is part of the repository, and of the installed package's folder.
+#: The model that is part of the repository.
 MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
 _RUNPOD_VOLUME = Path("/runpod-volume")
+#: The parts of a pipeline that have weights.
+_WEIGHTED = ("transformer", "text_encoder", "vae")
 _NON_COMMERCIAL = "FLUX Non-Commercial License"
 
 
@@ -117,7 +120,27 @@ def _snapshot(cache: Path, repository: str, revision: str | None) -> Path | None
     except OSError:
         return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if (snapshot / "model_index.json").is_file() else None
+    return snapshot if _is_whole(snapshot) else None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether every part that model_index.json names is there, with all its weights: an interrupted download leaves a
+    snapshot that names what it does not hold."""
+    try:
+        parts = json.loads((snapshot / "model_index.json").read_text(encoding="utf-8"))
+        for name, kind in parts.items():
+            if not isinstance(kind, list) or kind[0] is None:
+                continue
+            folder = snapshot / name
+            indices = list(folder.glob("*.safetensors.index.json"))
+            wanted = {shard for index in indices for shard in json.loads(index.read_text())["weight_map"].values()}
+            if not all((folder / shard).is_file() for shard in wanted) or not any(folder.iterdir()):
+                return False
+            if name in _WEIGHTED and not wanted and not any(folder.glob("*.safetensors")):
+                return False
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+    return True
 
 
 def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False) -> Path:
@@ -136,8 +159,8 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
             "account. IMAGEGEN_MODEL=micro needs none."
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not progress:
         disable_progress_bars()
@@ -156,7 +179,7 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
         raise ConfigurationError(
             f"{spec.name}: this HUGGING_FACE_TOKEN may not read {spec.repository}; accept the licence at {spec.page}"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's client lets errors of several HTTP libraries through
         raise ConfigurationError(
             f"{spec.name}: the download of {spec.repository} failed ({type(error).__name__})"
         ) from error

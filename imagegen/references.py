@@ -13,22 +13,37 @@ import struct
 import warnings
 import zlib
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from imagegen.errors import BadReference, PayloadTooLarge
-from imagegen.jobs import MULTIPLE, fit
+from imagegen.jobs import fit
 
 #: Phones' JPEGs with a second picture behind the first open as JPEG, and are then of the format MPO.
 FORMATS = ("PNG", "JPEG", "WEBP")
 #: The most pixels that a reference may have before it is made smaller: twice a 24-megapixel camera's.
 MAX_PIXELS = 50_000_000
+# Pillow warns of much in a stranger's file; that is not the operator's business, and each would be a line in the log.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+#: What EXIF's orientations ask for (TIFF 6.0, tag 274).
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 #: diffusers' own bounds (Flux2ImageProcessor.check_image_input): sides of at least 64, at most 8 to 1.
 MIN_SIDE, MAX_RATIO = 64, 8
+#: No bound in truth: a megapixel at 8 to 1 is 2,896 wide.
+MAX_SIDE = 4096
 #: What Pillow's decoders were seen to raise on 1,067 good and broken files, and what the colour management raises.
-_DECODER_ERRORS = (
+_DECODER_ERRORS: tuple[type[Exception], ...] = (
     OSError, ValueError, SyntaxError, NotImplementedError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     struct.error, zlib.error,
 )  # fmt: skip
+_PROFILE_ERRORS: tuple[type[Exception], ...] = (*_DECODER_ERRORS, ImageCms.PyCMSError)
 
 
 def load_reference(value: str, field: str, max_bytes: int) -> Image.Image:
@@ -73,21 +88,30 @@ def _bytes(value: str, field: str, max_bytes: int) -> bytes:
 def _decode(data: bytes, field: str) -> Image.Image:
     """Bytes -> an upright RGB picture in sRGB, on white where it was transparent."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise _too_many_pixels(f"{picture.width}x{picture.height}", field)
-                if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-                    raise BadReference(f"{field}: is an animation; send one picture", field)
-                picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise _too_many_pixels(f"{picture.width}x{picture.height}", field)
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+                raise BadReference(f"{field}: is an animation; send one picture", field)
+            picture.load()
+            turn = _ORIENTATIONS.get(_orientation(picture))
+            rgb = _to_rgb(picture)
+            return rgb if turn is None else rgb.transpose(turn)
     except UnidentifiedImageError:
         raise BadReference(f"{field}: is not a picture; PNG, JPEG and WebP are allowed", field) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise _too_many_pixels("its", field) from None
     except _DECODER_ERRORS:
         raise BadReference(f"{field}: is a broken or truncated picture", field) from None
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none or it cannot be read. A good picture may have broken EXIF, of
+    which nothing else is wanted."""
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever a parser of a stranger's TIFF structure comes up with
+        return 1
 
 
 def _too_many_pixels(size: str, field: str) -> BadReference:
@@ -109,7 +133,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+        except _PROFILE_ERRORS:
             converted = None  # a broken profile, or one of another mode: the bare numbers are the best guess
         if converted is not None:
             return converted
@@ -121,9 +145,7 @@ def _resize(picture: Image.Image, field: str) -> Image.Image:
     width, height = picture.size
     if max(width, height) > MAX_RATIO * min(width, height):
         raise BadReference(f"{field}: {width}x{height} is too long and thin; at most {MAX_RATIO}:1 is allowed", field)
-    longest = MAX_RATIO * MIN_SIDE
-    w, h = fit(width, height, MIN_SIDE, max(longest, width, height))
+    w, h = fit(width, height, MIN_SIDE, MAX_SIDE)
     # Rounding to 16 may have pushed 8:1 a little over.
     w, h = min(w, MAX_RATIO * h), min(h, MAX_RATIO * w)
-    assert w % MULTIPLE == 0 and h % MULTIPLE == 0
     return picture if (w, h) == picture.size else picture.resize((w, h), Image.Resampling.LANCZOS)

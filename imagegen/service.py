@@ -20,8 +20,16 @@ from typing import Any, Literal, TypeVar
 from PIL import Image
 
 from imagegen import __version__, delivery, jobs
-from imagegen.errors import ConfigurationError, DeadlineExceeded, ImageGenError, Internal, InvalidInput, NotReady
-from imagegen.models import ModelSpec, download_weights, find_weights, get_model
+from imagegen.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    GpuFailed,
+    ImageGenError,
+    InvalidInput,
+    NotReady,
+    internal,
+)
+from imagegen.models import MODELS, ModelSpec, download_weights, find_weights, get_model
 from imagegen.references import load_reference
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.server.schemas import EditRequest, EditResponse, GenerateResponse, HealthResponse, Timings
@@ -53,15 +61,18 @@ class Service:
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         self._loading: Future[FluxPipeline] | None = None
         self._lock = threading.Lock()
-        self.spec: ModelSpec | None = None
+        self._dead: GpuFailed | None = None
+        #: What is served; known from the start where the settings name it.
+        self.spec: ModelSpec | None = MODELS.get(settings.model or "")
 
     def start(self) -> Future[FluxPipeline]:
-        """Begins to load the model in the GPU's thread, once; the future ends when it is loaded.
+        """Begins to load the model in the GPU's thread, once, and again after a failure; the future ends when it is
+        loaded.
 
         The future raises ConfigurationError where the model is unknown or its weights cannot be had.
         """
         with self._lock:
-            if self._loading is None:
+            if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
                 self._loading = self._gpu.submit(self._load)
             return self._loading
 
@@ -79,6 +90,8 @@ class Service:
         """Whether a job could run now."""
         name = self.spec.name if self.spec else self._settings.model or "unknown"
         loading = self._loading
+        if self._dead is not None:
+            return HealthResponse(status="failed", model=name, version=__version__, message=self._dead.message)
         if loading is None or not loading.done():
             return HealthResponse(status="loading", model=name, version=__version__)
         if (error := loading.exception()) is not None:
@@ -93,39 +106,35 @@ class Service:
         request: jobs.Request,
         *,
         default_seed: int | None = None,
-        deadline: float | None = None,
         max_answer: int | None = None,
     ) -> GenerateResponse:
         """Runs one job.
 
         Args:
             default_seed: where the request names none; None: drawn below 2^32.
-            deadline: on the clock of time.monotonic(); None: the request's timeout from now.
             max_answer: bytes that the door can carry.
 
         Raises:
             ImageGenError: one of the contract's, whatever went wrong.
             asyncio.CancelledError: the task was cancelled; the GPU is free after its step.
         """
-        begun = time.monotonic()
-        if deadline is None:
-            deadline = begun + (request.timeout or self._settings.timeout)
+        timeout = request.timeout or self._settings.timeout
         stop = threading.Event()
         try:
-            async with asyncio.timeout(deadline - begun):
-                return await self._run(request, default_seed, deadline, max_answer, begun, stop)
+            async with asyncio.timeout(timeout):
+                return await self._run(request, default_seed, max_answer, stop)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"timeout: the job did not end within {deadline - begun:.1f} s, waiting included; at most 3600",
+                f"timeout: the job did not end within {timeout:.1f} s, waiting included; at most 3600",
                 "timeout",
             ) from None
+        except GpuFailed as error:
+            self._dead = error
+            raise
         except ImageGenError:
             raise
         except Exception as error:
-            number = secrets.token_hex(4)
-            # The class and the place, and not the message, which may hold what the caller sent.
-            log.exception("internal error %s: %s", number, type(error).__name__)
-            raise Internal(f"something failed inside the worker; its log has the cause under {number}") from None
+            raise internal(error) from None
         finally:
             stop.set()
 
@@ -133,21 +142,22 @@ class Service:
         self,
         request: jobs.Request,
         default_seed: int | None,
-        deadline: float,
         max_answer: int | None,
-        begun: float,
         stop: threading.Event,
     ) -> GenerateResponse:
-        timings = Timings()
+        timings, begun = Timings(), time.monotonic()
 
         # 1. The model, and what it alone can check
         if request.delivery == "url":
             raise InvalidInput(
                 "delivery: 'url' needs an object store, and none is set up; allowed is 'base64'", "delivery"
             )
-        pipeline, spec = await self._ready()
+        if self.spec is not None:
+            jobs.check(request, self.spec)
+        pipeline = await self._ready()
+        spec = pipeline.config.spec
+        jobs.check(request, spec)
         timings.queue = time.monotonic() - begun
-        jobs.check_size(request, spec)
 
         # 2. References, in threads beside the GPU
         clock = time.monotonic()
@@ -187,13 +197,14 @@ class Service:
             warnings=warnings,
         )
 
-    async def _ready(self) -> tuple[FluxPipeline, ModelSpec]:
+    async def _ready(self) -> FluxPipeline:
         """The loaded pipeline; waits for it, and begins to load it if nothing has."""
+        if self._dead is not None:
+            raise self._dead
         try:
-            pipeline = await asyncio.shield(asyncio.wrap_future(self.start()))
+            return await asyncio.shield(asyncio.wrap_future(self.start()))
         except ConfigurationError as error:
             raise NotReady(str(error)) from None
-        return pipeline, pipeline.config.spec
 
     async def _references(self, request: jobs.Request) -> list[Image.Image]:
         if not isinstance(request, EditRequest):
@@ -274,6 +285,8 @@ class Service:
         if request.allow_format_change:
             formats: tuple[Literal["webp", "jpeg"], ...] = ("webp", "jpeg")
             for output_format in formats:
+                if output_format == request.output_format:
+                    continue
                 files = [
                     self._encode(request, plan, s, p, output_format) for s, p in zip(plan.seeds, pictures, strict=True)
                 ]
@@ -289,6 +302,11 @@ class Service:
         settings = self._settings
         name = settings.model or _default_model(settings.device)
         self.spec = get_model(name)
+        if settings.device is None and self.spec is not get_model("micro") and not _has_card():
+            raise ConfigurationError(
+                f"{name} needs a CUDA card and none can be used; IMAGEGEN_MODEL=micro draws without "
+                "one, IMAGEGEN_DEVICE=cpu insists"
+            )
         path = find_weights(self.spec, settings) or download_weights(self.spec, settings, self._progress)
         config = FluxConfig(self.spec, path, device=settings.device, offload=settings.offload, progress=self._progress)
         pipeline = FluxPipeline(config)
@@ -303,12 +321,16 @@ class Service:
 
 def _default_model(device: str | None) -> str:
     """klein-9b where there is a card, else micro, said aloud."""
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available():
+    if device != "cpu" and _has_card():
         return "klein-9b"
     log.warning("no CUDA card was found: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses")
     return "micro"
+
+
+def _has_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:

@@ -68,11 +68,16 @@ class Settings(BaseSettings):
         description="Seconds that a job may take, waiting included, where it names no `timeout` of its own.",
     )
     max_reference_mb: float = Field(
-        20.0, gt=0, validation_alias="IMAGEGEN_MAX_REFERENCE_MB", description="Largest reference picture, in megabytes."
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="IMAGEGEN_MAX_REFERENCE_MB",
+        description="Largest reference picture, in megabytes.",
     )
     max_result_mb: float = Field(
         20.0,
         gt=0,
+        allow_inf_nan=False,
         validation_alias="IMAGEGEN_MAX_RESULT_MB",
         description="Largest answer of the RunPod worker, in megabytes as sent; a job of /run may send at most 10.",
     )

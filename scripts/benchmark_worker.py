@@ -12,40 +12,82 @@ import asyncio
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a red circle on a blue background"
-#: What each prints when the first result is there.
-WORKER, PLAIN = ("handler.py", "micro-42.png"), ("scripts/plain_handler.py", "completed successfully")
+WORKER, PLAIN = "handler.py", "scripts/plain_handler.py"
+#: What each prints when the result of a local test is there.
+SIGNS = {WORKER: "micro-42.png", PLAIN: "completed successfully"}
+JOB = {"input": {"prompt": PROMPT, "seed": 42}}
 
 
-def cold_start(script: str, sign: str, folder: str) -> float:
-    """Seconds from the start of the process to the line that says that the first result is there."""
-    job = json.dumps({"input": {"prompt": PROMPT, "seed": 42}})
-    environment = {**os.environ, "IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "IMAGEGEN_OUTPUT_DIR": folder}
-    environment["RUNPOD_LOG_LEVEL"] = "INFO"
+def _environment(folder: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "IMAGEGEN_MODEL": "micro",
+        "IMAGEGEN_DEVICE": "cpu",
+        "IMAGEGEN_OUTPUT_DIR": folder,
+        "RUNPOD_LOG_LEVEL": "INFO",
+    }
+
+
+def cold_test(script: str, folder: str) -> float:
+    """Seconds from the start of a local test (--test_input) to the line that says that the result is there."""
     begun = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-u", script, "--test_input", job],
+        [sys.executable, "-u", script, "--test_input", json.dumps(JOB)],
         cwd=ROOT,
-        env=environment,
+        env=_environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if sign in line:
+            if SIGNS[script] in line:
                 seconds = time.monotonic() - begun
                 process.stdout.read()
                 return seconds
+    raise RuntimeError(f"{script} ended with status {process.returncode} and no result")
+
+
+def cold_worker(script: str, folder: str) -> float:
+    """Seconds from the start of a worker (the SDK's API server on this machine) to the answer of its first job."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/runsync", json.dumps(JOB).encode(), {"Content-Type": "application/json"}
+    )
+    begun = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, script, *arguments],
+        cwd=ROOT,
+        env=_environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            while process.poll() is None:
+                try:
+                    with urllib.request.urlopen(request) as answer:
+                        if json.load(answer)["status"] != "COMPLETED":
+                            raise RuntimeError(f"{script} failed its first job")
+                    return time.monotonic() - begun
+                except OSError:  # nobody listens yet
+                    time.sleep(0.02)
+        finally:
+            process.terminate()
     raise RuntimeError(f"{script} ended with status {process.returncode} and no result")
 
 
@@ -103,17 +145,17 @@ def main() -> int:
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{time.strftime('%Y-%m-%d')}, {machine}\n")
     print("| what | worker s | baseline s | ratio: median of pairs | least to most |\n|---|---|---|---|---|")
+    rows: list[tuple[str, list[tuple[float, float]]]] = []
     with tempfile.TemporaryDirectory() as folder:
-        cold = []
-        for i in range(args.cold):
-            order = (WORKER, PLAIN) if i % 2 else (PLAIN, WORKER)
-            seconds = {script: cold_start(script, sign, folder) for script, sign in order}
-            cold.append((seconds[WORKER[0]], seconds[PLAIN[0]]))
-        warm = warm_pairs(args.warm, args.size, folder)
-    for name, pairs in (
-        (f"cold start, {args.cold} pairs", cold),
-        (f"warm job {args.size}x{args.size}, {args.warm} pairs", warm),
-    ):
+        for name, measure in (("cold start of a worker", cold_worker), ("cold start of a local test", cold_test)):
+            pairs = []
+            for i in range(args.cold):
+                order = (WORKER, PLAIN) if i % 2 else (PLAIN, WORKER)
+                seconds = {script: measure(script, folder) for script in order}
+                pairs.append((seconds[WORKER], seconds[PLAIN]))
+            rows.append((f"{name}, {args.cold} pairs", pairs))
+        rows.append((f"warm job {args.size}x{args.size}, {args.warm} pairs", warm_pairs(args.warm, args.size, folder)))
+    for name, pairs in rows:
         ratios = [worker / baseline for worker, baseline in pairs]
         ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"

@@ -120,6 +120,42 @@ def test_the_cards_errors_are_the_contracts_and_say_nothing_of_the_inside(pipeli
     assert pipeline.generate("a red circle", seed=0, **HOW).image.size == (128, 96)
 
 
+def test_out_of_memory_gives_the_memory_back_before_the_next_job(pipeline, monkeypatch):
+    alive = []
+
+    def fail(*_, **__):
+        tensor = torch.zeros(1000)  # what the failed call held on the card
+        alive.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(alive[0]()))
+    monkeypatch.setattr(pipeline._pipe.transformer, "forward", fail)
+    with pytest.raises(OutOfMemory) as caught:
+        pipeline.generate("a red circle", seed=0, **HOW)
+    assert freed == [None]  # the cache was emptied once nothing held the tensor any more
+    assert caught.value.__context__ is None
+
+
+def test_a_dead_card_stays_that_when_cleaning_up_would_fail_too(pipeline, monkeypatch):
+    def dead(*_, **__):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(pipeline._pipe.transformer, "forward", dead)
+    monkeypatch.setattr(pipeline._pipe, "maybe_free_model_hooks", dead)
+    with pytest.raises(GpuFailed):
+        pipeline.generate("a red circle", seed=0, **HOW)
+
+
+def test_weights_that_do_not_fit_name_the_setting_that_helps(config, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Flux2KleinPipeline, "to", fail)
+    with pytest.raises(ConfigurationError, match="IMAGEGEN_OFFLOAD=model"):
+        FluxPipeline(config).load()
+
+
 def test_a_stop_takes_every_part_off_the_card(pipeline, monkeypatch):
     """Under model offload diffusers does that only at the end of its call."""
     freed = []

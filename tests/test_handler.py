@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import handler
 from imagegen.models import get_model
@@ -43,9 +44,12 @@ def test_a_generate_is_the_contracts_output(mode):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_an_edit_takes_one_to_four_references(count):
-    images = [to_base64(scene("circle", "red", "blue"))] * count
-    output = run({"id": "a", "input": {"mode": "edit", "prompt": "make the background green", "images": images}})
+    images = [to_base64(scene("circle", colour, "blue")) for colour in ("red", "white", "green", "black")][:count]
+    job = {"mode": "edit", "prompt": "make the background green"}
+    output = run({"id": "a", "input": {**job, "images": images}})
     assert from_base64(output["images"][0]).size == (128, 128)
+    other = [*images[:-1], to_base64(scene("star", "yellow", "purple"))]  # each of them counts, the last one too
+    assert run({"id": "a", "input": {**job, "images": other}})["images"] != output["images"]
 
 
 def test_a_job_that_is_handed_out_twice_is_the_same_picture():
@@ -69,6 +73,7 @@ def test_a_job_that_is_handed_out_twice_is_the_same_picture():
         ({"id": "a", "input": {**PROMPT, "mode": "paint"}}, "mode"),
         ({"id": "a", "input": {**PROMPT, "width": 1000, "height": 512}}, "width"),
         ({"id": "a", "input": {**PROMPT, "image": "rubbish!"}}, "images[0]"),
+        ({"id": "\ud800", "input": {"prompt": "\ud800"}}, "prompt"),
     ],
 )
 def test_a_mistake_is_answered_and_the_next_job_passes(job, field):
@@ -100,12 +105,13 @@ def test_an_answer_must_fit_the_way_it_takes(service, monkeypatch, identity, lim
 
     async def note(request, *, default_seed, max_answer):
         seen.append(max_answer)
-        raise RuntimeError
+        raise RuntimeError("what was sent")
 
     monkeypatch.setattr(service, "run", note)
-    with pytest.raises(RuntimeError):
-        run({"id": identity, "input": PROMPT})
+    output = run({"id": identity, "input": PROMPT})
     assert seen == [limit]
+    assert output["code"] == "internal"  # whatever goes wrong is an answer, and says nothing of the inside
+    assert "what was sent" not in str(output)
 
 
 def test_too_large_an_answer_is_an_error_and_not_silence(monkeypatch):
@@ -113,6 +119,21 @@ def test_too_large_an_answer_is_an_error_and_not_silence(monkeypatch):
     output = run({"id": "a", "input": {**PROMPT, "width": 512, "height": 512}})
     assert output["code"] == "result_too_large"
     assert "allowed" in output["error"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "replaced"),
+    [(torch.OutOfMemoryError, "out_of_memory", False), (torch.AcceleratorError, "gpu_failed", True)],
+)
+def test_only_a_dead_card_asks_for_a_new_worker(service, monkeypatch, raised, code, replaced):
+    def fail(*_, **__):
+        raise raised("CUDA error")
+
+    monkeypatch.setattr(service, "_dead", None)
+    monkeypatch.setattr(service.start().result()._pipe.transformer, "forward", fail)
+    output = run({"id": "a", "input": PROMPT})
+    assert output["code"] == code
+    assert output.get("refresh_worker", False) == replaced
 
 
 def test_micro_is_what_is_served(service):

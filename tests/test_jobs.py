@@ -1,7 +1,11 @@
+import math
+import random
+from dataclasses import replace
+
 import pytest
 
 from imagegen.errors import InvalidInput
-from imagegen.jobs import MEGAPIXEL, fit, parse_job, plan
+from imagegen.jobs import MEGAPIXEL, check, fit, parse_job, plan
 from imagegen.models import get_model
 from imagegen.server.schemas import EditRequest, GenerateRequest
 
@@ -9,7 +13,9 @@ KLEIN, MICRO = get_model("klein-9b"), get_model("micro")
 
 
 def planned(spec=KLEIN, reference=None, seed=7, **fields):
-    return plan(parse_job({"prompt": "x", **fields}), spec, reference, seed)
+    request = parse_job({"prompt": "x", **fields})
+    check(request, spec)
+    return plan(request, spec, reference, seed)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +131,56 @@ def test_an_edit_has_its_first_references_shape(ratio, reference, wanted):
     assert (made.width, made.height) == wanted
 
 
+@pytest.mark.parametrize("spec", [KLEIN, MICRO])
+@pytest.mark.parametrize("reference", [(1184, 880), (1360, 768), (1440, 720), (2048, 512), (1008, 336)])
+def test_the_shape_of_a_large_reference_survives_the_models_bounds(spec, reference):
+    made = planned(spec, reference, image="a")
+    assert made.width / made.height == pytest.approx(reference[0] / reference[1], rel=0.05)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1024, 1024), (1030, 1030), (4000, 3000), (999, 17), (8000, 1000), (63, 504)])
 def test_fit_keeps_the_bounds(size):
     width, height = fit(*size, 64, 4096)
     assert width % 16 == height % 16 == 0
     assert min(width, height) >= 64
     assert width * height <= MEGAPIXEL
+
+
+@pytest.mark.parametrize("high", [1024, 2048, 4096])
+def test_fit_holds_for_every_size_and_keeps_the_shape(high):
+    rng = random.Random(high)
+    for _ in range(20_000):
+        size = rng.randint(64, 5000), rng.randint(64, 5000)
+        width, height = fit(*size, 64, high)
+        assert width % 16 == height % 16 == 0
+        assert 64 <= width <= high
+        assert 64 <= height <= high
+        assert width * height <= MEGAPIXEL
+        if max(size) <= 8 * min(size):  # within rounding to 16
+            assert abs(math.log(width / height * size[1] / size[0])) <= 16 / width + 16 / height
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "a \udfff b"])
+def test_half_a_surrogate_pair_is_the_callers_mistake(prompt):
+    with pytest.raises(InvalidInput, match="^prompt: "):
+        parse_job({"prompt": prompt})
+
+
+def test_deep_and_huge_values_are_named_without_being_walked():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, 10**5000, {"a": deep}, float("nan")):
+        for field in ("prompt", "width", "seed", "images", "mode", "output_format"):
+            with pytest.raises(InvalidInput) as caught:
+                check(parse_job({"prompt": "x", "height": 512, field: value}), MICRO)
+            assert len(caught.value.message) < 300
+    with pytest.raises(InvalidInput) as caught:
+        parse_job({"prompt": "x", "y" * 1_000_000: 1})
+    assert len(caught.value.message) < 500
+
+
+def test_more_references_than_the_model_takes():
+    two = replace(MICRO, max_references=2)
+    with pytest.raises(InvalidInput, match="images: 3 references came; micro takes at most 2"):
+        check(parse_job({"prompt": "x", "images": ["a"] * 3}), two)

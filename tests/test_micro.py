@@ -70,6 +70,19 @@ def test_an_edit_changes_what_it_names_and_nothing_else(samples):
         elif task == "background":
             assert sample.target.shapes == sample.references[0].shapes
             assert sample.target.background == sample.meaning["background"]
+        elif task == "remove":
+            (before,) = sample.references
+            assert set(sample.target.shapes) < set(before.shapes)
+            assert sample.target.rgb == before.rgb
+        elif task == "swap":
+            (before,) = sample.references
+            changed = [(old, new) for old, new in zip(before.shapes, sample.target.shapes, strict=True) if old != new]
+            assert [new for _, new in changed] == [
+                replace(old, kind=sample.meaning["second_kind"]) for old, _ in changed
+            ]
+            assert len(changed) == 1
+        elif task == "keep":
+            assert sample.target == sample.references[0]
         elif task == "combine":
             assert {sample.target.background} <= {reference.background for reference in sample.references}
 

@@ -102,6 +102,31 @@ def test_weights_are_looked_for_in_order(tmp_path):
     assert find_weights(spec, settings(hf_home=home, model_path=MICRO_PATH), volume) == MICRO_PATH
 
 
+PARTS = '{"_class_name": "Flux2KleinPipeline", "vae": ["diffusers", "X"], "scheduler": ["diffusers", "Y"]}'
+
+
+def test_a_snapshot_of_an_interrupted_download_is_passed_over(tmp_path):
+    spec = get_model("klein-4b")
+    snapshot = make_cache(tmp_path / "hub", spec.repository)
+    (snapshot / "model_index.json").write_text(PARTS)
+
+    def found():
+        return find_weights(spec, settings(hf_home=tmp_path), tmp_path / "none")
+
+    assert found() is None
+    for part in ("vae", "scheduler"):
+        (snapshot / part).mkdir()
+        (snapshot / part / "config.json").write_text("{}")
+    assert found() is None  # the vae has no weights
+    (snapshot / "vae" / "a.safetensors").write_text("")
+    assert found() == snapshot
+    index = '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
+    (snapshot / "vae" / "model.safetensors.index.json").write_text(index)
+    assert found() is None  # the second shard is missing
+    (snapshot / "vae" / "b.safetensors").write_text("")
+    assert found() == snapshot
+
+
 def test_a_broken_snapshot_is_passed_over(tmp_path):
     spec = get_model("klein-4b")
     (make_cache(tmp_path / "hub", spec.repository) / "model_index.json").unlink()

@@ -1,9 +1,10 @@
 import base64
 import io
+import random
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from imagegen.errors import BadReference, PayloadTooLarge
 from imagegen.jobs import MEGAPIXEL
@@ -58,7 +59,8 @@ ANIMATION = to_bytes(PICTURE, "WEBP", save_all=True, append_images=[scene("star"
         (base64.b64encode(PNG[: len(PNG) // 2]).decode(), "broken or truncated"),
         (base64.b64encode(PNG[:40]).decode(), "is not a picture"),  # not even its header is whole
         (base64.b64encode(to_bytes(PICTURE, "JPEG")[:600]).decode(), "broken or truncated"),
-        (base64.b64encode(BOMB).decode(), "its pixels are too many; 50 megapixels are allowed"),
+        (base64.b64encode(BOMB).decode(), "13000x13000 pixels are too many; 50 megapixels are allowed"),
+        (to_base64(Image.new("1", (20000, 10000))), "its pixels are too many; 50 megapixels are allowed"),
         (to_base64(Image.new("1", (8000, 8000))), "8000x8000 pixels are too many; 50 megapixels are allowed"),
         (base64.b64encode(ANIMATION).decode(), "animation"),
         (to_base64(Image.new("RGB", (900, 100))), "900x100 is too long and thin"),
@@ -122,14 +124,55 @@ def test_every_mode_becomes_rgb(mode):
 
 
 def test_an_embedded_profile_is_applied():
-    swapped = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert (
-        np.abs(np.asarray(load(to_base64(PICTURE, icc_profile=swapped))).astype(int) - np.asarray(PICTURE)).max() <= 2
-    )
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # The same profile with its primaries for red and blue exchanged.
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    plain, seen = load(to_base64(PICTURE, icc_profile=srgb)), load(to_base64(PICTURE, icc_profile=swapped))
+    assert colour_at(plain, 64, 64) == pytest.approx([220, 38, 38], abs=2)
+    assert colour_at(seen, 64, 64) == pytest.approx([38, 38, 220], abs=25)
     assert load(to_base64(PICTURE, icc_profile=b"not a profile")).tobytes() == PICTURE.tobytes()
 
 
-@pytest.mark.parametrize("size", [(4000, 3000), (1030, 1030), (30, 40), (513, 77), (500, 63), (64, 512), (17, 136)])
+def test_broken_exif_does_not_spoil_a_good_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    exif[0x010E] = "a description"
+    exif[0x0131] = "a camera"
+    good = bytearray(to_bytes(PICTURE, "JPEG", exif=exif))
+    begin = good.index(b"Exif") + 6
+    rng = random.Random(1)
+    for _ in range(400):
+        broken = good.copy()
+        for _ in range(rng.randint(1, 6)):
+            broken[rng.randrange(begin, begin + len(exif.tobytes()) - 6)] = rng.randrange(256)
+        assert load(base64.b64encode(bytes(broken)).decode()).size == (128, 128)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = scene("triangle", "red", "blue", x=0.3).resize((192, 96))
+    saved = to_bytes(picture, "PNG", exif=exif)
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(saved))).convert("RGB")
+    assert load(base64.b64encode(saved).decode()).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (4000, 3000),
+        (1030, 1030),
+        (30, 40),
+        (513, 77),
+        (500, 63),
+        (64, 512),
+        (17, 136),
+        (700, 500),
+        (1020, 680),
+        (720, 1279),
+    ],
+)
 def test_a_reference_is_resized_and_never_cropped(size):
     picture = Image.new("RGB", size, "white")
     for corner, colour in ((0, "red"), (1, "blue")):

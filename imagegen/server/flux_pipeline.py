@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, cast
 
 from PIL import Image
 
@@ -24,6 +23,8 @@ from imagegen.models import ModelSpec
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
+
+T = TypeVar("T")
 
 
 class StepCallback(Protocol):
@@ -98,8 +99,7 @@ class FluxPipeline:
         """Reads the weights; does nothing when they are there.
 
         Raises:
-            OutOfMemory: they do not fit.
-            ConfigurationError: the folder is not a whole diffusers model; the cause is chained.
+            ConfigurationError: the weights do not fit, or the folder is not a whole diffusers model.
         """
         if self.loaded:
             return
@@ -117,16 +117,14 @@ class FluxPipeline:
             transformers_logging.disable_progress_bar()
         pipeline_class: type[DiffusionPipeline] = getattr(diffusers, config.spec.pipeline_class)
         try:
-            with _translated():
-                pipe = pipeline_class.from_pretrained(
-                    config.path, dtype=dtype, local_files_only=True, use_safetensors=True
-                )
-                if config.offload == "model":
-                    pipe.enable_model_cpu_offload(device=device)
-                else:
-                    pipe.to(device)
-        except ImageGenError:
-            raise
+            pipe = pipeline_class.from_pretrained(config.path, dtype=dtype, local_files_only=True, use_safetensors=True)
+            if config.offload == "model":
+                pipe.enable_model_cpu_offload(device=device)
+            else:
+                pipe.to(device)
+        except torch.OutOfMemoryError as error:
+            message = f"{config.spec.name} does not fit the card's memory; IMAGEGEN_OFFLOAD=model needs less"
+            raise ConfigurationError(message) from error
         except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
             message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
             raise ConfigurationError(message) from error
@@ -156,13 +154,15 @@ class FluxPipeline:
 
     def encode_prompt(self, prompt: str) -> Prompt:
         """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted."""
-        import torch
+        pipe = self._loaded()
+
+        def encode() -> torch.Tensor:
+            embeddings, _ = pipe.encode_prompt(prompt, max_sequence_length=self.config.spec.max_sequence_length)
+            self._synchronize()
+            return cast("torch.Tensor", embeddings)
 
         begun = time.monotonic()
-        with _translated(), torch.no_grad():
-            embeddings, _ = self._loaded().encode_prompt(
-                prompt, max_sequence_length=self.config.spec.max_sequence_length
-            )
+        embeddings = self._guarded(encode)
         return Prompt(embeddings, time.monotonic() - begun)
 
     def generate(
@@ -233,53 +233,65 @@ class FluxPipeline:
         def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal denoised
             if step + 1 == num_inference_steps:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()  # else the clock would show when the work was queued
+                self._synchronize()
                 denoised = time.monotonic()
             if on_step is not None:
                 on_step(step + 1, num_inference_steps)
             return tensors
 
+        def call() -> Image.Image:
+            picture: Image.Image = pipe(
+                image=images,
+                prompt_embeds=prompt.embeddings,
+                width=width,
+                height=height,
+                num_inference_steps=num_inference_steps,
+                generator=torch.Generator(pipe._execution_device).manual_seed(seed),
+                max_sequence_length=self.config.spec.max_sequence_length,
+                callback_on_step_end=after_step,
+                **arguments,
+            ).images[0]
+            return picture
+
+        image = self._guarded(call)
+        return Drawn(image, denoised - begun, time.monotonic() - denoised)
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        """Runs `work` on the card. Whatever ends it, the next call finds the card as it was.
+
+        Raises:
+            OutOfMemory, GpuFailed: for the card's own errors.
+        """
+        import torch
+
+        failure: ImageGenError
         try:
-            with _translated():
-                image = pipe(
-                    image=images,
-                    prompt_embeds=prompt.embeddings,
-                    width=width,
-                    height=height,
-                    num_inference_steps=num_inference_steps,
-                    generator=torch.Generator(pipe._execution_device).manual_seed(seed),
-                    max_sequence_length=self.config.spec.max_sequence_length,
-                    callback_on_step_end=after_step,
-                    **arguments,
-                ).images[0]
+            with torch.no_grad():
+                return work()
+        except torch.OutOfMemoryError:
+            failure = OutOfMemory(
+                "the picture does not fit the card's memory; ask for a smaller size or fewer references"
+            )
+        except torch.AcceleratorError:
+            raise GpuFailed("the card failed; this worker must be replaced") from None
         except BaseException:
             # It stands only at the end of the pipeline's call; the next job would find the transformer on the card.
-            pipe.maybe_free_model_hooks()
+            self._pipe.maybe_free_model_hooks()
             raise
-        return Drawn(image, denoised - begun, time.monotonic() - denoised)
+        # Outside of the handler, whose exception holds the frames that hold the tensors.
+        self._pipe.maybe_free_model_hooks()
+        gc.collect()
+        torch.cuda.empty_cache()
+        raise failure
+
+    def _synchronize(self) -> None:
+        """Waits for the card, else a clock would show when work was queued and not when it was done."""
+        import torch
+
+        if self._pipe._execution_device.type == "cuda":
+            torch.cuda.synchronize(self._pipe._execution_device)
 
     def _loaded(self) -> Any:
         if self._pipe is None:
             raise NotReady("the model is not loaded")
         return self._pipe
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turns the card's errors into the contract's: memory (the worker lives on) or a dead context (it does not)."""
-    import torch
-
-    failure: ImageGenError
-    try:
-        yield
-        return
-    except torch.OutOfMemoryError:
-        failure = OutOfMemory("the picture does not fit the card's memory; ask for a smaller size or fewer references")
-    except torch.AcceleratorError:
-        failure = GpuFailed("the card failed; this worker must be replaced")
-    # Outside of the handlers, whose traceback holds the tensors that are in the way.
-    if isinstance(failure, OutOfMemory):
-        gc.collect()
-        torch.cuda.empty_cache()
-    raise failure

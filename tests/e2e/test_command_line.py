@@ -102,6 +102,7 @@ def test_a_person_who_watches_sees_bars(tmp_path):
         ("[]", "error: invalid_input: input: is missing"),
         ('{"input": null}', "input: must be an object with a prompt, and not null"),
         ('{"input": ', "error: --test_input: is not JSON"),
+        ("[" * 5000, "error: --test_input: is not JSON"),
         ("nowhere.json", "error: nowhere.json: cannot be read"),
     ],
 )
