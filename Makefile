@@ -13,7 +13,7 @@ MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODE
 PINS := constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check serve micro eval bench clean
+.PHONY: help run test slow check serve micro eval bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -22,15 +22,18 @@ run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=kle
 	$(MODEL_ENV) $(BIN)/python handler.py --test_input
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+slow: $(VENV)/.slow ## the tests that need a browser (Debian's chromium; apt as root) or minutes
+	$(BIN)/pytest -m slow
 
 check: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-serve: $(VENV)/.run ## RunPod's API on this machine: POST /run, /runsync, /status/{id}, on PORT (7000)
-	$(MODEL_ENV) $(BIN)/python handler.py --rp_serve_api --rp_api_port $(PORT)
+serve: $(VENV)/.run ## the HTTP server and its page, on PORT (7000)
+	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
 
 micro: $(VENV)/.run ## make the miniature model from nothing (about an hour and a half on two cores)
 	$(BIN)/python -m builder.micro
@@ -41,6 +44,10 @@ eval: $(VENV)/.run ## measure the miniature model
 
 bench: $(VENV)/.run ## measure cold start and warm jobs against the plain handler
 	$(BIN)/python -m scripts.benchmark_worker
+
+$(VENV)/.slow: $(VENV)/.dev
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	@touch $@
 
 clean: ## remove .venv, outputs and caches (not build/micro, which takes hours to make)
 	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache *.egg-info

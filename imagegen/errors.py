@@ -6,7 +6,12 @@
         ├── InvalidInput          invalid_input 422       a field is missing, unknown, or out of its bounds
         ├── BadReference          bad_reference 422       a reference is not a picture that can be read
         ├── PayloadTooLarge       payload_too_large 413   a reference is over the limit in bytes
-        ├── NotReady              not_ready 503           the model is not loaded, or could not be
+        ├── Unauthorized          unauthorized 401        no API key came, or a wrong one
+        ├── NotFound              not_found 404           there is no such page or job
+        ├── MethodNotAllowed      method_not_allowed 405  the page is there, and not for this method
+        ├── UnsupportedMediaType  unsupported_media_type 415  the body is neither JSON nor a form
+        ├── Overloaded            overloaded 429          the queue is full; Retry-After says when it may not be
+        ├── NotReady              not_ready 503           the model is not loaded, could not be, or the worker is ending
         ├── ResultTooLarge        result_too_large 413    the answer would be over the door's limit
         ├── OutOfMemory           out_of_memory 507       the picture did not fit the card; the worker lives on
         ├── GpuFailed             gpu_failed 503          the card's context is dead; the worker asks to be replaced
@@ -46,16 +51,18 @@ class ImageGenError(Exception):
     Args:
         message: public; for an error of a field it begins with the field's name.
         field: the field at fault, such as "width" or "images[1]".
+        retry_after: seconds after which to try again, for HTTP's Retry-After.
     """
 
     code: ClassVar[str]
     status: ClassVar[int]
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    def __init__(self, message: str, field: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.retry_after = retry_after
 
     def body(self) -> ErrorBody:
         """The error object, as HTTP sends it under "error"."""
@@ -95,8 +102,38 @@ class PayloadTooLarge(ImageGenError):
     code, status = "payload_too_large", 413
 
 
+class Unauthorized(ImageGenError):
+    """No API key came, or a wrong one."""
+
+    code, status = "unauthorized", 401
+
+
+class NotFound(ImageGenError):
+    """There is no such page or job."""
+
+    code, status = "not_found", 404
+
+
+class MethodNotAllowed(ImageGenError):
+    """The page is there, and not for this method."""
+
+    code, status = "method_not_allowed", 405
+
+
+class UnsupportedMediaType(ImageGenError):
+    """The body is neither JSON nor a form."""
+
+    code, status = "unsupported_media_type", 415
+
+
+class Overloaded(ImageGenError):
+    """The queue is full."""
+
+    code, status, retryable = "overloaded", 429, True
+
+
 class NotReady(ImageGenError):
-    """The model is not loaded, or could not be."""
+    """The model is not loaded, could not be, or the worker is ending."""
 
     code, status, retryable = "not_ready", 503, True
 

@@ -43,11 +43,11 @@ def parse_job(job_input: Any) -> Request:
         InvalidInput: naming the field, what came and what is allowed.
     """
     if not isinstance(job_input, dict):
-        raise InvalidInput(f"input: must be an object with a prompt, and not {_show(job_input)}", "input")
+        raise InvalidInput(f"input: must be an object with a prompt, and not {show(job_input)}", "input")
     fields = dict(job_input)
     mode = fields.pop("mode", "edit" if "images" in fields or "image" in fields else "generate")
     if mode not in MODES:
-        raise InvalidInput(f"mode: {_show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
+        raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
     return parse(EditRequest, fields) if mode == "edit" else parse(GenerateRequest, fields)
 
 
@@ -104,9 +104,9 @@ def check(request: Request, spec: ModelSpec) -> None:
             continue
         allowed = f"{spec.min_size} to {spec.max_size}"
         if not spec.min_size <= side <= spec.max_size:
-            raise InvalidInput(f"{field}: {_show(side)} is out of bounds ({allowed}, multiples of {MULTIPLE})", field)
+            raise InvalidInput(f"{field}: {show(side)} is out of bounds ({allowed}, multiples of {MULTIPLE})", field)
         if side % MULTIPLE:
-            raise InvalidInput(f"{field}: {_show(side)} is not a multiple of {MULTIPLE} ({allowed})", field)
+            raise InvalidInput(f"{field}: {show(side)} is not a multiple of {MULTIPLE} ({allowed})", field)
 
 
 def fit(width: int, height: int, low: int, high: int) -> tuple[int, int]:
@@ -154,7 +154,7 @@ def _clamp(value: int, low: int, high: int) -> int:
     return max(low, min(high, value))
 
 
-def _show(value: Any, limit: int = 60) -> str:
+def show(value: Any, limit: int = 60) -> str:
     """What came, short enough for a message."""
     if value is None:
         return "null"
@@ -189,13 +189,13 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
         text = f"{len(came)} references came; 1 to {MAX_REFERENCES} are allowed"
     elif kind in ("greater_than_equal", "less_than_equal"):
         low, high = _bounds(schema, field)
-        text = f"{_show(came)} is out of bounds ({low} to {high})"
+        text = f"{show(came)} is out of bounds ({low} to {high})"
     elif kind == "literal_error":
-        text = f"{_show(came)} is not known; allowed are {context['expected']}"
+        text = f"{show(came)} is not known; allowed are {context['expected']}"
     elif kind.endswith("_type"):
-        text = f"must be {_TYPES.get(kind.removesuffix('_type'), kind)}, and not {_show(came)}"
+        text = f"must be {_TYPES.get(kind.removesuffix('_type'), kind)}, and not {show(came)}"
     else:
-        text = f"{_show(came)}: {error['msg']}"
+        text = f"{show(came)}: {error['msg']}"
     return InvalidInput(f"{name}: {text}", name)
 
 

@@ -8,14 +8,14 @@ is. A job that is cancelled, or whose time runs out, leaves the lane after the s
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
@@ -27,23 +27,33 @@ from imagegen.errors import (
     ImageGenError,
     InvalidInput,
     NotReady,
+    Overloaded,
     internal,
 )
-from imagegen.models import MODELS, ModelSpec, download_weights, find_weights, get_model
+from imagegen.events import Event, Listener, Queued, References
+from imagegen.lane import Job, draw
+from imagegen.loading import load
+from imagegen.metrics import Metrics
+from imagegen.models import MODELS, ModelSpec
 from imagegen.references import load_reference
-from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
-from imagegen.server.schemas import EditRequest, EditResponse, GenerateResponse, HealthResponse, Timings
+from imagegen.server.flux_pipeline import FluxPipeline
+from imagegen.server.schemas import (
+    EditRequest,
+    EditResponse,
+    GenerateResponse,
+    HealthResponse,
+    OutputFormat,
+    QueueState,
+    Timings,
+)
 from imagegen.settings import Settings
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Threads for pictures' bytes; Pillow lets go of the interpreter while it decodes and compresses.
 _CPU_THREADS = 4
-
-
-class _Stop(BaseException):
-    """Raised inside the denoising loop to leave it. Not an Exception: nothing on the way may swallow it."""
+#: Weight of the newest job in the mean time of a job.
+_PACE_WEIGHT = 0.3
 
 
 class Service:
@@ -55,15 +65,27 @@ class Service:
     """
 
     def __init__(self, settings: Settings, progress: bool = False) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.metrics = Metrics()
+        #: Set once: jobs that come are refused, those that are here are finished.
+        self.draining = False
         self._progress = progress
         self._gpu = ThreadPoolExecutor(1, "gpu")
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         self._loading: Future[FluxPipeline] | None = None
+        self._stage = "starting"
         self._lock = threading.Lock()
         self._dead: GpuFailed | None = None
-        #: What is served; known from the start where the settings name it.
-        self.spec: ModelSpec | None = MODELS.get(settings.model or "")
+        self._admitted = 0
+        self._pace = 0.0
+        self._spec: ModelSpec | None = MODELS.get(settings.model or "")
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """What is served: known from the start where the settings name it, else once it is loaded."""
+        if self._spec is None and self._loading and self._loading.done() and not self._loading.exception():
+            self._spec = self._loading.result().config.spec
+        return self._spec
 
     def start(self) -> Future[FluxPipeline]:
         """Begins to load the model in the GPU's thread, once, and again after a failure; the future ends when it is
@@ -73,11 +95,12 @@ class Service:
         """
         with self._lock:
             if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
-                self._loading = self._gpu.submit(self._load)
+                self._loading = self._gpu.submit(load, self.settings, self._progress, self._note_stage)
             return self._loading
 
     def close(self) -> None:
         """Ends the threads after the jobs that they are at, and unloads the model."""
+        self.draining = True
         with self._lock:
             loading = self._loading
         if loading is not None:
@@ -87,19 +110,31 @@ class Service:
         self._cpu.shutdown(cancel_futures=True)
 
     def health(self) -> HealthResponse:
-        """Whether a job could run now."""
-        name = self.spec.name if self.spec else self._settings.model or "unknown"
+        """The state that the service is in; it can take a job while idle, ready or busy."""
+        state = HealthResponse(
+            status="idle",
+            model=self.spec.name if self.spec else self.settings.model or "unknown",
+            version=__version__,
+            queue=QueueState(running=min(self._admitted, 1), waiting=self._waiting(), limit=self.settings.max_queue),
+        )
         loading = self._loading
         if self._dead is not None:
-            return HealthResponse(status="failed", model=name, version=__version__, message=self._dead.message)
-        if loading is None or not loading.done():
-            return HealthResponse(status="loading", model=name, version=__version__)
-        if (error := loading.exception()) is not None:
-            message = (
-                str(error) if isinstance(error, ConfigurationError | ImageGenError) else "the model could not be loaded"
-            )
-            return HealthResponse(status="failed", model=name, version=__version__, message=message)
-        return HealthResponse(status="ready", model=name, device=loading.result().device, version=__version__)
+            state.status, state.message = "failed", self._dead.message
+        elif loading is None:
+            state.status = "starting" if self.settings.preload_models else "idle"
+        elif not loading.done():
+            state.status, state.stage = "loading", self._stage
+        elif (error := loading.exception()) is not None:
+            state.status, state.message = "failed", "the model could not be loaded; the log says why"
+            if isinstance(error, ConfigurationError):
+                state.message = str(error)
+        else:
+            pipeline = loading.result()
+            state.status = "busy" if self._admitted else "ready"
+            state.device, state.gpu_memory = pipeline.device, pipeline.gpu_memory()
+        if self.draining and state.status != "failed":
+            state.status = "draining"
+        return state
 
     async def run(
         self,
@@ -107,53 +142,81 @@ class Service:
         *,
         default_seed: int | None = None,
         max_answer: int | None = None,
+        wait_for_model: bool = True,
+        listener: Listener | None = None,
+        previews: bool = False,
     ) -> GenerateResponse:
         """Runs one job.
 
         Args:
             default_seed: where the request names none; None: drawn below 2^32.
             max_answer: bytes that the door can carry.
+            wait_for_model: False: a job that comes while the model is loading is refused with NotReady.
+            listener: told what happens.
+            previews: whether it is shown the picture at each step.
 
         Raises:
             ImageGenError: one of the contract's, whatever went wrong.
             asyncio.CancelledError: the task was cancelled; the GPU is free after its step.
         """
-        timeout = request.timeout or self._settings.timeout
-        stop = threading.Event()
+        timeout = request.timeout or self.settings.timeout
+        loop = asyncio.get_running_loop()
+        job = Job(request, _teller(loop, listener), previews and listener is not None)
+        outcome = "ok"
+        self._admit(wait_for_model)
         try:
             async with asyncio.timeout(timeout):
-                return await self._run(request, default_seed, max_answer, stop)
+                answer = await self._run(job, default_seed, max_answer)
+            for stage, seconds in answer.timings:
+                self.metrics.stages.labels(stage).observe(seconds)
+            self.metrics.pictures.inc(len(answer.images))
+            return answer
         except TimeoutError:
+            outcome = DeadlineExceeded.code
             raise DeadlineExceeded(
-                f"timeout: the job did not end within {timeout:.1f} s, waiting included; at most 3600",
-                "timeout",
+                f"timeout: the job did not end within {timeout:.1f} s, waiting included; at most 3600", "timeout"
             ) from None
-        except GpuFailed as error:
-            self._dead = error
+        except asyncio.CancelledError:
+            outcome = "cancelled"
             raise
-        except ImageGenError:
+        except ImageGenError as error:
+            outcome = error.code
+            if isinstance(error, GpuFailed):
+                self._dead = error
             raise
         except Exception as error:
+            outcome = "internal"
             raise internal(error) from None
         finally:
-            stop.set()
+            job.stop.set()
+            self._admitted -= 1
+            self.metrics.waiting.set(self._waiting())
+            self.metrics.jobs.labels(outcome).inc()
 
-    async def _run(
-        self,
-        request: jobs.Request,
-        default_seed: int | None,
-        max_answer: int | None,
-        stop: threading.Event,
-    ) -> GenerateResponse:
-        timings, begun = Timings(), time.monotonic()
+    def _admit(self, wait_for_model: bool) -> None:
+        """Counts a job in, or says why not."""
+        loading = self._loading
+        if self.draining:
+            raise NotReady("the worker is ending; another will answer", retry_after=1)
+        if not wait_for_model and loading is not None and not loading.done():
+            raise NotReady(f"the model is not loaded yet ({self._stage})", retry_after=5)
+        if self._admitted > self.settings.max_queue:
+            wait = max(1, math.ceil(self._pace))
+            raise Overloaded(f"{self._waiting()} jobs wait already; try again in {wait} s", retry_after=wait)
+        self._admitted += 1
+        self.metrics.waiting.set(self._waiting())
+
+    async def _run(self, job: Job, default_seed: int | None, max_answer: int | None) -> GenerateResponse:
+        request, timings, begun = job.request, job.timings, time.monotonic()
 
         # 1. The model, and what it alone can check
         if request.delivery == "url":
             raise InvalidInput(
-                "delivery: 'url' needs an object store, and none is set up; allowed is 'base64'", "delivery"
+                "delivery: 'url' needs an object store, and there is none; 'base64' is allowed", "delivery"
             )
         if self.spec is not None:
             jobs.check(request, self.spec)
+        job.notify(Queued(self._admitted - 1))
         pipeline = await self._ready()
         spec = pipeline.config.spec
         jobs.check(request, spec)
@@ -161,27 +224,23 @@ class Service:
 
         # 2. References, in threads beside the GPU
         clock = time.monotonic()
-        references = await self._references(request)
+        if isinstance(request, EditRequest):
+            job.notify(References())
+            job.references = await self._references(request)
         timings.references = time.monotonic() - clock
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
-        plan = jobs.plan(request, spec, references[0].size if references else None, seed)
+        plan = jobs.plan(request, spec, job.references[0].size if job.references else None, seed)
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()
-        files: list[Future[bytes]] = []
-
-        def draw() -> list[Image.Image]:
-            timings.queue += time.monotonic() - clock
-            return self._draw(pipeline, request, plan, references, files, timings, stop)
-
-        pictures = await _in_thread(self._gpu, draw)
+        await _in_thread(self._gpu, lambda: self._draw(job, plan, pipeline, clock))
 
         # 4. Delivery
         clock = time.monotonic()
-        encoded = [await asyncio.wrap_future(file) for file in files]
+        encoded = [await asyncio.wrap_future(file) for file in job.files]
         output_format, warnings = request.output_format, list(plan.warnings)
-        if not delivery.fits(encoded, max_answer):
-            output_format, encoded = await self._smaller(request, plan, pictures, encoded, max_answer)
+        if max_answer is not None and not delivery.fits(encoded, max_answer):
+            output_format, encoded = await self._smaller(job, plan, encoded, max_answer)
             warnings.append(f"output_format: {request.output_format} was too large to send; this is {output_format}")
         images = await _in_thread(self._cpu, lambda: [delivery.to_base64(data) for data in encoded])
         now = time.monotonic()
@@ -206,131 +265,75 @@ class Service:
         except ConfigurationError as error:
             raise NotReady(str(error)) from None
 
-    async def _references(self, request: jobs.Request) -> list[Image.Image]:
-        if not isinstance(request, EditRequest):
-            return []
-        limit = int(self._settings.max_reference_mb * 1e6)
+    async def _references(self, request: EditRequest) -> list[Image.Image]:
+        limit = int(self.settings.max_reference_mb * 1e6)
         loads = [
             asyncio.wrap_future(self._cpu.submit(load_reference, image, f"images[{i}]", limit))
             for i, image in enumerate(request.images)
         ]
         return list(await asyncio.gather(*loads))
 
-    def _draw(
-        self,
-        pipeline: FluxPipeline,
-        request: jobs.Request,
-        plan: jobs.Plan,
-        references: list[Image.Image],
-        files: list[Future[bytes]],
-        timings: Timings,
-        stop: threading.Event,
-    ) -> list[Image.Image]:
+    def _draw(self, job: Job, plan: jobs.Plan, pipeline: FluxPipeline, queued: float) -> None:
         """All pictures of a job, one after another, in the GPU's thread."""
+        if job.stop.is_set():
+            return  # nobody waits for this any more
+        begun = time.monotonic()
+        job.timings.queue += begun - queued
 
-        def on_step(step: int, total: int) -> None:
-            if stop.is_set():
-                raise _Stop
+        def encode(seed: int, picture: Image.Image) -> None:
+            job.files.append(self._encode(job, plan, seed, picture, job.request.output_format))
 
-        pictures = []
-        if stop.is_set():
-            raise asyncio.CancelledError
-        prompt = pipeline.encode_prompt(plan.prompt)
-        timings.encode_prompt = prompt.seconds
-        how: dict[str, Any] = {
-            "width": plan.width,
-            "height": plan.height,
-            "num_inference_steps": plan.num_inference_steps,
-            "guidance_scale": plan.guidance_scale,
-        }
         try:
-            for seed in plan.seeds:
-                if references:
-                    drawn = pipeline.edit(prompt, references, seed=seed, on_step=on_step, **how)
-                else:
-                    drawn = pipeline.generate(prompt, seed=seed, on_step=on_step, **how)
-                timings.denoise += drawn.denoise
-                timings.decode += drawn.decode
-                pictures.append(drawn.image)
-                files.append(self._encode(request, plan, seed, drawn.image, request.output_format))
-        except _Stop:
-            # Nobody waits for this any more: the caller was answered when the stop was set.
-            raise asyncio.CancelledError from None
-        return pictures
+            draw(job, plan, pipeline, encode)
+        finally:
+            seconds = time.monotonic() - begun
+            self.metrics.gpu_busy.inc(seconds)
+            self._pace += (seconds - self._pace) * (_PACE_WEIGHT if self._pace else 1)
+            self.metrics.gpu_memory.set(pipeline.gpu_memory() or 0)
 
     def _encode(
-        self,
-        request: jobs.Request,
-        plan: jobs.Plan,
-        seed: int,
-        picture: Image.Image,
-        output_format: Literal["png", "jpeg", "webp"],
+        self, job: Job, plan: jobs.Plan, seed: int, picture: Image.Image, output_format: OutputFormat
     ) -> Future[bytes]:
         assert self.spec is not None
+        request = job.request
         provenance = delivery.Provenance(
             self.spec.name, seed, plan.num_inference_steps, request.prompt if request.embed_prompt else None
         )
         return self._cpu.submit(delivery.encode, picture, output_format, request.output_quality, provenance)
 
     async def _smaller(
-        self,
-        request: jobs.Request,
-        plan: jobs.Plan,
-        pictures: list[Image.Image],
-        encoded: list[bytes],
-        limit: int | None,
-    ) -> tuple[Literal["png", "jpeg", "webp"], list[bytes]]:
+        self, job: Job, plan: jobs.Plan, encoded: list[bytes], limit: int
+    ) -> tuple[OutputFormat, list[bytes]]:
         """The answer in a smaller format, if the job allows it and one fits; else the error that says so."""
-        assert limit is not None
-        if request.allow_format_change:
-            formats: tuple[Literal["webp", "jpeg"], ...] = ("webp", "jpeg")
-            for output_format in formats:
-                if output_format == request.output_format:
-                    continue
-                files = [
-                    self._encode(request, plan, s, p, output_format) for s, p in zip(plan.seeds, pictures, strict=True)
-                ]
-                smaller = [await asyncio.wrap_future(file) for file in files]
-                if delivery.fits(smaller, limit):
-                    return output_format, smaller
-                encoded = min(encoded, smaller, key=delivery.answer_size)
+        formats: tuple[OutputFormat, ...] = ("webp", "jpeg")
+        for output_format in formats if job.request.allow_format_change else ():
+            if output_format == job.request.output_format:
+                continue
+            pairs = zip(plan.seeds, job.pictures, strict=True)
+            files = [self._encode(job, plan, seed, picture, output_format) for seed, picture in pairs]
+            smaller = [await asyncio.wrap_future(file) for file in files]
+            if delivery.fits(smaller, limit):
+                return output_format, smaller
+            encoded = min(encoded, smaller, key=delivery.answer_size)
         raise delivery.too_large(encoded, limit)
 
-    def _load(self) -> FluxPipeline:
-        """Chooses the model, finds or downloads its weights, loads them. In the GPU's thread."""
-        begun = time.monotonic()
-        settings = self._settings
-        name = settings.model or _default_model(settings.device)
-        self.spec = get_model(name)
-        if settings.device is None and self.spec is not get_model("micro") and not _has_card():
-            raise ConfigurationError(
-                f"{name} needs a CUDA card and none can be used; IMAGEGEN_MODEL=micro draws without "
-                "one, IMAGEGEN_DEVICE=cpu insists"
-            )
-        path = find_weights(self.spec, settings) or download_weights(self.spec, settings, self._progress)
-        config = FluxConfig(self.spec, path, device=settings.device, offload=settings.offload, progress=self._progress)
-        pipeline = FluxPipeline(config)
-        try:
-            pipeline.load()
-        except ConfigurationError:
-            log.exception("loading %s from %s failed", name, path)
-            raise
-        log.info("%s is loaded on %s in %.1f s", name, pipeline.device, time.monotonic() - begun)
-        return pipeline
+    def _waiting(self) -> int:
+        return max(0, self._admitted - 1)
+
+    def _note_stage(self, stage: str) -> None:
+        self._stage = stage
 
 
-def _default_model(device: str | None) -> str:
-    """klein-9b where there is a card, else micro, said aloud."""
-    if device != "cpu" and _has_card():
-        return "klein-9b"
-    log.warning("no CUDA card was found: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses")
-    return "micro"
+def _teller(loop: asyncio.AbstractEventLoop, listener: Listener | None) -> Callable[[Event], None]:
+    """A function for any thread that tells the listener in the loop's."""
+    if listener is None:
+        return lambda event: None
 
+    def tell(event: Event) -> None:
+        with suppress(RuntimeError):  # the loop was closed, and with it whoever listened
+            loop.call_soon_threadsafe(listener, event)
 
-def _has_card() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    return tell
 
 
 async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         600.0,
         ge=1,
         le=3600,
-        validation_alias="IMAGEGEN_TIMEOUT",
+        validation_alias="IMAGEGEN_REQUEST_TIMEOUT",
         description="Seconds that a job may take, waiting included, where it names no `timeout` of its own.",
     )
     max_reference_mb: float = Field(
@@ -80,6 +80,36 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         validation_alias="IMAGEGEN_MAX_RESULT_MB",
         description="Largest answer of the RunPod worker, in megabytes as sent; a job of /run may send at most 10.",
+    )
+    serve: Literal["auto", "queue", "http"] = Field(
+        "auto",
+        validation_alias="IMAGEGEN_SERVE",
+        description="What `python -m imagegen` serves. auto: RunPod's queue where there is one, else HTTP.",
+    )
+    port: int = Field(7000, ge=1, le=65535, validation_alias="PORT", description="Port of the HTTP server.")
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias="IMAGEGEN_API_KEY",
+        description="Key that every HTTP request must bring, but those of /health and /ping. Unset: none is asked for.",
+    )
+    max_queue: int = Field(
+        16,
+        ge=0,
+        le=10000,
+        validation_alias="IMAGEGEN_MAX_QUEUE",
+        description="Jobs that may wait; more are answered 429.",
+    )
+    max_body_mb: float = Field(
+        110.0,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="IMAGEGEN_MAX_BODY_MB",
+        description="Largest body of an HTTP request, in megabytes.",
+    )
+    cors_origins: str = Field(
+        "",
+        validation_alias="IMAGEGEN_CORS_ORIGINS",
+        description="Origins whose pages may call the HTTP server, separated by commas. Unset: none but its own.",
     )
     queue_url: SecretStr | None = Field(
         None,

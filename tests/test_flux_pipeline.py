@@ -61,7 +61,7 @@ def test_steps_are_reported_and_a_stop_leaves_the_pipeline_as_it_was(pipeline):
     class Stop(BaseException):
         pass
 
-    def on_step(step, total):
+    def on_step(step, total, preview):
         seen.append((step, total))
         if step == 2:
             raise Stop
@@ -161,7 +161,7 @@ def test_a_stop_takes_every_part_off_the_card(pipeline, monkeypatch):
     freed = []
     monkeypatch.setattr(pipeline._pipe, "maybe_free_model_hooks", lambda: freed.append(True))
 
-    def on_step(step, total):
+    def on_step(step, total, preview):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -126,7 +126,7 @@ def test_training_draws_the_noise_levels_that_the_pipeline_uses(pipeline):
     class Stop(BaseException):
         pass
 
-    def on_step(step, total):
+    def on_step(step, total, preview):
         seen.extend(pipeline._pipe.scheduler.sigmas[:-1].tolist())
         raise Stop
 

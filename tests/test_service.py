@@ -164,7 +164,7 @@ def test_a_bug_is_an_id_for_the_caller_and_a_traceback_for_the_log(service, monk
     def fail(*_):
         raise RuntimeError(secret)
 
-    monkeypatch.setattr(service, "_draw", fail)
+    monkeypatch.setattr("imagegen.service.draw", fail)
     with caplog.at_level(logging.ERROR), pytest.raises(Internal) as caught:
         run(service)
     number = caught.value.message.split()[-1]
@@ -204,10 +204,14 @@ def test_a_model_that_cannot_be_loaded_answers_not_ready_and_says_why(tmp_path, 
 
 
 def test_health_follows_the_model():
+    assert Service(settings(preload_models=False)).health().status == "idle"
     fresh = Service(settings())
-    assert fresh.health().status == "loading"
+    assert fresh.health().status == "starting"
     assert fresh.health().model == "micro"
-    fresh.start().result()
+    loading = fresh.start()
+    assert fresh.health().status == "loading"
+    assert fresh.health().stage
+    loading.result()
     ready = fresh.health()
     assert (ready.status, ready.model, ready.device) == ("ready", "micro", "cpu")
     threads = threading.active_count()
@@ -232,7 +236,7 @@ def test_a_dead_card_ends_the_service_and_health_says_so(monkeypatch):
 
 def test_a_load_that_failed_is_tried_again_with_the_next_job(monkeypatch):
     trying = Service(settings())
-    monkeypatch.setattr("imagegen.service.find_weights", lambda *_: Path("/nowhere"))
+    monkeypatch.setattr("imagegen.loading.find_weights", lambda *_: Path("/nowhere"))
     with pytest.raises(NotReady, match="micro: its weights cannot be loaded"):
         run(trying)
     monkeypatch.undo()

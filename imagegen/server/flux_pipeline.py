@@ -31,8 +31,9 @@ class StepCallback(Protocol):
     """Called after each denoising step. Raising from it stops the picture; a stop should be a BaseException, so that
     no handler of ordinary errors on the way swallows it."""
 
-    def __call__(self, step: int, total: int) -> None:
-        """Step `step` (from 1) of `total` is done."""
+    def __call__(self, step: int, total: int, preview: Callable[[], Image.Image]) -> None:
+        """Step `step` (from 1) of `total` is done; `preview`, called at once or never, decodes what the model now
+        expects the picture to become."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,14 @@ class FluxPipeline:
     def device(self) -> str | None:
         """Where pictures are made; None before `load`."""
         return str(self._pipe._execution_device) if self._pipe is not None else None
+
+    def gpu_memory(self) -> int | None:
+        """Bytes of the card that torch holds for this process; None without a card."""
+        if self._pipe is None or self._pipe._execution_device.type != "cuda":
+            return None
+        import torch
+
+        return torch.cuda.memory_reserved(self._pipe._execution_device)
 
     def load(self) -> None:
         """Reads the weights; does nothing when they are there.
@@ -230,13 +239,19 @@ class FluxPipeline:
             arguments = {}  # it is distilled and knows no guidance
         begun = denoised = time.monotonic()
 
+        velocity: list[torch.Tensor] = []
+
+        def note_velocity(_: Any, __: Any, output: tuple[torch.Tensor, ...]) -> None:
+            velocity[:] = output[:1]
+
         def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal denoised
             if step + 1 == num_inference_steps:
                 self._synchronize()
                 denoised = time.monotonic()
             if on_step is not None:
-                on_step(step + 1, num_inference_steps)
+                latents = tensors["latents"]
+                on_step(step + 1, num_inference_steps, lambda: self._preview(latents, velocity[0], width, height))
             return tensors
 
         def call() -> Image.Image:
@@ -253,8 +268,34 @@ class FluxPipeline:
             ).images[0]
             return picture
 
-        image = self._guarded(call)
+        hook = pipe.transformer.register_forward_hook(note_velocity) if on_step is not None else None
+        try:
+            image = self._guarded(call)
+        finally:
+            if hook is not None:
+                hook.remove()
         return Drawn(image, denoised - begun, time.monotonic() - denoised)
+
+    def _preview(self, latents: torch.Tensor, velocity: torch.Tensor, width: int, height: int) -> Image.Image:
+        """The picture that the last step points to.
+
+        latents (1, tokens, C) are those after the step at noise level sigma; on the straight path of flow matching,
+        x_sigma = (1 - sigma) * x_0 + sigma * noise with velocity = noise - x_0, so x_0 = x_sigma - sigma * velocity.
+        The rest is what the pipeline does with its last latents.
+        """
+        import torch
+
+        pipe = self._pipe
+        scheduler, vae = pipe.scheduler, pipe.vae
+        sigma = scheduler.sigmas[scheduler.step_index].to(latents.device)
+        with torch.no_grad():
+            x0 = (latents - sigma * velocity[:, : latents.shape[1]]).to(vae.dtype)
+            scale = 2 * pipe.vae_scale_factor
+            x0 = x0.transpose(1, 2).reshape(1, -1, height // scale, width // scale)
+            mean = vae.bn.running_mean.view(1, -1, 1, 1).to(x0)
+            deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(x0)
+            picture = vae.decode(pipe._unpatchify_latents(x0 * deviation + mean), return_dict=False)[0]
+            return cast(Image.Image, pipe.image_processor.postprocess(picture, output_type="pil")[0])
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """Runs `work` on the card. Whatever ends it, the next call finds the card as it was.

@@ -152,11 +152,42 @@ class EditResponse(GenerateResponse):
     """The same, for an edit."""
 
 
-class HealthResponse(BaseModel):
-    """Whether the worker can take a job."""
+class QueueState(BaseModel):
+    """Jobs at this moment."""
 
-    status: Literal["loading", "ready", "failed"]
+    running: int
+    waiting: int
+    limit: int = Field(description="Jobs that may wait.")
+
+
+class HealthResponse(BaseModel):
+    """The state of the worker; it can take a job while idle, ready or busy."""
+
+    status: Literal["starting", "idle", "loading", "ready", "busy", "draining", "failed"] = Field(
+        description="idle: nothing is loaded, and the first job will load the model."
+    )
+    stage: str | None = Field(None, description="What loading is at.", examples=["loading the weights"])
     model: str = Field(examples=["klein-9b"])
     device: str | None = Field(None, description="Where the model is, once it is loaded.", examples=["cuda"])
+    gpu_memory: int | None = Field(None, description="Bytes of the card that the model and its work hold.")
+    queue: QueueState
     version: str = Field(description="The worker's version.", examples=["0.1.0"])
     message: str | None = Field(None, description="Why it failed.")
+
+
+class ErrorObject(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(examples=["invalid_input"])
+    message: str = Field(
+        description="Names the field, what came and what is allowed.",
+        examples=["width: 1000 is not a multiple of 16 (256 to 2048)"],
+    )
+    field: str | None = Field(description="The field at fault.", examples=["width"])
+    retryable: bool = Field(description="Whether the same request may succeed later.", examples=[False])
+
+
+class ErrorResponse(BaseModel):
+    """An error of the native API."""
+
+    error: ErrorObject

@@ -1,0 +1,282 @@
+"""The HTTP door: the native API, OpenAI's images API (openai.py), and a page to play with.
+
+    uvicorn imagegen.server.main:app --host 0.0.0.0 --port 7000
+
+A route translates its protocol and nothing else; the road is `imagegen.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from imagegen import __version__, jobs
+from imagegen.errors import ImageGenError, InvalidInput, NotFound, internal
+from imagegen.models import MODELS, get_model
+from imagegen.server import http
+from imagegen.server.openai import router as openai_router
+from imagegen.server.schemas import (
+    MAX_IMAGES,
+    MAX_PROMPT,
+    AspectRatio,
+    EditRequest,
+    EditResponse,
+    ErrorResponse,
+    GenerateRequest,
+    GenerateResponse,
+    HealthResponse,
+    OutputFormat,
+)
+from imagegen.service import Service
+from imagegen.settings import Settings, get_settings
+
+log = logging.getLogger(__name__)
+
+_PAGE = Path(__file__).parent / "playground" / "index.html"
+_CAN_SERVE = ("idle", "ready", "busy")
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        401: "No API key, or a wrong one.",
+        413: "The body, a reference or the answer is too large.",
+        415: "The body is neither JSON nor a form.",
+        422: "A field is missing, unknown or out of its bounds; the error names it.",
+        429: "The queue is full; Retry-After says when to try again.",
+        499: "The job was cancelled.",
+        500: "A bug; the message holds an id that the log has too.",
+        503: "The model is loading or could not be loaded, or the card failed.",
+        504: "The job's timeout ran out.",
+        507: "The picture does not fit the card.",
+    }.items()
+}
+
+
+def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
+    """The request body for OpenAPI: the same fields as JSON and as a form with files."""
+    fields = schema.model_json_schema()
+    form = json.loads(json.dumps(fields))
+    form["additionalProperties"] = True  # `image` and `image[]` are names for `images`
+    if schema is EditRequest:
+        # `image` is an alias, so that neither name alone is required.
+        fields["properties"]["image"] = {"type": "string", "description": "One reference, instead of `images`."}
+        fields["required"] = form["required"] = ["prompt"]
+        form["properties"]["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_PICTURES: dict[str, Any] = {
+    f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in get_args(OutputFormat)
+}
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application, with a service of its own in `app.state.service`."""
+    settings = settings or get_settings()
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if settings.preload_models:
+            service.start()
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="image-gen", version=__version__, description=__doc__, lifespan=lifespan)
+    app.state.service = service
+    app.state.jobs = {}
+    app.add_middleware(http.Guard, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+            expose_headers=["X-Request-ID", "X-Seed", "Retry-After"],
+        )
+
+    @app.exception_handler(ImageGenError)
+    async def contract_error(request: Request, error: ImageGenError) -> Response:
+        return http.error_response(error, request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def framework_error(request: Request, error: HTTPException) -> Response:
+        answer = http.error_response(http.framework_error(error, request.url.path), request.url.path)
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(RequestValidationError)
+    async def query_error(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        return http.error_response(InvalidInput(f"{name}: {first['msg']}", name), request.url.path)
+
+    @app.exception_handler(Exception)
+    async def any_error(request: Request, error: Exception) -> Response:
+        return http.error_response(internal(error), request.url.path)
+
+    _add_routes(app, service)
+    app.include_router(openai_router)
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/", summary="The page for a browser, a card as JSON for others")
+    async def root(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return FileResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
+        state = service.health()
+        card = {"name": "image-gen", "version": __version__, "model": state.model, "status": state.status}
+        return JSONResponse({**card, "docs": "/docs", "routes": ["/generate", "/edit", "/v1/images/generations"]})
+
+    @app.get("/health", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
+    async def health() -> Response:
+        """200 where a job could be taken: idle, ready or busy; 503 otherwise."""
+        state = service.health()
+        return Response(
+            state.model_dump_json(), 200 if state.status in _CAN_SERVE else 503, media_type="application/json"
+        )
+
+    @app.get("/ping", status_code=200, responses={204: {"description": "Loading."}, 503: {"description": "Broken."}})
+    async def ping() -> Response:
+        """For RunPod's load balancer: 204 while loading, 200 ready, 503 broken."""
+        status = service.health().status
+        return Response(status_code=200 if status in _CAN_SERVE else 204 if status in ("starting", "loading") else 503)
+
+    @app.get("/capabilities", responses={401: _ERRORS[401]})
+    async def capabilities() -> dict[str, Any]:
+        """What a client may ask of this server: limits, defaults, sizes, formats, models."""
+        spec = service.spec or get_model("klein-9b")
+        return {
+            "model": service.health().model,
+            "licence": spec.licence,
+            "models": list(MODELS),
+            "defaults": {"num_inference_steps": spec.num_inference_steps, "guidance_scale": spec.guidance_scale},
+            "sizes": {"default": spec.size, "min": spec.min_size, "max": spec.max_size, "multiple": jobs.MULTIPLE},
+            "aspect_ratios": get_args(AspectRatio),
+            "output_formats": get_args(OutputFormat),
+            "limits": {
+                "prompt": MAX_PROMPT,
+                "images": spec.max_references,
+                "num_images": MAX_IMAGES,
+                "reference_mb": service.settings.max_reference_mb,
+                "body_mb": service.settings.max_body_mb,
+                "queue": service.settings.max_queue,
+                "timeout": service.settings.timeout,
+            },
+        }
+
+    @app.get("/metrics", responses={401: _ERRORS[401]})
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.post(
+        "/generate",
+        response_model=GenerateResponse,
+        responses={**_ERRORS, 200: {"content": {**_PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+        openapi_extra=_body(GenerateRequest),
+    )
+    async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
+        """Text to image. `Accept: image/png` answers with the picture itself, `text/event-stream` with progress."""
+        fields, form = await http.read_fields(request)
+        return await _answer(
+            request, service, jobs.parse(GenerateRequest, http.typed(fields) if form else fields), previews
+        )
+
+    @app.post(
+        "/edit",
+        response_model=EditResponse,
+        responses={**_ERRORS, 200: {"content": {**_PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+        openapi_extra=_body(EditRequest),
+    )
+    async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
+        """One to four references and what to make of them; as JSON, or as a form with files."""
+        fields, form = await http.read_fields(request)
+        return await _answer(
+            request, service, jobs.parse(EditRequest, http.typed(fields) if form else fields), previews
+        )
+
+    @app.delete("/jobs/{job_id}", responses={401: _ERRORS[401], 404: {"model": ErrorResponse}, 422: _ERRORS[422]})
+    async def cancel(job_id: str) -> dict[str, str]:
+        """Cancels a job that waits or runs; the GPU is free after the step that it is in."""
+        task = app.state.jobs.get(job_id)
+        if task is None:
+            raise NotFound("there is no such job, or it is done")
+        task.cancel()
+        return {"id": job_id, "status": "cancelled"}
+
+
+_PREVIEWS = Query(False, description="In an event stream, show the picture at each step.")
+#: The page asks nothing of anyone but this server.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+async def _answer(request: Request, service: Service, job: GenerateRequest | EditRequest, previews: bool) -> Response:
+    """Runs a job and answers in the form that the client accepts."""
+    accept = request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
+    job_id: str = request.state.request_id
+    wait = not service.settings.preload_models
+    if accept == "text/event-stream":
+        work = service.run(job, wait_for_model=wait, listener=(events := http.EventQueue()).listen, previews=previews)
+        return await _stream(request, work, events, job_id)
+    if accept.startswith("image/"):
+        job = _as_picture(job, accept.removeprefix("image/"))
+    task = await http.run_job(request.app.state.jobs, job_id, service.run(job, wait_for_model=wait))
+    answer = await http.until_gone(request, task)
+    if accept.startswith("image/"):
+        headers = {"X-Seed": str(answer.seeds[0]), "X-Model": answer.model}
+        return Response(base64.b64decode(answer.images[0]), media_type=f"image/{answer.output_format}", headers=headers)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _as_picture(job: GenerateRequest | EditRequest, wanted: str) -> GenerateRequest | EditRequest:
+    """The job with the format that the client accepts."""
+    formats = get_args(OutputFormat)
+    if wanted not in (*formats, "*"):
+        raise InvalidInput(f"Accept: image/{wanted[:40]} is not made here; allowed are {', '.join(formats)}", "Accept")
+    if job.num_images != 1:
+        raise InvalidInput(f"num_images: {job.num_images} pictures do not go into one image; accept JSON", "num_images")
+    return job if wanted == "*" else job.model_copy(update={"output_format": wanted})
+
+
+async def _stream(
+    request: Request, work: Coroutine[Any, Any, GenerateResponse], events: http.EventQueue, job_id: str
+) -> Response:
+    """The job's events: queued, references, step, and at the end done or error."""
+    task = await http.run_job(request.app.state.jobs, job_id, work)
+    running = await http.start_following(events.follow(task), task)
+
+    async def body() -> AsyncIterator[str]:
+        async for event in running:
+            name, fields = await http.event_fields(event, job_id)
+            yield http.server_sent(name, json.dumps(fields))
+        answer = await http.ended(task)
+        if isinstance(answer, ImageGenError):
+            yield http.server_sent("error", json.dumps(answer.body()))
+        else:
+            yield http.server_sent("done", answer.model_dump_json())
+
+    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, made when a server asks for it, so that importing this module reads no settings."""
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)

@@ -1,0 +1,98 @@
+"""`python -m imagegen` and `uvicorn imagegen.server.main:app` as processes: they come up, answer, drain and end."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
+
+
+@contextlib.contextmanager
+def running(tmp_path, *command, **environment):
+    """The process and its base URL, once the model is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [word.replace("PORT", port) for word in command]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PORT": port, **environment},
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").json()["status"] == "ready":
+                    break
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "imagegen"], ["-m", "uvicorn", "imagegen.server.main:app", "--host", "127.0.0.1", "--port", "PORT"]],
+)
+def test_it_serves(tmp_path, command):
+    with running(tmp_path, *command) as (_, url):
+        assert httpx.post(f"{url}/generate", json=PROMPT).json()["seeds"] == [42]
+
+
+def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
+    with running(tmp_path, "-m", "imagegen") as (process, url):
+        answers = []
+        job = {**PROMPT, "num_images": 4, "width": 512, "height": 512}
+        asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/generate", json=job, timeout=60)))
+        asking.start()
+        while httpx.get(f"{url}/health").json()["status"] != "busy":
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        asking.join(60)
+        assert answers[0].status_code == 200
+        assert len(answers[0].json()["images"]) == 4
+        assert process.wait(20) == 0
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/health")
+
+
+def test_the_log_holds_no_prompt_no_picture_and_no_key(tmp_path):
+    with running(tmp_path, "-m", "imagegen", IMAGEGEN_API_KEY="canary-key", LOG_LEVEL="DEBUG") as (_, url):
+        key = {"Authorization": "Bearer canary-key"}
+        answer = httpx.post(f"{url}/generate", json={"prompt": "canary xylophone", "embed_prompt": True}, headers=key)
+        httpx.post(f"{url}/edit", json={"prompt": "canary two", "image": "canary!"}, headers=key)
+        httpx.post(f"{url}/generate", json={"canary_field": "canary"}, headers={"X-API-Key": "canary-wrong"})
+    log = (tmp_path / "log").read_text()
+    assert "is loaded on cpu" in log
+    assert "canary" not in log
+    assert answer.json()["images"][0][60:120] not in log
+
+
+def test_a_wrong_setting_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "imagegen"],
+        cwd=ROOT,
+        env={**os.environ, "PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: PORT: ")
+    assert len(done.stderr.strip().splitlines()) == 1

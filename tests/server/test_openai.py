@@ -1,0 +1,144 @@
+"""The official client drives /v1."""
+
+import io
+
+import openai
+import pytest
+
+from builder.micro.measure import background_colour, shape_colour
+from tests.conftest import from_base64, scene, to_bytes
+from tests.server.conftest import serving
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def ai(ready):
+    return openai.OpenAI(base_url=f"{ready[0]}/v1", api_key="any", max_retries=0)
+
+
+def shows(image):
+    picture = from_base64(image.b64_json)
+    return background_colour(picture), shape_colour(picture)
+
+
+def file(picture, name="a.png"):
+    return name, io.BytesIO(to_bytes(picture)), "image/png"
+
+
+def test_models(ai):
+    assert [model.id for model in ai.models.list()] == ["micro"]
+
+
+def test_generate(ai, client):
+    answer = ai.images.generate(model="micro", prompt=PROMPT, extra_body={"seed": 42}, user="someone")
+    assert shows(answer.data[0]) == ("blue", "red")
+    assert (answer.size, answer.output_format) == ("128x128", "png")
+    native = client.post("/generate", json={"prompt": PROMPT, "seed": 42}).json()
+    assert answer.data[0].b64_json == native["images"][0]
+    assert answer.model_extra["seeds"] == [42]
+    assert answer.model_extra["warnings"] == []
+
+
+def test_every_field_that_is_honoured(ai):
+    answer = ai.images.generate(
+        prompt=PROMPT, n=2, size="96x64", output_format="webp", output_compression=50, response_format="b64_json"
+    )
+    assert len(answer.data) == 2
+    pictures = [from_base64(image.b64_json) for image in answer.data]
+    assert {(picture.size, picture.format) for picture in pictures} == {((96, 64), "WEBP")}
+
+
+def test_what_changes_nothing_is_warned_of(ai):
+    answer = ai.images.generate(prompt=PROMPT, quality="high", moderation="low")
+    assert answer.model_extra["warnings"] == [
+        "quality: 'high' changes nothing with micro",
+        "moderation: 'low' changes nothing with micro",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_edit(ai, client, count):
+    pictures = [scene("circle", "red", "blue"), scene("star", "white", "green"), *[scene("square", "black", "red")] * 2]
+    files = [file(picture, f"{i}.png") for i, picture in enumerate(pictures[:count])]
+    answer = ai.images.edit(
+        image=files if count > 1 else files[0], prompt="make the background green", extra_body={"seed": 3}
+    )
+    form = [("image", (name, data.getvalue(), kind)) for name, data, kind in files]
+    native = client.post("/edit", data={"prompt": "make the background green", "seed": "3"}, files=form).json()
+    assert answer.data[0].b64_json == native["images"][0]
+    if count == 1:
+        assert shows(answer.data[0]) == ("green", "red")
+
+
+@pytest.mark.parametrize("partial", [0, 1, 2, 3])
+def test_stream(ai, partial):
+    seen = list(ai.images.generate(prompt=PROMPT, stream=True, partial_images=partial, extra_body={"seed": 42}))
+    kinds = ["image_generation.partial_image"] * partial + ["image_generation.completed"]
+    assert [event.type for event in seen] == kinds
+    assert [event.partial_image_index for event in seen[:-1]] == list(range(partial))
+    assert shows(seen[-1]) == ("blue", "red")
+    if partial == 3:
+        assert len({event.b64_json for event in seen}) == 4  # it forms
+    if partial:
+        assert shows(seen[-2]) == ("blue", "red")
+
+
+def test_stream_of_an_edit(ai):
+    stream = ai.images.edit(
+        image=file(scene("circle", "red", "blue")), prompt="make the background green", stream=True, partial_images=1
+    )
+    assert [event.type for event in stream] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "raised", "param"),
+    [
+        (dict(model="gpt-image-1"), openai.NotFoundError, "model"),
+        (dict(prompt=" "), openai.BadRequestError, "prompt"),
+        (dict(n=9), openai.BadRequestError, "n"),
+        (dict(size="big"), openai.BadRequestError, "size"),
+        (dict(size="1000x1000"), openai.BadRequestError, "width"),
+        (dict(response_format="url"), openai.BadRequestError, "response_format"),
+        (dict(background="transparent"), openai.BadRequestError, "background"),
+        (dict(style="vivid"), openai.BadRequestError, "style"),
+        (dict(output_compression=101), openai.BadRequestError, "output_compression"),
+        (dict(output_format="gif"), openai.BadRequestError, "output_format"),
+        (dict(partial_images=4), openai.BadRequestError, "partial_images"),
+        (dict(stream=True, n=2), openai.BadRequestError, "n"),
+        (dict(extra_body={"seed": -1}), openai.BadRequestError, "seed"),
+        (dict(extra_body={"steps": 3}), openai.BadRequestError, "steps"),
+    ],
+)
+def test_a_mistake_is_the_clients_exception(ai, fields, raised, param):
+    with pytest.raises(raised) as caught:
+        ai.images.generate(**{"prompt": PROMPT, **fields})
+    assert caught.value.param == param
+    if raised is openai.NotFoundError:
+        assert caught.value.code == "model_not_found"
+
+
+def test_a_bad_picture_and_a_mask(ai):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ai.images.edit(image=("a.png", b"not a picture", "image/png"), prompt="x")
+    assert caught.value.code == "bad_reference"
+    picture = scene("circle", "red", "blue")
+    with pytest.raises(openai.BadRequestError) as caught:
+        ai.images.edit(image=file(picture), mask=file(picture), prompt="x")
+    assert caught.value.param == "mask"
+
+
+def test_the_key_and_the_state_of_the_server():
+    with serving(api_key="key", max_queue=0) as (url, service):
+        wrong = openai.OpenAI(base_url=f"{url}/v1", api_key="other", max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            wrong.images.generate(prompt=PROMPT)
+        right = openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
+        with pytest.raises(openai.InternalServerError) as caught:  # 503 while it loads
+            right.images.generate(prompt=PROMPT)
+        assert caught.value.status_code == 503
+        service.start().result()
+        assert right.images.generate(prompt=PROMPT).data
+        service._admitted = 1
+        with pytest.raises(openai.RateLimitError):
+            right.images.generate(prompt=PROMPT)
