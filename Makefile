@@ -24,7 +24,7 @@ run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=kle
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest -m "not slow"
 
-slow: $(VENV)/.slow ## the tests that need a browser (Debian's chromium; apt as root) or minutes
+slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root) or minutes
 	$(BIN)/pytest -m slow
 
 check: $(VENV)/.dev ## ruff and mypy
@@ -46,7 +46,7 @@ bench: $(VENV)/.run ## measure cold start and warm jobs against the plain handle
 	$(BIN)/python -m scripts.benchmark_worker
 
 $(VENV)/.slow: $(VENV)/.dev
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	command -v chromium curl >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
 	@touch $@
 
 clean: ## remove .venv, outputs and caches (not build/micro, which takes hours to make)

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None,
         validation_alias="IMAGEGEN_API_KEY",
-        description="Key that every HTTP request must bring, but those of /health and /ping. Unset: none is asked for.",
+        description="Key that every HTTP request must bring, but those of /, /health and /ping. Unset: none.",
     )
     max_queue: int = Field(
         16,

@@ -1,10 +1,12 @@
 """Runs what the README shows: its commands, its jobs, its curl, and compares its answers with real ones."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 import handler
 from imagegen.server.schemas import GenerateResponse
@@ -51,31 +54,62 @@ def test_a_command_leaves_a_picture(command, tmp_path):
     assert str(picture) in done.stdout
 
 
-def test_curl_against_make_serve(tmp_path):
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    """`make serve`, on a port of its own."""
+    log_path = tmp_path_factory.mktemp("serve") / "log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    words = shlex.split(next(line for line in COMMANDS if line.startswith("curl")))
-    url = next(word for word in words if "localhost" in word).replace("7000", port)
-    name, _, value = words[words.index("-H") + 1].partition(": ")
-    with (tmp_path / "log").open("w") as log:
+        free = str(probe.getsockname()[1])
+    with log_path.open("w") as log:
         server = subprocess.Popen(
-            ["make", "serve", f"PORT={port}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            ["make", "serve", f"PORT={free}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        for _ in range(120):
-            try:
-                answer = httpx.post(
-                    f"http://{url}", headers={name: value}, content=words[words.index("-d") + 1], timeout=60
-                )
-                break
-            except httpx.TransportError:
-                assert server.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.5)
-        assert answer.json()["status"] == "COMPLETED"
+        for _ in range(200):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://localhost:{free}/health").json()["status"] == "ready":
+                    break
+            assert server.poll() is None, log_path.read_text()
+            time.sleep(0.3)
+        yield free
     finally:
-        os.killpg(server.pid, 15)
+        os.killpg(server.pid, signal.SIGTERM)
         server.wait(20)
+
+
+@pytest.mark.slow  # curl may have to be installed
+def test_curl_and_python_against_make_serve(port, tmp_path):
+    for command in (line for line in COMMANDS if line.startswith("curl")):
+        done = subprocess.run(
+            shlex.split(command.replace("7000", port)),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        if "-o" not in command:
+            assert json.loads(done.stdout)["images"]
+    assert Image.open(tmp_path / "star.png").format == "PNG"
+    assert json.loads((tmp_path / "answer.json").read_text())["images"]
+
+    for block in blocks("python"):
+        code = block.replace("7000", port)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    assert Image.open(tmp_path / "circle.png").size == (128, 128)
+
+
+def test_the_api_script_is_satisfied(port, tmp_path):
+    command = [sys.executable, "-m", "scripts.test_api", "--url", f"http://localhost:{port}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stdout
+    assert len(done.stdout.splitlines()) == 7
+    assert len(list((tmp_path / "outputs").iterdir())) == 5
+    nobody = [*command[:-1], "http://localhost:9"]
+    done = subprocess.run(nobody, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1
 
 
 def test_the_jobs_and_answers_are_real(service, monkeypatch):

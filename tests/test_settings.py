@@ -28,7 +28,13 @@ def test_the_example_read_as_it_is_gives_the_defaults(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("IMAGEGEN_TIMEOUT", "0"), ("IMAGEGEN_OFFLOAD", "disk"), ("PRELOAD_MODELS", "perhaps"), ("LOG_LEVEL", "loud")],
+    [
+        ("IMAGEGEN_REQUEST_TIMEOUT", "0"),
+        ("PORT", "x"),
+        ("IMAGEGEN_OFFLOAD", "disk"),
+        ("PRELOAD_MODELS", "perhaps"),
+        ("LOG_LEVEL", "loud"),
+    ],
 )
 def test_a_wrong_value_names_its_variable(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
@@ -47,7 +53,7 @@ def test_the_token_is_read_and_never_shown(monkeypatch, name):
 
 
 def test_settings_are_frozen_and_empty_variables_count_as_unset(monkeypatch):
-    monkeypatch.setenv("IMAGEGEN_TIMEOUT", "")
+    monkeypatch.setenv("IMAGEGEN_REQUEST_TIMEOUT", "")
     monkeypatch.setenv("IMAGEGEN_MODEL", "")
     read = Settings(_env_file=None)
     assert read.timeout == 600

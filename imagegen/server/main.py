@@ -19,7 +19,7 @@ from typing import Any, get_args
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from imagegen import __version__, jobs
@@ -133,7 +133,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/", summary="The page for a browser, a card as JSON for others")
+    @app.get(
+        "/",
+        summary="The page for a browser, a card as JSON for others",
+        responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+    )
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
             return FileResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
@@ -149,7 +153,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             state.model_dump_json(), 200 if state.status in _CAN_SERVE else 503, media_type="application/json"
         )
 
-    @app.get("/ping", status_code=200, responses={204: {"description": "Loading."}, 503: {"description": "Broken."}})
+    @app.get(
+        "/ping", response_class=Response, responses={204: {"description": "Loading."}, 503: {"description": "Broken."}}
+    )
     async def ping() -> Response:
         """For RunPod's load balancer: 204 while loading, 200 ready, 503 broken."""
         status = service.health().status
@@ -178,7 +184,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             },
         }
 
-    @app.get("/metrics", responses={401: _ERRORS[401]})
+    @app.get("/metrics", response_class=PlainTextResponse, responses={401: _ERRORS[401]})
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -123,7 +123,7 @@ def test_a_failure_is_one_clear_line_and_status_1(tmp_path, source, says):
             {"IMAGEGEN_MODEL": "klein-9b", "HUGGING_FACE_TOKEN": "", "HF_TOKEN": ""},
             "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B",
         ),
-        ({"IMAGEGEN_TIMEOUT": "soon"}, "error: IMAGEGEN_TIMEOUT: "),
+        ({"IMAGEGEN_REQUEST_TIMEOUT": "soon"}, "error: IMAGEGEN_REQUEST_TIMEOUT: "),
     ],
 )
 def test_a_wrong_setup_says_what_to_do(tmp_path, environment, says):

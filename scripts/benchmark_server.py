@@ -1,0 +1,193 @@
+"""The HTTP server under load, on this machine: its cost over the bare pipeline, a full queue, /health while it draws.
+
+    python -m scripts.benchmark_server [--pairs 24]
+
+Starts `python -m imagegen` with micro and a queue of 8. Prints Markdown for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from imagegen.models import MICRO_PATH
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = "a red circle on a blue background"
+QUEUE = 8
+
+
+@contextlib.contextmanager
+def server() -> Iterator[tuple[str, int]]:
+    """A server as a user starts it; gives its URL and process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {
+        **os.environ, "IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "PORT": port, "IMAGEGEN_SERVE": "http",
+        "IMAGEGEN_MAX_QUEUE": str(QUEUE), "LOG_LEVEL": "WARNING",
+    }  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "imagegen"], cwd=ROOT, env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").json()["status"] == "ready":
+                    break
+            time.sleep(0.1)
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def overhead(url: str, pairs: int, size: int) -> list[tuple[float, float]]:
+    """Seconds of (a warm generate over HTTP, the bare pipeline's call and saving its PNG), pair after pair."""
+    import torch
+    from diffusers import Flux2KleinPipeline
+
+    bare = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
+    bare.set_progress_bar_config(disable=True)
+    arguments: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 32}
+    measured = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for i in range(pairs + 2):  # the first two warm both up
+
+            def through(seed: int = i) -> float:
+                begun = time.monotonic()
+                job = {"prompt": PROMPT, "width": size, "height": size, "seed": seed}
+                client.post("/generate", json=job).raise_for_status().json()
+                return time.monotonic() - begun
+
+            def direct(seed: int = i) -> float:
+                begun = time.monotonic()
+                generator = torch.Generator().manual_seed(seed)
+                image = bare(prompt=PROMPT, width=size, height=size, generator=generator, **arguments).images[0]
+                image.save(io.BytesIO(), "PNG")
+                return time.monotonic() - begun
+
+            if i % 2:
+                http = through()
+                measured.append((http, direct()))
+            else:
+                plain = direct()
+                measured.append((through(), plain))
+    return measured[2:]
+
+
+def memory(pid: int) -> float:
+    """Resident memory of a process in megabytes (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1000
+
+
+async def burst(url: str, count: int) -> tuple[int, int, float]:
+    """`count` requests at once; gives how many drew, how many were refused, and the slowest refusal in seconds."""
+    limits = httpx.Limits(max_connections=count)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+        await asyncio.gather(*(client.get("/health") for _ in range(count)))  # connections are open
+
+        async def one() -> tuple[int, float]:
+            begun = time.monotonic()
+            answer = await client.post("/generate", json={"prompt": PROMPT, "width": 512, "height": 512})
+            return answer.status_code, time.monotonic() - begun
+
+        answers = await asyncio.gather(*(one() for _ in range(count)))
+    refusals = [seconds for status, seconds in answers if status == 429]
+    drawn = sum(status == 200 for status, _ in answers)
+    return drawn, len(refusals), max(refusals)
+
+
+async def health_while_drawing(url: str, count: int) -> list[float]:
+    """Seconds of each of `count` calls of /health while a job runs."""
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        job = {"prompt": PROMPT, "width": 512, "height": 512, "num_inference_steps": 50, "num_images": 8}
+        drawing = asyncio.create_task(client.post("/generate", json=job))
+        while (await client.get("/health")).json()["status"] != "busy":
+            await asyncio.sleep(0.01)
+        seconds = []
+        for _ in range(count):
+            begun = time.monotonic()
+            state = (await client.get("/health")).json()["status"]
+            seconds.append(time.monotonic() - begun)
+            if state != "busy":
+                raise RuntimeError("the job ended too soon")
+            await asyncio.sleep(0.02)
+        drawing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await drawing
+    return seconds
+
+
+def steps_after_dropping(url: str) -> float:
+    """Steps that a job of 40 went on after its client left at step 3: GPU seconds since then, over those of a step."""
+
+    def busy() -> float:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("imagegen_gpu_busy_seconds_total "))
+
+    job = {"prompt": PROMPT, "width": 512, "height": 512, "num_inference_steps": 40}
+    before, begun, at_third = busy(), 0.0, 0.0
+    with httpx.stream(
+        "POST", f"{url}/generate", json=job, headers={"Accept": "text/event-stream"}, timeout=60
+    ) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                step = json.loads(line[6:]).get("step")
+                if step == 1:
+                    begun = time.monotonic()
+                if step == 3:
+                    at_third = time.monotonic()
+                    break
+    while httpx.get(f"{url}/health").json()["status"] == "busy":
+        time.sleep(0.01)
+    time.sleep(0.5)
+    pace = (at_third - begun) / 2
+    return (busy() - before) / pace - 3
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of warm jobs")
+    args = parser.parse_args()
+    print("| what | measured |\n|---|---|")
+    with server() as (url, pid):
+        pairs = overhead(url, args.pairs, 512)
+        ratios = [http / plain for http, plain in pairs]
+        median = statistics.median(ratios)
+        print(f"| warm generate 512x512 over HTTP, against the bare call and PNG, {args.pairs} pairs | {median:.3f} |")
+        asyncio.run(burst(url, 50))
+        first = memory(pid)
+        for _ in range(5):
+            drawn, refused, slowest = asyncio.run(burst(url, 50))
+        print(f"| 50 requests at once, queue of {QUEUE}: drawn, refused | {drawn}, {refused} |")
+        print(f"| slowest refusal | {slowest * 1000:.0f} ms |")
+        print(f"| resident memory after the first and the sixth such burst | {first:.0f}, {memory(pid):.0f} MB |")
+        seconds = asyncio.run(health_while_drawing(url, 200))
+        print(
+            f"| /health while a job runs, 200 calls: median, slowest | {statistics.median(seconds) * 1000:.1f}, ",
+            end="",
+        )
+        print(f"{max(seconds) * 1000:.1f} ms |")
+        after = steps_after_dropping(url)
+        print(f"| steps of 40 that still ran after the client left at step 3, from GPU seconds | {after:.1f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
