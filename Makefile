@@ -46,7 +46,7 @@ bench: $(VENV)/.run ## measure cold start and warm jobs against the plain handle
 	$(BIN)/python -m scripts.benchmark_worker
 
 $(VENV)/.slow: $(VENV)/.dev
-	command -v chromium curl >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
+	{ command -v chromium && command -v curl; } >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
 	@touch $@
 
 clean: ## remove .venv, outputs and caches (not build/micro, which takes hours to make)

@@ -39,6 +39,8 @@ class ModelSpec:
     max_size: int = 2048
     max_references: int = 4
     max_sequence_length: int = 512
+    #: What it draws, where that is not everything; words that it does not know are then warned of.
+    draws: str | None = None
 
     @property
     def page(self) -> str | None:
@@ -65,7 +67,16 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec("klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0"),
         _base("klein-base-9b", "black-forest-labs/FLUX.2-klein-base-9B", _NON_COMMERCIAL, gated=True),
         _base("klein-base-4b", "black-forest-labs/FLUX.2-klein-base-4B", "Apache-2.0", gated=False),
-        ModelSpec("micro", None, "MIT", size=128, min_size=64, max_size=1024, max_sequence_length=32),
+        ModelSpec(
+            "micro",
+            None,
+            "MIT",
+            size=128,
+            min_size=64,
+            max_size=1024,
+            max_sequence_length=32,
+            draws="circles, squares, triangles and stars in red, green, blue, yellow, white, black, orange and purple",
+        ),
     )
 }
 

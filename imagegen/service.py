@@ -239,6 +239,9 @@ class Service:
         clock = time.monotonic()
         encoded = [await asyncio.wrap_future(file) for file in job.files]
         output_format, warnings = request.output_format, list(plan.warnings)
+        if unknown := pipeline.unknown_words(request.prompt):
+            words = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+            warnings.append(f"prompt: {spec.name} does not know {words[:200]}; it draws {spec.draws}")
         if max_answer is not None and not delivery.fits(encoded, max_answer):
             output_format, encoded = await self._smaller(job, plan, encoded, max_answer)
             warnings.append(f"output_format: {request.output_format} was too large to send; this is {output_format}")

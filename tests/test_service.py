@@ -84,6 +84,15 @@ def test_what_this_worker_has_not_is_refused(service):
         run(service, width=1040, height=512)
 
 
+def test_words_that_the_model_does_not_know_are_warned_of(service):
+    (warning,) = run(service, prompt="A sunset over the sea, with one RED circle. Sea!").warnings
+    assert warning.startswith("prompt: micro does not know sunset, sea; it draws circles, squares, triangles and stars")
+    (warning,) = run(service, prompt="一只猫 " + " ".join(f"word{chr(97 + i)}" for i in range(20))).warnings
+    assert len(warning) < 400
+    assert run(service, prompt="make the square green").warnings == []
+    assert run(service, prompt="...").images  # an empty overlap is still a picture
+
+
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_formats(service, output_format):
     answer = run(service, output_format=output_format, output_quality=80)

@@ -8,6 +8,7 @@ seconds, in which a door can already answer.
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,17 @@ class FluxPipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.unload()
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that the model ignores because they are not in its vocabulary, each once.
+
+        Only a model that does not draw everything has any.
+        """
+        if self.config.spec.draws is None:
+            return []
+        tokenizer = self._loaded().tokenizer
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
+        return [word for word in words if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
 
     def encode_prompt(self, prompt: str) -> Prompt:
         """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted."""
