@@ -12,6 +12,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "imagegen_requests", "HTTP requests by the status of their answer.", ["status"], registry=self._registry
+        )
         self.jobs = Counter(
             "imagegen_jobs", "Jobs by outcome: ok, or the code of their error.", ["outcome"], registry=self._registry
         )

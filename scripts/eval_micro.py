@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from builder.micro import __main__ as recipe
-from builder.micro.measure import background_colour, interval, shape_colour, untouched_difference
+from builder.micro.measure import background_colour, find_shapes, interval, shape_colour, untouched_difference
 from builder.micro.scenes import COLOURS, Scene, held_out_combinations, place, shade
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
@@ -62,6 +62,7 @@ def _generate(pipeline: FluxPipeline, each: int) -> Iterator[Trial]:
                         "text to image: background's colour": background_colour(drawn) == background,
                         "text to image: shape's colour": shape_colour(drawn) == colour,
                         "text to image: both": (background_colour(drawn), shape_colour(drawn)) == (background, colour),
+                        "text to image: shape": [found.kind for found in find_shapes(drawn)[:1]] == [kind],
                     },
                 )
 

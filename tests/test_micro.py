@@ -7,8 +7,8 @@ import pytest
 from diffusers import Flux2KleinPipeline
 
 from builder.micro import captions
-from builder.micro.measure import background_colour, interval, shape_colour, untouched_difference
-from builder.micro.scenes import COLOURS, SHAPES, Scene, held_out_combinations, is_held_out, place, shade
+from builder.micro.measure import background_colour, find_shapes, interval, shape_colour, untouched_difference
+from builder.micro.scenes import COLOURS, POSITIONS, SHAPES, Scene, held_out_combinations, is_held_out, place, shade
 from builder.micro.text_encoder import labels_of
 from builder.micro.tokenizer import MAX_TOKENS, build_tokenizer
 from builder.micro.transformer import schedule
@@ -102,6 +102,29 @@ def test_the_measures_are_right_on_the_truth():
                 picture = Scene(background, shade(background, rng), (shape,)).draw(128, 128)
                 assert (background_colour(picture), shape_colour(picture)) == (background, colour)
     assert shape_colour(Scene("red", COLOURS["red"]).draw(64, 64)) is None
+
+
+def test_the_measure_finds_every_shape_of_the_truth():
+    rng = random.Random(6)
+    total = right = 0
+    for _ in range(300):
+        kind, position = rng.choice(SHAPES), rng.choice(list(POSITIONS))
+        colour, background = rng.sample(list(COLOURS), 2)
+        size = rng.choice(["small", "medium"] if position != "centre" else ["small", "medium", "big"])
+        shape = place(kind, colour, position, size, rng)
+        found = find_shapes(Scene(background, shade(background, rng), (shape,)).draw(128, 128))
+        total += 1
+        right += (
+            [(f.kind, f.colour) for f in found] == [(kind, colour)]
+            and abs(found[0].x - shape.x) + abs(found[0].y - shape.y) < 0.04
+            and abs(found[0].radius / shape.radius - 1) < 0.1
+        )
+    assert right >= 0.99 * total
+    left, other = (place(kind, "red", side, "small", rng) for kind, side in (("star", "left"), ("circle", "right")))
+    assert {f.kind for f in find_shapes(Scene("white", COLOURS["white"], (left, other)).draw(96, 144))} == {
+        "star",
+        "circle",
+    }
 
 
 def test_the_measure_of_what_was_kept_sees_only_that():

@@ -1,15 +1,18 @@
-"""What a picture shows, by its pixels: the background's colour, the shape's colour, what an edit left untouched."""
+"""What a picture shows, by its pixels: the background's colour, the shape's colour, its
+outline, what an edit left untouched."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from builder.micro.scenes import COLOURS
+from builder.micro.scenes import COLOURS, SHAPES, Scene, Shape
 
 _NAMES = list(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)  # (colours, 3)
@@ -60,3 +63,99 @@ def interval(right: int, total: int) -> tuple[float, float]:
 
 def _most_common(names: NDArray[np.int64]) -> str:
     return _NAMES[Counter(names.ravel().tolist()).most_common(1)[0][0]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One shape in a picture: which it is, its colour, its centre (fractions), its radius (of the shorter side)."""
+
+    kind: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+
+def find_shapes(picture: Image.Image, background: str | None = None) -> list[Found]:
+    """The shapes of a picture, the largest first.
+
+    A shape is a connected patch of one named colour that is not the background's, of at least 0.5 % of the picture; its
+    kind is that of the template that covers it best (intersection over union). On rendered scenes this names 99 % and
+    more of the shapes (tests/test_micro.py).
+    """
+    names = colour_names(picture)
+    height, width = names.shape
+    ground = _NAMES.index(background or background_colour(picture))
+    found = []
+    for mask in _patches(names, ground):
+        area = int(mask.sum())
+        if area < 0.005 * names.size:
+            continue
+        ys, xs = np.nonzero(mask)
+        kind, unit = _best_template(mask)
+        colour = _most_common(names[mask])
+        radius = math.sqrt(area / unit) / min(width, height)
+        found.append(Found(kind, colour, (xs.mean() + 0.5) / width, (ys.mean() + 0.5) / height, radius))
+    return sorted(found, key=lambda shape: -shape.radius)
+
+
+def _patches(names: NDArray[np.int64], ground: int) -> list[NDArray[np.bool_]]:
+    """Connected patches (4 neighbours) of what is not the background, whatever their colours: the edge of a shape
+    passes through other names on its way to the background's."""
+    todo = names != ground
+    patches = []
+    while todo.any():
+        seed = np.unravel_index(int(todo.argmax()), todo.shape)
+        patch = np.zeros_like(todo)
+        patch[seed] = True
+        while True:
+            grown = patch.copy()
+            grown[1:] |= patch[:-1]
+            grown[:-1] |= patch[1:]
+            grown[:, 1:] |= patch[:, :-1]
+            grown[:, :-1] |= patch[:, 1:]
+            grown &= todo
+            if (grown == patch).all():
+                break
+            patch = grown
+        todo &= ~patch
+        patches.append(patch)
+    return patches
+
+
+_GRID = 48
+
+
+@lru_cache
+def _templates() -> list[tuple[str, float, NDArray[np.bool_]]]:
+    """(kind, area of the shape with radius 1, mask on the grid with a unit of area in the middle), turned by up to 25
+    degrees."""
+    made = []
+    for kind in SHAPES:
+        for turn in range(-25, 30, 5):
+            if kind == "circle" and turn:
+                continue
+            shape = Shape(kind, "black", (0, 0, 0), 0.5, 0.5, 0.4, float(turn))
+            drawn = Scene("white", (255, 255, 255), (shape,)).draw(160, 160)
+            mask = np.asarray(drawn)[..., 0] < 128
+            made.append((kind, mask.sum() / (0.4 * 160) ** 2, _normalised(mask)))
+    return made
+
+
+def _normalised(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask moved to its centre of mass and scaled to one area, on a grid of _GRID squared."""
+    ys, xs = np.nonzero(mask)
+    side = math.sqrt(mask.sum()) * 2.2
+    at = (np.arange(_GRID) + 0.5) / _GRID - 0.5
+    rows, columns = (np.rint(centre + at * side).astype(int) for centre in (ys.mean(), xs.mean()))
+    inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & ((columns >= 0) & (columns < mask.shape[1]))[None]
+    picked = mask[np.clip(rows, 0, mask.shape[0] - 1)[:, None], np.clip(columns, 0, mask.shape[1] - 1)[None]]
+    result: NDArray[np.bool_] = picked & inside
+    return result
+
+
+def _best_template(mask: NDArray[np.bool_]) -> tuple[str, float]:
+    """The kind that covers the mask best, and the area of that kind with radius 1."""
+    shape = _normalised(mask)
+    kind, unit, _ = max(_templates(), key=lambda t: (shape & t[2]).sum() / (shape | t[2]).sum())
+    return kind, unit

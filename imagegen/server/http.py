@@ -31,6 +31,7 @@ from imagegen.errors import (
     UnsupportedMediaType,
 )
 from imagegen.events import Event, Queued, References
+from imagegen.metrics import Metrics
 from imagegen.server.schemas import EditRequest
 from imagegen.settings import Settings
 
@@ -45,10 +46,11 @@ _LARGE_BODY = 1_000_000
 
 
 class Guard:
-    """ASGI middleware: gives each request an id, asks for the key, and counts the body's bytes as they come."""
+    """ASGI middleware: gives each request an id, asks for the key, counts bodies as they come, and answers."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
         self._limit = int(settings.max_body_mb * 1e6)
 
@@ -64,6 +66,7 @@ class Guard:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                self._metrics.requests.labels(message["status"]).inc()
             await send(message)
 
         received = 0

@@ -97,7 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="image-gen", version=__version__, description=__doc__, lifespan=lifespan)
     app.state.service = service
     app.state.jobs = {}
-    app.add_middleware(http.Guard, settings=settings)
+    app.add_middleware(http.Guard, settings=settings, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -227,6 +227,9 @@ def test_metrics_count(client):
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2]
     assert figure("imagegen_gpu_busy_seconds_total") > busy
     assert figure('imagegen_stage_seconds_count{stage="denoise"}') >= 1
+    mistakes = figure('imagegen_requests_total{status="422"}')
+    client.post("/generate", json={})
+    assert figure('imagegen_requests_total{status="422"}') == mistakes + 1
 
 
 def test_openapi_names_every_status_and_field(client):
