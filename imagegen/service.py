@@ -163,7 +163,9 @@ class Service:
         loop = asyncio.get_running_loop()
         job = Job(request, _teller(loop, listener), previews and listener is not None)
         outcome = "ok"
-        self._admit(wait_for_model)
+        self.check_open(wait_for_model)
+        self._admitted += 1
+        self.metrics.waiting.set(self._waiting())
         try:
             async with asyncio.timeout(timeout):
                 answer = await self._run(job, default_seed, max_answer)
@@ -193,8 +195,13 @@ class Service:
             self.metrics.waiting.set(self._waiting())
             self.metrics.jobs.labels(outcome).inc()
 
-    def _admit(self, wait_for_model: bool) -> None:
-        """Counts a job in, or says why not."""
+    def check_open(self, wait_for_model: bool = True) -> None:
+        """Whether a job would be admitted now; a door asks before it reads a body of a hundred megabytes.
+
+        Raises:
+            NotReady: the worker is ending, or loading and the job would not wait for that.
+            Overloaded: the queue is full.
+        """
         loading = self._loading
         if self.draining:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
@@ -203,8 +210,6 @@ class Service:
         if self._admitted > self.settings.max_queue:
             wait = max(1, math.ceil(self._pace))
             raise Overloaded(f"{self._waiting()} jobs wait already; try again in {wait} s", retry_after=wait)
-        self._admitted += 1
-        self.metrics.waiting.set(self._waiting())
 
     async def _run(self, job: Job, default_seed: int | None, max_answer: int | None) -> GenerateResponse:
         request, timings, begun = job.request, job.timings, time.monotonic()

@@ -33,6 +33,7 @@ from imagegen.errors import (
 from imagegen.events import Event, Queued, References
 from imagegen.metrics import Metrics
 from imagegen.server.schemas import EditRequest
+from imagegen.service import Service
 from imagegen.settings import Settings
 
 T = TypeVar("T")
@@ -128,13 +129,18 @@ def framework_error(error: HTTPException, path: str) -> ImageGenError:
 async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
     """The fields of a body, and whether they came as a form, whose values are all strings.
 
+    A body is not read for a job that would be refused.
+
     Files of a form become base64 in `images`, in their order.
 
     Raises:
         InvalidInput: it is not JSON, not an object, or a broken form.
         UnsupportedMediaType: it is neither JSON nor a form.
         PayloadTooLarge: it is over the limit.
+        NotReady, Overloaded: the service takes no job now.
     """
+    service: Service = request.app.state.service
+    service.check_open(wait_for_model=not service.settings.preload_models)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _read_form(request), True
@@ -300,7 +306,7 @@ async def to_base64(preview: Image.Image, side: int | None, file_format: str) ->
     return await asyncio.to_thread(encode)
 
 
-async def run_job(jobs: dict[str, asyncio.Task[Any]], job_id: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+def run_job(jobs: dict[str, asyncio.Task[Any]], job_id: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Starts a job under an id by which it can be cancelled, for as long as it runs."""
     task = asyncio.create_task(work)
     jobs[job_id] = task

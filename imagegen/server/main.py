@@ -243,7 +243,7 @@ async def _answer(request: Request, service: Service, job: GenerateRequest | Edi
         return await _stream(request, work, events, job_id)
     if accept.startswith("image/"):
         job = _as_picture(job, accept.removeprefix("image/"))
-    task = await http.run_job(request.app.state.jobs, job_id, service.run(job, wait_for_model=wait))
+    task = http.run_job(request.app.state.jobs, job_id, service.run(job, wait_for_model=wait))
     answer = await http.until_gone(request, task)
     if accept.startswith("image/"):
         headers = {"X-Seed": str(answer.seeds[0]), "X-Model": answer.model}
@@ -265,7 +265,7 @@ async def _stream(
     request: Request, work: Coroutine[Any, Any, GenerateResponse], events: http.EventQueue, job_id: str
 ) -> Response:
     """The job's events: queued, references, step, and at the end done or error."""
-    task = await http.run_job(request.app.state.jobs, job_id, work)
+    task = http.run_job(request.app.state.jobs, job_id, work)
     running = await http.start_following(events.follow(task), task)
 
     async def body() -> AsyncIterator[str]:

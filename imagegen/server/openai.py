@@ -142,7 +142,7 @@ async def _images(request: Request, edit: bool) -> Response:
     wait = not service.settings.preload_models
     running, job_id = request.app.state.jobs, request.state.request_id
     if not stream:
-        task = await http.run_job(running, job_id, service.run(job, wait_for_model=wait))
+        task = http.run_job(running, job_id, service.run(job, wait_for_model=wait))
         answer = await http.until_gone(request, task)
         return JSONResponse(_answer(answer, warnings))
 
@@ -150,7 +150,7 @@ async def _images(request: Request, edit: bool) -> Response:
         raise InvalidInput(f"n: a stream has one picture, and {job.num_images} were asked for", "n")
     events = http.EventQueue()
     work = service.run(job, wait_for_model=wait, listener=events.listen, previews=partial > 0)
-    task = await http.run_job(running, job_id, work)
+    task = http.run_job(running, job_id, work)
     following = await http.start_following(events.follow(task), task)
     name = "image_edit" if edit else "image_generation"
 
