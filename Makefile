@@ -42,8 +42,9 @@ micro: $(VENV)/.run ## make the miniature model from nothing (about an hour and 
 eval: $(VENV)/.run ## measure the miniature model
 	$(BIN)/python -m scripts.eval_micro
 
-bench: $(VENV)/.run ## measure cold start and warm jobs against the plain handler
+bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against the plain handler
 	$(BIN)/python -m scripts.benchmark_worker
+	$(BIN)/python -m scripts.benchmark_server
 
 $(VENV)/.slow: $(VENV)/.dev
 	{ command -v chromium && command -v curl; } >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }

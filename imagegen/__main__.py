@@ -6,16 +6,18 @@ SIGTERM drains: what runs is finished, what comes is refused, and the process en
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings, get_settings
 
 
-def serve_http(settings: Settings) -> int:
-    """Serves HTTP until SIGTERM or SIGINT; returns the exit status."""
+def serve_http(settings: Settings) -> NoReturn:
+    """Serves HTTP until SIGTERM or SIGINT, and ends the process with status 0."""
     import uvicorn
 
     from imagegen.server.main import create_app
@@ -30,8 +32,19 @@ def serve_http(settings: Settings) -> int:
     # uvicorn raises the signal again once it has ended; by then there is nothing left to do for it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    Server(uvicorn.Config(app, host="0.0.0.0", port=settings.port, log_level=settings.log_level.lower())).run()
-    return 0
+    config = uvicorn.Config(
+        app,
+        host="0.0.0.0",
+        port=settings.port,
+        log_level=settings.log_level.lower(),
+        http="h11",  # the other parser keeps headers without end
+        timeout_graceful_shutdown=int(settings.timeout),
+    )
+    Server(config).run()
+    # Not sys.exit: that waits for every thread, and one may be downloading twenty gigabytes.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def main() -> int:
@@ -46,7 +59,7 @@ def main() -> int:
         from handler import serve
 
         return serve(settings)
-    return serve_http(settings)
+    serve_http(settings)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,17 @@ class Job:
 
     request: Request
     notify: Callable[[Event], None]
-    previews: bool
+    previews: int
     stop: threading.Event = field(default_factory=threading.Event)
     timings: Timings = field(default_factory=Timings)
     references: list[Image.Image] = field(default_factory=list)
     pictures: list[Image.Image] = field(default_factory=list)
     files: list[Future[bytes]] = field(default_factory=list)
+
+
+def preview_steps(steps: int, wanted: int) -> set[int]:
+    """The steps of a picture, from 1, at which `wanted` previews are spread evenly; the last one is the picture."""
+    return {round((i + 1) * steps / (wanted + 1)) for i in range(wanted)} & set(range(1, steps))
 
 
 def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Callable[[int, Image.Image], None]) -> None:
@@ -44,6 +49,7 @@ def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Callable[[int, 
     Raises:
         OutOfMemory, GpuFailed: of the card.
     """
+    due = preview_steps(plan.num_inference_steps, job.previews)
     total, done, begun = plan.num_inference_steps * len(plan.seeds), 0, time.monotonic()
 
     def on_step(step: int, steps: int, preview: Callable[[], Image.Image]) -> None:
@@ -52,7 +58,7 @@ def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Callable[[int, 
             raise _Stop
         done += 1
         left = (time.monotonic() - begun) / done * (total - done)
-        job.notify(Step(done, total, round(left, 2), preview() if job.previews and step < steps else None))
+        job.notify(Step(done, total, round(left, 2), preview() if step in due else None))
 
     try:
         prompt = pipeline.encode_prompt(plan.prompt)

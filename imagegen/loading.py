@@ -38,19 +38,17 @@ def choose_model(settings: Settings) -> ModelSpec:
     return micro
 
 
-def load(settings: Settings, progress: bool, note: Callable[[str], None]) -> FluxPipeline:
-    """Finds or downloads the weights of the chosen model and loads them.
+def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[str], None]) -> FluxPipeline:
+    """Finds or downloads the weights of a model and loads them.
 
     Args:
         progress: show bars on stderr.
         note: told each stage as it begins.
 
     Raises:
-        ConfigurationError: the model is unknown, or its weights cannot be had or loaded.
+        ConfigurationError: the weights cannot be had or loaded.
     """
     begun = time.monotonic()
-    note("choosing the model")
-    spec = choose_model(settings)
     note("looking for the weights")
     path = find_weights(spec, settings)
     if path is None:

@@ -32,7 +32,7 @@ from imagegen.errors import (
 )
 from imagegen.events import Event, Listener, Queued, References
 from imagegen.lane import Job, draw
-from imagegen.loading import load
+from imagegen.loading import choose_model, load
 from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
 from imagegen.references import load_reference
@@ -54,6 +54,8 @@ T = TypeVar("T")
 _CPU_THREADS = 4
 #: Weight of the newest job in the mean time of a job.
 _PACE_WEIGHT = 0.3
+#: A failed load is not tried again sooner: until then each job is answered with its error at once.
+_RETRY_SECONDS = 30.0
 
 
 class Service:
@@ -75,38 +77,61 @@ class Service:
         self._loading: Future[FluxPipeline] | None = None
         self._stage = "starting"
         self._lock = threading.Lock()
-        self._dead: GpuFailed | None = None
+        self._dead: str | None = None
+        self._failed_at = 0.0
+        #: Bodies that are being read by the doors; they will be jobs, and count as such before more are read.
+        self.reading = 0
         self._admitted = 0
         self._pace = 0.0
         self._spec: ModelSpec | None = MODELS.get(settings.model or "")
 
     @property
     def spec(self) -> ModelSpec | None:
-        """What is served: known from the start where the settings name it, else once it is loaded."""
-        if self._spec is None and self._loading and self._loading.done() and not self._loading.exception():
-            self._spec = self._loading.result().config.spec
+        """What is served: known from the start where the settings name it, else as soon as loading has chosen."""
+        return self._spec
+
+    def choose(self) -> ModelSpec:
+        """Chooses the model, where the settings do not name it by whether there is a card; takes seconds then.
+
+        Raises:
+            ConfigurationError: there is no such model, or it cannot run here.
+        """
+        if self._spec is None or self._loading is not None:
+            self._spec = choose_model(self.settings)
         return self._spec
 
     def start(self) -> Future[FluxPipeline]:
-        """Begins to load the model in the GPU's thread, once, and again after a failure; the future ends when it is
-        loaded.
+        """Begins to load the model in the GPU's thread, once, and again some time after a failure; the future ends when
+        it is loaded.
 
         The future raises ConfigurationError where the model is unknown or its weights cannot be had.
         """
         with self._lock:
-            if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
-                self._loading = self._gpu.submit(load, self.settings, self._progress, self._note_stage)
+            failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
+            if self._loading is None or (failed and time.monotonic() - self._failed_at > _RETRY_SECONDS):
+                self._loading = self._gpu.submit(self._load)
             return self._loading
 
+    def _load(self) -> FluxPipeline:
+        try:
+            self._note_stage("choosing the model")
+            self._spec = choose_model(self.settings)
+            return load(self._spec, self.settings, self._progress, self._note_stage)
+        except BaseException:
+            self._failed_at = time.monotonic()
+            raise
+
     def close(self) -> None:
-        """Ends the threads after the jobs that they are at, and unloads the model."""
+        """Ends the threads after the jobs that they are at, and unloads the model. A load that is still going on is not
+        waited for."""
         self.draining = True
         with self._lock:
             loading = self._loading
-        if loading is not None:
+        done = loading is None or loading.done()
+        if loading is not None and done:
             with suppress(Exception):
                 self._gpu.submit(loading.result().unload).result()
-        self._gpu.shutdown(cancel_futures=True)
+        self._gpu.shutdown(wait=done, cancel_futures=True)
         self._cpu.shutdown(cancel_futures=True)
 
     def health(self) -> HealthResponse:
@@ -119,7 +144,7 @@ class Service:
         )
         loading = self._loading
         if self._dead is not None:
-            state.status, state.message = "failed", self._dead.message
+            state.status, state.message = "failed", self._dead
         elif loading is None:
             state.status = "starting" if self.settings.preload_models else "idle"
         elif not loading.done():
@@ -144,7 +169,7 @@ class Service:
         max_answer: int | None = None,
         wait_for_model: bool = True,
         listener: Listener | None = None,
-        previews: bool = False,
+        previews: int = 0,
     ) -> GenerateResponse:
         """Runs one job.
 
@@ -153,7 +178,7 @@ class Service:
             max_answer: bytes that the door can carry.
             wait_for_model: False: a job that comes while the model is loading is refused with NotReady.
             listener: told what happens.
-            previews: whether it is shown the picture at each step.
+            previews: how often it is shown each picture as it forms.
 
         Raises:
             ImageGenError: one of the contract's, whatever went wrong.
@@ -161,7 +186,7 @@ class Service:
         """
         timeout = request.timeout or self.settings.timeout
         loop = asyncio.get_running_loop()
-        job = Job(request, _teller(loop, listener), previews and listener is not None)
+        job = Job(request, _teller(loop, listener), previews if listener else 0)
         outcome = "ok"
         self.check_open(wait_for_model)
         self._admitted += 1
@@ -184,7 +209,7 @@ class Service:
         except ImageGenError as error:
             outcome = error.code
             if isinstance(error, GpuFailed):
-                self._dead = error
+                self._dead = error.message
             raise
         except Exception as error:
             outcome = "internal"
@@ -195,8 +220,9 @@ class Service:
             self.metrics.waiting.set(self._waiting())
             self.metrics.jobs.labels(outcome).inc()
 
-    def check_open(self, wait_for_model: bool = True) -> None:
-        """Whether a job would be admitted now; a door asks before it reads a body of a hundred megabytes.
+    def check_open(self, wait_for_model: bool = True, reading: int = 0) -> None:
+        """Whether a job would be admitted now; a door asks before it reads a body of a hundred megabytes, and counts
+        those that it is reading.
 
         Raises:
             NotReady: the worker is ending, or loading and the job would not wait for that.
@@ -207,7 +233,7 @@ class Service:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
         if not wait_for_model and loading is not None and not loading.done():
             raise NotReady(f"the model is not loaded yet ({self._stage})", retry_after=5)
-        if self._admitted > self.settings.max_queue:
+        if self._admitted + reading > self.settings.max_queue:
             wait = max(1, math.ceil(self._pace))
             raise Overloaded(f"{self._waiting()} jobs wait already; try again in {wait} s", retry_after=wait)
 
@@ -267,7 +293,7 @@ class Service:
     async def _ready(self) -> FluxPipeline:
         """The loaded pipeline; waits for it, and begins to load it if nothing has."""
         if self._dead is not None:
-            raise self._dead
+            raise GpuFailed(self._dead)
         try:
             return await asyncio.shield(asyncio.wrap_future(self.start()))
         except ConfigurationError as error:

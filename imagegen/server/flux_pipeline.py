@@ -251,10 +251,10 @@ class FluxPipeline:
             arguments = {}  # it is distilled and knows no guidance
         begun = denoised = time.monotonic()
 
-        velocity: list[torch.Tensor] = []
+        before: list[torch.Tensor] = []
 
-        def note_velocity(_: Any, __: Any, output: tuple[torch.Tensor, ...]) -> None:
-            velocity[:] = output[:1]
+        def note_latents(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+            before[:] = [kwargs["hidden_states"]]
 
         def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal denoised
@@ -263,7 +263,7 @@ class FluxPipeline:
                 denoised = time.monotonic()
             if on_step is not None:
                 latents = tensors["latents"]
-                on_step(step + 1, num_inference_steps, lambda: self._preview(latents, velocity[0], width, height))
+                on_step(step + 1, num_inference_steps, lambda: self._preview(before[0], latents, width, height))
             return tensors
 
         def call() -> Image.Image:
@@ -280,28 +280,29 @@ class FluxPipeline:
             ).images[0]
             return picture
 
-        hook = pipe.transformer.register_forward_hook(note_velocity) if on_step is not None else None
+        hook = pipe.transformer.register_forward_pre_hook(note_latents, with_kwargs=True)
         try:
             image = self._guarded(call)
         finally:
-            if hook is not None:
-                hook.remove()
+            hook.remove()
         return Drawn(image, denoised - begun, time.monotonic() - denoised)
 
-    def _preview(self, latents: torch.Tensor, velocity: torch.Tensor, width: int, height: int) -> Image.Image:
+    def _preview(self, before: torch.Tensor, after: torch.Tensor, width: int, height: int) -> Image.Image:
         """The picture that the last step points to.
 
-        latents (1, tokens, C) are those after the step at noise level sigma; on the straight path of flow matching,
-        x_sigma = (1 - sigma) * x_0 + sigma * noise with velocity = noise - x_0, so x_0 = x_sigma - sigma * velocity.
-        The rest is what the pipeline does with its last latents.
+        `before` (1, tokens + references, C) and `after` (1, tokens, C) are the latents around the step; on the straight
+        path of flow matching x_sigma = (1 - sigma) * x_0 + sigma * noise, the line through both ends in x_0 at sigma 0.
+        (Not from the transformer's output: with guidance that is one of two.) The rest is what the pipeline does with
+        its last latents.
         """
         import torch
 
         pipe = self._pipe
         scheduler, vae = pipe.scheduler, pipe.vae
-        sigma = scheduler.sigmas[scheduler.step_index].to(latents.device)
+        was, sigma = scheduler.sigmas[scheduler.step_index - 1 : scheduler.step_index + 1].tolist()
         with torch.no_grad():
-            x0 = (latents - sigma * velocity[:, : latents.shape[1]]).to(vae.dtype)
+            velocity = (after - before[:, : after.shape[1]]) / (sigma - was)
+            x0 = (after - sigma * velocity).to(vae.dtype)
             scale = 2 * pipe.vae_scale_factor
             x0 = x0.transpose(1, 2).reshape(1, -1, height // scale, width // scale)
             mean = vae.bn.running_mean.view(1, -1, 1, 1).to(x0)

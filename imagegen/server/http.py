@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import hmac
 import io
 import json
 import re
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request, Response
 from PIL import Image
 from pydantic import TypeAdapter
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.errors import (
     Cancelled,
+    DeadlineExceeded,
     ImageGenError,
     InvalidInput,
     MethodNotAllowed,
@@ -29,8 +33,9 @@ from imagegen.errors import (
     PayloadTooLarge,
     Unauthorized,
     UnsupportedMediaType,
+    internal,
 )
-from imagegen.events import Event, Queued, References
+from imagegen.events import Event, Queued, References, Step
 from imagegen.metrics import Metrics
 from imagegen.server.schemas import EditRequest
 from imagegen.service import Service
@@ -42,8 +47,10 @@ T = TypeVar("T")
 OPEN_PATHS = ("/", "/health", "/ping")
 #: The longer side of a preview, in pixels, and its JPEG quality: small enough to send at every step.
 _PREVIEW_SIDE, _PREVIEW_QUALITY = 512, 80
-#: Bodies over this are parsed in a thread, so that /health is answered meanwhile.
-_LARGE_BODY = 1_000_000
+#: Seconds in which a body must have come.
+_BODY_SECONDS = 120
+#: Previews that may wait for a slow client.
+_PENDING_PREVIEWS = 8
 
 
 class Guard:
@@ -64,8 +71,12 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         headers = Headers(scope=scope)
 
+        started = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
                 self._metrics.requests.labels(message["status"]).inc()
             await send(message)
@@ -89,14 +100,20 @@ class Guard:
         if refusal is not None:
             await error_response(refusal, scope["path"])(scope, receive, send_with_id)
             return
-        await self._app(scope, receive_counted, send_with_id)
+        try:
+            await self._app(scope, receive_counted, send_with_id)
+        except Exception as error:  # here, so that this answer too has its id, and no server logs the message
+            answer = error_response(internal(error), scope["path"])
+            if not started:
+                await answer(scope, receive, send_with_id)
 
     def _check_key(self, headers: Mapping[str, str]) -> Unauthorized | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if hmac.compare_digest(given.encode(errors="surrogateescape"), self._key or b""):
+        given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
+        # Headers are bytes that were read as latin-1.
+        if True in [hmac.compare_digest(key.encode("latin-1"), self._key or b"") for key in given]:
             return None
-        came = "a wrong key came" if given else "no key came"
+        came = "a wrong key came" if any(given) else "no key came"
         return Unauthorized(f"{came}; send the header Authorization: Bearer KEY, or X-API-Key: KEY")
 
     def _too_large(self) -> PayloadTooLarge:
@@ -113,8 +130,13 @@ def error_response(error: ImageGenError, path: str) -> Response:
     if path.startswith("/v1/"):
         from imagegen.server.openai import error_body, status_of
 
-        return JSONResponse({"error": error_body(error)}, status_of(error), headers)
-    return JSONResponse({"error": error.body()}, error.status, headers)
+        return _json({"error": error_body(error)}, status_of(error), headers)
+    return _json({"error": error.body()}, error.status, headers)
+
+
+def _json(content: Any, status: int, headers: dict[str, str]) -> Response:
+    """JSON in ASCII: a message may repeat half of a surrogate pair, which has no UTF-8."""
+    return Response(json.dumps(content), status, headers, media_type="application/json")
 
 
 def framework_error(error: HTTPException, path: str) -> ImageGenError:
@@ -137,20 +159,34 @@ async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
         InvalidInput: it is not JSON, not an object, or a broken form.
         UnsupportedMediaType: it is neither JSON nor a form.
         PayloadTooLarge: it is over the limit.
+        DeadlineExceeded, Cancelled: it did not come in time, or its sender went away.
         NotReady, Overloaded: the service takes no job now.
     """
     service: Service = request.app.state.service
-    service.check_open(wait_for_model=not service.settings.preload_models)
+    service.check_open(wait_for_model=not service.settings.preload_models, reading=service.reading)
+    service.reading += 1
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await _read(request, int(service.settings.max_body_mb * 1e6))
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body did not come within {_BODY_SECONDS} s") from None
+    except ClientDisconnect:
+        raise Cancelled("the client went away") from None
+    finally:
+        service.reading -= 1
+
+
+async def _read(request: Request, limit: int) -> tuple[dict[str, Any], bool]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _read_form(request), True
+        return await _read_form(request, limit), True
     if kind != "application/json":
         raise UnsupportedMediaType(
             f"Content-Type: {kind[:60] or 'nothing'} came; allowed are application/json and multipart/form-data"
         )
     body = await request.body()
     try:
-        fields = await asyncio.to_thread(json.loads, body) if len(body) > _LARGE_BODY else json.loads(body)
+        fields = json.loads(body)
     except (ValueError, RecursionError):
         raise InvalidInput("the body is not JSON", "body") from None
     if not isinstance(fields, dict):
@@ -158,11 +194,11 @@ async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
     return fields, False
 
 
-async def _read_form(request: Request) -> dict[str, Any]:
+async def _read_form(request: Request, limit: int) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     images: list[str] = []
     try:
-        async with request.form(max_files=16, max_fields=64) as form:
+        async with request.form(max_files=16, max_fields=64, max_part_size=limit) as form:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     data = await value.read()
@@ -228,20 +264,45 @@ class EventQueue:
     """A running job's events, for a stream: `async for` gives them until its task is done."""
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._events: deque[Event | None] = deque()
+        self._more = asyncio.Event()
 
-    def listen(self, event: Event) -> None:
-        """For Service.run."""
-        self._events.put_nowait(event)
+    def listen(self, event: Event | None) -> None:
+        """For Service.run; None ends the stream."""
+        self._events.append(event)
+        # A client that does not read must not keep pictures by the hundred: the oldest previews go.
+        shown = [i for i, e in enumerate(self._events) if isinstance(e, Step) and e.preview is not None]
+        for i in shown[:-_PENDING_PREVIEWS]:
+            self._events[i] = dataclasses.replace(cast(Step, self._events[i]), preview=None)
+        self._more.set()
 
     async def follow(self, task: asyncio.Task[T]) -> AsyncIterator[Event]:
-        """The events until the task is done. Whoever stops following early cancels the task."""
-        task.add_done_callback(lambda _: self._events.put_nowait(None))
-        try:
-            while (event := await self._events.get()) is not None:
+        """The events until the task is done."""
+        task.add_done_callback(lambda _: self.listen(None))
+        while True:
+            await self._more.wait()
+            while self._events:
+                event = self._events.popleft()
+                if event is None:
+                    return
                 yield event
+            self._more.clear()
+
+
+class EventStream(StreamingResponse):
+    """A text/event-stream whose end, however it comes, is the end of its job."""
+
+    def __init__(self, body: AsyncIterator[str], task: asyncio.Task[Any]) -> None:
+        super().__init__(body, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._task = task
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the stream."""
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            task.cancel()
+            # Not left to the generators below: nobody closes those in time when their client goes away.
+            self._task.cancel()
 
 
 async def start_following(events: AsyncIterator[Event], task: asyncio.Task[Any]) -> AsyncIterator[Event]:

@@ -12,19 +12,19 @@ import base64
 import json
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from imagegen import __version__, jobs
-from imagegen.errors import ImageGenError, InvalidInput, NotFound, internal
-from imagegen.models import MODELS, get_model
+from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput, NotFound, NotReady
+from imagegen.models import MODELS
 from imagegen.server import http
 from imagegen.server.openai import router as openai_router
 from imagegen.server.schemas import (
@@ -91,6 +91,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if settings.preload_models:
             service.start()
+        else:
+            with suppress(ConfigurationError):  # the first job will say so
+                await asyncio.to_thread(service.choose)
         yield
         await asyncio.to_thread(service.close)
 
@@ -122,10 +125,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return http.error_response(InvalidInput(f"{name}: {first['msg']}", name), request.url.path)
-
-    @app.exception_handler(Exception)
-    async def any_error(request: Request, error: Exception) -> Response:
-        return http.error_response(internal(error), request.url.path)
 
     _add_routes(app, service)
     app.include_router(openai_router)
@@ -161,12 +160,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         status = service.health().status
         return Response(status_code=200 if status in _CAN_SERVE else 204 if status in ("starting", "loading") else 503)
 
-    @app.get("/capabilities", responses={401: _ERRORS[401]})
+    @app.get("/capabilities", responses={401: _ERRORS[401], 503: _ERRORS[503]})
     async def capabilities() -> dict[str, Any]:
         """What a client may ask of this server: limits, defaults, sizes, formats, models."""
-        spec = service.spec or get_model("klein-9b")
+        spec = service.spec
+        if spec is None:
+            raise NotReady("the model is not chosen yet", retry_after=2)
         return {
-            "model": service.health().model,
+            "model": spec.name,
             "licence": spec.licence,
             "models": list(MODELS),
             "defaults": {"num_inference_steps": spec.num_inference_steps, "guidance_scale": spec.guidance_scale},
@@ -225,6 +226,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return {"id": job_id, "status": "cancelled"}
 
 
+#: Previews of each picture in the native stream.
+_PREVIEWS_SENT = 8
 _PREVIEWS = Query(False, description="In an event stream, show the picture at each step.")
 #: The page asks nothing of anyone but this server.
 _POLICY = (
@@ -235,27 +238,48 @@ _POLICY = (
 
 async def _answer(request: Request, service: Service, job: GenerateRequest | EditRequest, previews: bool) -> Response:
     """Runs a job and answers in the form that the client accepts."""
-    accept = request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
+    accept = _accepted(request.headers.get("accept", ""))
     job_id: str = request.state.request_id
     wait = not service.settings.preload_models
-    if accept == "text/event-stream":
-        work = service.run(job, wait_for_model=wait, listener=(events := http.EventQueue()).listen, previews=previews)
+    if accept == "events":
+        work = service.run(
+            job, wait_for_model=wait, listener=(events := http.EventQueue()).listen, previews=_PREVIEWS_SENT * previews
+        )
         return await _stream(request, work, events, job_id)
-    if accept.startswith("image/"):
-        job = _as_picture(job, accept.removeprefix("image/"))
+    if accept != "json":
+        job = _as_picture(job, accept)
     task = http.run_job(request.app.state.jobs, job_id, service.run(job, wait_for_model=wait))
     answer = await http.until_gone(request, task)
-    if accept.startswith("image/"):
-        headers = {"X-Seed": str(answer.seeds[0]), "X-Model": answer.model}
+    if accept != "json":
+        warnings = "; ".join(answer.warnings).encode("ascii", "replace").decode()
+        headers = {"X-Seed": str(answer.seeds[0]), "X-Model": answer.model, "X-Warnings": warnings[:1000]}
         return Response(base64.b64decode(answer.images[0]), media_type=f"image/{answer.output_format}", headers=headers)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
+def _accepted(accept: str) -> str:
+    """The first of the accepted types that can be made: "json", "events", a format of pictures, or "*" for any.
+
+    Raises:
+        InvalidInput: pictures alone are accepted, and none of a format that is made here.
+    """
+    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    for kind in kinds:
+        name = kind.removeprefix("image/")
+        if kind in ("", "*/*", "application/*", "application/json"):
+            return "json"
+        if kind == "text/event-stream":
+            return "events"
+        if name != kind and name in (*get_args(OutputFormat), "*"):
+            return name
+    if kinds[0].startswith("image/"):
+        formats = ", ".join(get_args(OutputFormat))
+        raise InvalidInput(f"Accept: {kinds[0][:40]} is not made here; allowed are {formats}", "Accept")
+    return "json"
+
+
 def _as_picture(job: GenerateRequest | EditRequest, wanted: str) -> GenerateRequest | EditRequest:
     """The job with the format that the client accepts."""
-    formats = get_args(OutputFormat)
-    if wanted not in (*formats, "*"):
-        raise InvalidInput(f"Accept: image/{wanted[:40]} is not made here; allowed are {', '.join(formats)}", "Accept")
     if job.num_images != 1:
         raise InvalidInput(f"num_images: {job.num_images} pictures do not go into one image; accept JSON", "num_images")
     return job if wanted == "*" else job.model_copy(update={"output_format": wanted})
@@ -278,7 +302,7 @@ async def _stream(
         else:
             yield http.server_sent("done", answer.model_dump_json())
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return http.EventStream(body(), task)
 
 
 def __getattr__(name: str) -> Any:

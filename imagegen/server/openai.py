@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from imagegen import jobs
-from imagegen.errors import ImageGenError, InvalidInput, NotFound, Unauthorized
+from imagegen.errors import ImageGenError, InvalidInput, NotFound, NotReady, Unauthorized
 from imagegen.events import Step
-from imagegen.models import ModelSpec, get_model
+from imagegen.models import ModelSpec
 from imagegen.server import http
 from imagegen.server.schemas import EditRequest, GenerateRequest, GenerateResponse
 from imagegen.service import Service
@@ -42,6 +43,41 @@ MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
+class ErrorObject(BaseModel):
+    """What went wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Error(BaseModel):
+    """An error of this API."""
+
+    error: ErrorObject
+
+
+class Image(BaseModel):
+    """One picture."""
+
+    b64_json: str
+
+
+class Images(BaseModel):
+    """The pictures; `seeds` and `warnings` are not OpenAI's."""
+
+    created: int
+    data: list[Image]
+    size: str
+    quality: str
+    background: str
+    output_format: str
+    usage: dict[str, Any]
+    seeds: list[int]
+    warnings: list[str]
+
+
 class ModelNotFound(NotFound):
     """The request names a model that is not served here."""
 
@@ -61,7 +97,7 @@ def error_body(error: ImageGenError) -> dict[str, Any]:
     return {"message": error.message, "type": kind, "param": error.field, "code": error.code}
 
 
-@router.get("/models", summary="The model that is served")
+@router.get("/models", summary="The model that is served", responses={401: {"model": Error}, 503: {"model": Error}})
 async def models(request: Request) -> dict[str, Any]:
     """One entry: what this server draws with."""
     spec = _spec(request.app.state.service)
@@ -99,9 +135,8 @@ def _openapi(edit: bool) -> dict[str, Any]:
 
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": text}
+    status: {"description": text, "model": Error}
     for status, text in {
-        200: "The pictures, or a stream of events.",
         400: "A bad parameter; `param` names it.",
         401: "No API key, or a wrong one.",
         404: "The model is not served here.",
@@ -114,15 +149,16 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         507: "The picture does not fit the card.",
     }.items()
 }
+_RESPONSES[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-@router.post("/images/generations", responses=_RESPONSES, openapi_extra=_openapi(edit=False))
+@router.post("/images/generations", response_model=Images, responses=_RESPONSES, openapi_extra=_openapi(edit=False))
 async def generations(request: Request) -> Response:
     """Text to image, as OpenAI's clients ask for it."""
     return await _images(request, edit=False)
 
 
-@router.post("/images/edits", responses=_RESPONSES, openapi_extra=_openapi(edit=True))
+@router.post("/images/edits", response_model=Images, responses=_RESPONSES, openapi_extra=_openapi(edit=True))
 async def edits(request: Request) -> Response:
     """One to four pictures and what to make of them, as OpenAI's clients ask for it."""
     return await _images(request, edit=True)
@@ -134,11 +170,14 @@ async def _images(request: Request, edit: bool) -> Response:
     if form:
         fields = {name: _from_form(name, value) for name, value in fields.items()}
     job, warnings = translate(fields, edit, _spec(service))
-    stream, partial = fields.get("stream") or False, fields.get("partial_images") or 0
+    stream, partial = fields.get("stream"), fields.get("partial_images")
+    stream, partial = False if stream is None else stream, 0 if partial is None else partial
     if stream is not True and stream is not False:
         raise InvalidInput("stream: must be true or false", "stream")
     if not isinstance(partial, int) or isinstance(partial, bool) or not 0 <= partial <= MAX_PARTIAL_IMAGES:
         raise InvalidInput(f"partial_images: 0 to {MAX_PARTIAL_IMAGES} are allowed", "partial_images")
+    if partial and not stream:
+        warnings.append("partial_images: changes nothing without stream")
     wait = not service.settings.preload_models
     running, job_id = request.app.state.jobs, request.state.request_id
     if not stream:
@@ -149,7 +188,7 @@ async def _images(request: Request, edit: bool) -> Response:
     if job.num_images != 1:
         raise InvalidInput(f"n: a stream has one picture, and {job.num_images} were asked for", "n")
     events = http.EventQueue()
-    work = service.run(job, wait_for_model=wait, listener=events.listen, previews=partial > 0)
+    work = service.run(job, wait_for_model=wait, listener=events.listen, previews=partial)
     task = http.run_job(running, job_id, work)
     following = await http.start_following(events.follow(task), task)
     name = "image_edit" if edit else "image_generation"
@@ -157,7 +196,7 @@ async def _images(request: Request, edit: bool) -> Response:
     async def body() -> AsyncIterator[str]:
         sent = 0
         async for event in following:
-            if isinstance(event, Step) and event.preview is not None and _is_due(event, sent, partial):
+            if isinstance(event, Step) and event.preview is not None:
                 picture = await http.to_base64(event.preview, None, job.output_format)
                 kind = f"{name}.partial_image"
                 part = {"type": kind, "partial_image_index": sent, "b64_json": picture, **_about(job)}
@@ -173,7 +212,7 @@ async def _images(request: Request, edit: bool) -> Response:
             size = f"{answer.width}x{answer.height}"
             yield http.server_sent(kind, json.dumps({**done, **_about(job), **extra, "size": size}))
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return http.EventStream(body(), task)
 
 
 def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[GenerateRequest | EditRequest, list[str]]:
@@ -188,7 +227,8 @@ def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[Gene
         raise ModelNotFound(f"model: {jobs.show(model)} is not served here; {spec.name} is", "model")
     for name in fields:
         if name not in _KNOWN or (not edit and name in ("image", "images", "mask")):
-            raise InvalidInput(f"{name[:60]}: is not a parameter of this route", name[:60])
+            shown = jobs.show(name)[1:-1]
+            raise InvalidInput(f"{shown}: is not a parameter of this route", shown)
     for name, harmless in _REFUSED.items():
         if fields.get(name) not in harmless:
             raise InvalidInput(f"{name}: {jobs.show(fields[name])} cannot be honoured by {spec.name}", name)
@@ -209,17 +249,24 @@ def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[Gene
         if not isinstance(compression, int) or isinstance(compression, bool) or not 0 <= compression <= 100:
             raise InvalidInput("output_compression: 0 to 100 are allowed", "output_compression")
         native["output_quality"] = max(1, compression)
+        if fields.get("output_format") in (None, "png"):
+            warnings.append("output_compression: changes nothing for png")
     native |= _size(fields.get("size"))
     if edit:
         images = fields.get("images", fields.get("image"))
         if images is not None:
             native["images"] = [images] if isinstance(images, str) else images
     try:
-        return (jobs.parse(EditRequest, native) if edit else jobs.parse(GenerateRequest, native)), warnings
+        job = jobs.parse(EditRequest, native) if edit else jobs.parse(GenerateRequest, native)
+        jobs.check(job, spec)
     except InvalidInput as error:
-        if error.field is None or not error.field.startswith("num_images"):
+        # In the names of the API that the caller speaks.
+        theirs = {"num_images": "n", "width": "size", "height": "size", "output_quality": "output_compression"}
+        if error.field not in theirs:
             raise
-        raise InvalidInput(error.message.replace("num_images", "n", 1), "n") from None
+        name = theirs[error.field]
+        raise InvalidInput(f"{name}: {error.message}", name) from None
+    return job, warnings
 
 
 def _size(size: Any) -> dict[str, int]:
@@ -232,7 +279,9 @@ def _size(size: Any) -> dict[str, int]:
 
 
 def _spec(service: Service) -> ModelSpec:
-    return service.spec or get_model("klein-9b")
+    if service.spec is None:
+        raise NotReady("the model is not chosen yet", retry_after=2)
+    return service.spec
 
 
 def _from_form(name: str, value: Any) -> Any:
@@ -244,11 +293,6 @@ def _from_form(name: str, value: Any) -> Any:
     if name == "stream":
         return {"true": True, "false": False}.get(value.lower(), value)
     return value
-
-
-def _is_due(event: Step, sent: int, wanted: int) -> bool:
-    """Whether this step's preview is one of `wanted` that are spread over the steps before the last."""
-    return sent < wanted and event.step >= round((sent + 1) * event.total / (wanted + 1))
 
 
 #: Tokens are not counted here; OpenAI's clients want the field.

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 
 import httpx
 import pytest
@@ -139,7 +140,15 @@ def test_copied_jobs_are_the_same_picture(page, url):
     assert httpx.post(f"{url}/generate", json=job).json()["images"] == [source]
     page.get_by_role("button", name="copy as curl").click()
     page.wait_for_function("navigator.clipboard.readText().then(text => text.startsWith('curl'))")
-    assert f"{url}/generate" in page.evaluate("navigator.clipboard.readText()")
+    command = page.evaluate("navigator.clipboard.readText()")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["images"] == [source]
+
+
+def test_a_seed_that_is_no_number_is_named_and_not_drawn(page):
+    page.get_by_label("Seed", exact=True).fill("abc")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator("#seed-error")).to_have_text("seed: must be an integer, and not 'abc'")
 
 
 def test_the_keyboard_is_enough(page):

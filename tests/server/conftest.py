@@ -15,21 +15,27 @@ from tests.conftest import settings
 
 
 @contextlib.contextmanager
-def serving(**changes):
-    """Serves the app with these settings; gives (base URL, the app's service)."""
-    app = create_app(settings(**changes))
+def running(app):
+    """Serves an app; gives its base URL."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}", app.state.service
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(**changes):
+    """Serves the worker with these settings; gives (base URL, the app's service)."""
+    app = create_app(settings(**changes))
+    with running(app) as url:
+        yield url, app.state.service
 
 
 @pytest.fixture(scope="module")

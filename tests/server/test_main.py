@@ -1,14 +1,19 @@
 import asyncio
 import json
+import socket
 import time
 
 import httpx
 import pytest
+from PIL import Image
 
 from builder.micro.measure import background_colour, shape_colour
+from imagegen.events import Step
+from imagegen.server.http import EventQueue
+from imagegen.server.main import create_app
 from imagegen.server.schemas import EditResponse, GenerateResponse, HealthResponse
-from tests.conftest import from_base64, scene, to_base64, to_bytes
-from tests.server.conftest import serving
+from tests.conftest import from_base64, scene, settings, to_base64, to_bytes
+from tests.server.conftest import running, serving
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
@@ -194,6 +199,90 @@ def test_a_client_that_goes_away_stops_its_stream(client, steps):
             next(stream)
     assert settled(steps) <= 3 + 2  # the step that it was in, and one during which the news arrived
     assert client.post("/generate", json=PROMPT).status_code == 200
+
+
+def test_a_client_that_goes_away_stops_its_previews(client, steps):
+    headers, params = {"Accept": "text/event-stream"}, {"previews": "true"}
+    for _ in range(8):
+        before = len(steps)
+        job = {**LONG, "num_images": 1, "width": 256, "height": 256}
+        with client.stream("POST", "/generate", json=job, params=params, headers=headers) as answer:
+            stream = events(answer)
+            while len(steps) < before + 3:
+                next(stream)
+        assert settled(steps) <= before + 3 + 3
+
+
+def test_a_client_that_stops_reading_keeps_few_previews():
+    async def pile():
+        queue = EventQueue()
+        for step in range(50):
+            queue.listen(Step(step + 1, 50, 0.0, scene("circle", "red", "blue")))
+        task = asyncio.create_task(asyncio.sleep(0))
+        return [event async for event in queue.follow(task)]
+
+    seen = asyncio.run(pile())
+    assert [event.step for event in seen] == list(range(1, 51))  # every step is told
+    assert [event.step for event in seen if event.preview] == list(range(43, 51))  # the last eight are shown
+
+
+def test_a_bug_in_a_route_has_an_id_and_no_message(caplog):
+    app = create_app(settings(preload_models=False))
+    sent = "cana" + "ry"
+
+    @app.get("/broken")
+    async def broken():
+        raise RuntimeError(sent)
+
+    with running(app) as url:
+        answer = httpx.get(f"{url}/broken")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert answer.headers["x-request-id"]
+    assert sent not in caplog.text + answer.text
+    assert answer.json()["error"]["message"].split()[-1] in caplog.text
+
+
+def test_a_sender_that_goes_away_or_stops_is_not_a_bug(ready, caplog, monkeypatch):
+    monkeypatch.setattr("imagegen.server.http._BODY_SECONDS", 0.5)
+    host, port = ready[0].removeprefix("http://").split(":")
+    head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    with socket.create_connection((host, int(port))) as gone:
+        gone.sendall(head)
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(head)
+        assert b" 504 " in slow.recv(100)
+    assert ready[1].reading == 0
+    assert "internal error" not in caplog.text
+
+
+def test_bodies_that_are_being_read_count_as_jobs():
+    with serving(max_queue=0) as (url, service):
+        service.start().result()
+        service.reading = 1
+        assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 429
+        service.reading = 0
+        assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 200
+
+
+def test_a_form_takes_as_large_a_reference_in_base64_as_json(client):
+    noise = Image.effect_noise((900, 900), 90).convert("RGB")
+    text = to_base64(noise)
+    assert len(text) > 1_100_000
+    answer = client.post("/edit", files=[("prompt", (None, "make the background red")), ("image", (None, text))])
+    assert answer.status_code == 200, answer.text[:200]
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("image/avif,image/webp,*/*", "image/webp"),
+        ("text/html,application/json", "application/json"),
+        ("image/png;q=0.9", "image/png"),
+    ],
+)
+def test_the_first_accepted_type_that_can_be_made(client, accept, kind):
+    assert client.post("/generate", json=PROMPT, headers={"Accept": accept}).headers["content-type"] == kind
 
 
 def test_a_client_that_goes_away_stops_its_job(client, steps):

@@ -55,6 +55,11 @@ def test_what_changes_nothing_is_warned_of(ai):
         "quality: 'high' changes nothing with micro",
         "moderation: 'low' changes nothing with micro",
     ]
+    answer = ai.images.generate(prompt=PROMPT, output_compression=50, partial_images=2)
+    assert answer.model_extra["warnings"] == [
+        "output_compression: changes nothing for png",
+        "partial_images: changes nothing without stream",
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -98,7 +103,7 @@ def test_stream_of_an_edit(ai):
         (dict(prompt=" "), openai.BadRequestError, "prompt"),
         (dict(n=9), openai.BadRequestError, "n"),
         (dict(size="big"), openai.BadRequestError, "size"),
-        (dict(size="1000x1000"), openai.BadRequestError, "width"),
+        (dict(size="1000x1000"), openai.BadRequestError, "size"),
         (dict(response_format="url"), openai.BadRequestError, "response_format"),
         (dict(background="transparent"), openai.BadRequestError, "background"),
         (dict(style="vivid"), openai.BadRequestError, "style"),
@@ -108,6 +113,8 @@ def test_stream_of_an_edit(ai):
         (dict(stream=True, n=2), openai.BadRequestError, "n"),
         (dict(extra_body={"seed": -1}), openai.BadRequestError, "seed"),
         (dict(extra_body={"steps": 3}), openai.BadRequestError, "steps"),
+        (dict(extra_body={"stream": 0}), openai.BadRequestError, "stream"),
+        (dict(extra_body={"partial_images": ""}), openai.BadRequestError, "partial_images"),
     ],
 )
 def test_a_mistake_is_the_clients_exception(ai, fields, raised, param):
@@ -116,6 +123,26 @@ def test_a_mistake_is_the_clients_exception(ai, fields, raised, param):
     assert caught.value.param == param
     if raised is openai.NotFoundError:
         assert caught.value.code == "model_not_found"
+
+
+def test_half_a_surrogate_pair_is_a_bad_request(client):
+    body = '{"prompt": "x", "\\ud800": 1}'
+    for route in ("/v1/images/generations", "/generate"):
+        answer = client.post(route, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == (400 if "v1" in route else 422)
+        assert answer.json()["error"]
+
+
+def test_before_the_model_is_chosen_nothing_is_called_unknown():
+    with serving(model=None) as (url, service):
+        early = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+        if service.spec is None:
+            with pytest.raises(openai.InternalServerError):
+                early.images.generate(model="micro", prompt=PROMPT)
+        service.start().result()
+        assert early.images.generate(model="micro", prompt=PROMPT).data
+    with serving(model=None, preload_models=False) as (url, _):
+        assert openai.OpenAI(base_url=f"{url}/v1", api_key="any").images.generate(model="micro", prompt=PROMPT).data
 
 
 def test_a_bad_picture_and_a_mask(ai):
