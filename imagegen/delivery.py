@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 from PIL import Image
 
 from imagegen import __version__
 from imagegen.errors import ResultTooLarge
-from imagegen.server.schemas import OutputFormat
+from imagegen.server.schemas import EditRequest, GenerateRequest, OutputFormat
 
 # At DEBUG Pillow logs the tags that it writes and reads, and one of ours may hold the prompt.
 logging.getLogger("PIL").setLevel(logging.INFO)
@@ -54,6 +57,46 @@ def encode(picture: Image.Image, output_format: OutputFormat, quality: int, prov
     else:
         picture.save(file, "WEBP", quality=quality, exif=exif)
     return file.getvalue()
+
+
+class Encoder:
+    """Encodes one job's pictures in threads of their own, beside the GPU.
+
+    Args:
+        pool: the threads.
+        model, num_inference_steps: for the record.
+        request: names the format, the quality, and whether the prompt goes into the record.
+    """
+
+    def __init__(
+        self, pool: Executor, model: str, request: GenerateRequest | EditRequest, num_inference_steps: int
+    ) -> None:
+        self._pool, self._model, self._request, self._steps = pool, model, request, num_inference_steps
+
+    def encode(self, seed: int, picture: Image.Image, output_format: OutputFormat) -> Future[bytes]:
+        """Begins to encode a picture."""
+        request = self._request
+        provenance = Provenance(self._model, seed, self._steps, request.prompt if request.embed_prompt else None)
+        return self._pool.submit(encode, picture, output_format, request.output_quality, provenance)
+
+    async def smaller(
+        self, seeds: Sequence[int], pictures: Sequence[Image.Image], encoded: list[bytes], limit: int
+    ) -> tuple[OutputFormat, list[bytes]]:
+        """The pictures in a smaller format, if the job allows it and one fits into `limit` bytes.
+
+        Raises:
+            ResultTooLarge: it does not, or none does.
+        """
+        formats: tuple[OutputFormat, ...] = ("webp", "jpeg")
+        for output_format in formats if self._request.allow_format_change else ():
+            if output_format == self._request.output_format:
+                continue
+            files = [self.encode(seed, picture, output_format) for seed, picture in zip(seeds, pictures, strict=True)]
+            smaller = [await asyncio.wrap_future(file) for file in files]
+            if fits(smaller, limit):
+                return output_format, smaller
+            encoded = min(encoded, smaller, key=answer_size)
+        raise too_large(encoded, limit)
 
 
 def to_base64(data: bytes) -> str:

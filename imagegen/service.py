@@ -42,7 +42,6 @@ from imagegen.server.schemas import (
     EditResponse,
     GenerateResponse,
     HealthResponse,
-    OutputFormat,
     QueueState,
     Timings,
 )
@@ -101,8 +100,7 @@ class Service:
         return self._spec
 
     def start(self) -> Future[FluxPipeline]:
-        """Begins to load the model in the GPU's thread, once, and again some time after a failure; the future ends when
-        it is loaded.
+        """Begins to load the model, once, and again some time after a failure; the future ends when it is loaded.
 
         The future raises ConfigurationError where the model is unknown or its weights cannot be had.
         """
@@ -122,8 +120,7 @@ class Service:
             raise
 
     def close(self) -> None:
-        """Ends the threads after the jobs that they are at, and unloads the model. A load that is still going on is not
-        waited for."""
+        """Ends the threads after their jobs and unloads the model; does not wait for a load that is going on."""
         self.draining = True
         with self._lock:
             loading = self._loading
@@ -264,7 +261,8 @@ class Service:
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()
-        await _in_thread(self._gpu, lambda: self._draw(job, plan, pipeline, clock))
+        encoder = delivery.Encoder(self._cpu, spec.name, request, plan.num_inference_steps)
+        await _in_thread(self._gpu, lambda: self._draw(job, plan, pipeline, encoder, clock))
 
         # 4. Delivery
         clock = time.monotonic()
@@ -274,7 +272,7 @@ class Service:
             words = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
             warnings.append(f"prompt: {spec.name} does not know {words[:200]}; it draws {spec.draws}")
         if max_answer is not None and not delivery.fits(encoded, max_answer):
-            output_format, encoded = await self._smaller(job, plan, encoded, max_answer)
+            output_format, encoded = await encoder.smaller(plan.seeds, job.pictures, encoded, max_answer)
             warnings.append(f"output_format: {request.output_format} was too large to send; this is {output_format}")
         images = await _in_thread(self._cpu, lambda: [delivery.to_base64(data) for data in encoded])
         now = time.monotonic()
@@ -307,7 +305,9 @@ class Service:
         ]
         return list(await asyncio.gather(*loads))
 
-    def _draw(self, job: Job, plan: jobs.Plan, pipeline: FluxPipeline, queued: float) -> None:
+    def _draw(
+        self, job: Job, plan: jobs.Plan, pipeline: FluxPipeline, encoder: delivery.Encoder, queued: float
+    ) -> None:
         """All pictures of a job, one after another, in the GPU's thread."""
         if job.stop.is_set():
             return  # nobody waits for this any more
@@ -315,7 +315,7 @@ class Service:
         job.timings.queue += begun - queued
 
         def encode(seed: int, picture: Image.Image) -> None:
-            job.files.append(self._encode(job, plan, seed, picture, job.request.output_format))
+            job.files.append(encoder.encode(seed, picture, job.request.output_format))
 
         try:
             draw(job, plan, pipeline, encode)
@@ -324,32 +324,6 @@ class Service:
             self.metrics.gpu_busy.inc(seconds)
             self._pace += (seconds - self._pace) * (_PACE_WEIGHT if self._pace else 1)
             self.metrics.gpu_memory.set(pipeline.gpu_memory() or 0)
-
-    def _encode(
-        self, job: Job, plan: jobs.Plan, seed: int, picture: Image.Image, output_format: OutputFormat
-    ) -> Future[bytes]:
-        assert self.spec is not None
-        request = job.request
-        provenance = delivery.Provenance(
-            self.spec.name, seed, plan.num_inference_steps, request.prompt if request.embed_prompt else None
-        )
-        return self._cpu.submit(delivery.encode, picture, output_format, request.output_quality, provenance)
-
-    async def _smaller(
-        self, job: Job, plan: jobs.Plan, encoded: list[bytes], limit: int
-    ) -> tuple[OutputFormat, list[bytes]]:
-        """The answer in a smaller format, if the job allows it and one fits; else the error that says so."""
-        formats: tuple[OutputFormat, ...] = ("webp", "jpeg")
-        for output_format in formats if job.request.allow_format_change else ():
-            if output_format == job.request.output_format:
-                continue
-            pairs = zip(plan.seeds, job.pictures, strict=True)
-            files = [self._encode(job, plan, seed, picture, output_format) for seed, picture in pairs]
-            smaller = [await asyncio.wrap_future(file) for file in files]
-            if delivery.fits(smaller, limit):
-                return output_format, smaller
-            encoded = min(encoded, smaller, key=delivery.answer_size)
-        raise delivery.too_large(encoded, limit)
 
     def _waiting(self) -> int:
         return max(0, self._admitted - 1)

@@ -33,8 +33,7 @@ class StepCallback(Protocol):
     no handler of ordinary errors on the way swallows it."""
 
     def __call__(self, step: int, total: int, preview: Callable[[], Image.Image]) -> None:
-        """Step `step` (from 1) of `total` is done; `preview`, called at once or never, decodes what the model now
-        expects the picture to become."""
+        """Step `step` (from 1) of `total` is done; `preview`, called at once or never, shows what comes."""
 
 
 @dataclass(frozen=True)

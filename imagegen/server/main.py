@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from imagegen import __version__, jobs
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput, NotFound, NotReady
 from imagegen.models import MODELS
-from imagegen.server import http
+from imagegen.server import http, streams
 from imagegen.server.openai import router as openai_router
 from imagegen.server.schemas import (
     MAX_IMAGES,
@@ -243,13 +243,16 @@ async def _answer(request: Request, service: Service, job: GenerateRequest | Edi
     wait = not service.settings.preload_models
     if accept == "events":
         work = service.run(
-            job, wait_for_model=wait, listener=(events := http.EventQueue()).listen, previews=_PREVIEWS_SENT * previews
+            job,
+            wait_for_model=wait,
+            listener=(events := streams.EventQueue()).listen,
+            previews=_PREVIEWS_SENT * previews,
         )
         return await _stream(request, work, events, job_id)
     if accept != "json":
         job = _as_picture(job, accept)
-    task = http.run_job(request.app.state.jobs, job_id, service.run(job, wait_for_model=wait))
-    answer = await http.until_gone(request, task)
+    task = streams.run_job(request.app.state.jobs, job_id, service.run(job, wait_for_model=wait))
+    answer = await streams.until_gone(request, task)
     if accept != "json":
         warnings = "; ".join(answer.warnings).encode("ascii", "replace").decode()
         headers = {"X-Seed": str(answer.seeds[0]), "X-Model": answer.model, "X-Warnings": warnings[:1000]}
@@ -286,23 +289,23 @@ def _as_picture(job: GenerateRequest | EditRequest, wanted: str) -> GenerateRequ
 
 
 async def _stream(
-    request: Request, work: Coroutine[Any, Any, GenerateResponse], events: http.EventQueue, job_id: str
+    request: Request, work: Coroutine[Any, Any, GenerateResponse], events: streams.EventQueue, job_id: str
 ) -> Response:
     """The job's events: queued, references, step, and at the end done or error."""
-    task = http.run_job(request.app.state.jobs, job_id, work)
-    running = await http.start_following(events.follow(task), task)
+    task = streams.run_job(request.app.state.jobs, job_id, work)
+    running = await streams.start_following(events.follow(task), task)
 
     async def body() -> AsyncIterator[str]:
         async for event in running:
-            name, fields = await http.event_fields(event, job_id)
-            yield http.server_sent(name, json.dumps(fields))
-        answer = await http.ended(task)
+            name, fields = await streams.event_fields(event, job_id)
+            yield streams.server_sent(name, json.dumps(fields))
+        answer = await streams.ended(task)
         if isinstance(answer, ImageGenError):
-            yield http.server_sent("error", json.dumps(answer.body()))
+            yield streams.server_sent("error", json.dumps(answer.body()))
         else:
-            yield http.server_sent("done", answer.model_dump_json())
+            yield streams.server_sent("done", answer.model_dump_json())
 
-    return http.EventStream(body(), task)
+    return streams.EventStream(body(), task)
 
 
 def __getattr__(name: str) -> Any:

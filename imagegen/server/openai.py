@@ -20,7 +20,7 @@ from imagegen import jobs
 from imagegen.errors import ImageGenError, InvalidInput, NotFound, NotReady, Unauthorized
 from imagegen.events import Step
 from imagegen.models import ModelSpec
-from imagegen.server import http
+from imagegen.server import http, streams
 from imagegen.server.schemas import EditRequest, GenerateRequest, GenerateResponse
 from imagegen.service import Service
 
@@ -181,38 +181,38 @@ async def _images(request: Request, edit: bool) -> Response:
     wait = not service.settings.preload_models
     running, job_id = request.app.state.jobs, request.state.request_id
     if not stream:
-        task = http.run_job(running, job_id, service.run(job, wait_for_model=wait))
-        answer = await http.until_gone(request, task)
+        task = streams.run_job(running, job_id, service.run(job, wait_for_model=wait))
+        answer = await streams.until_gone(request, task)
         return JSONResponse(_answer(answer, warnings))
 
     if job.num_images != 1:
         raise InvalidInput(f"n: a stream has one picture, and {job.num_images} were asked for", "n")
-    events = http.EventQueue()
+    events = streams.EventQueue()
     work = service.run(job, wait_for_model=wait, listener=events.listen, previews=partial)
-    task = http.run_job(running, job_id, work)
-    following = await http.start_following(events.follow(task), task)
+    task = streams.run_job(running, job_id, work)
+    following = await streams.start_following(events.follow(task), task)
     name = "image_edit" if edit else "image_generation"
 
     async def body() -> AsyncIterator[str]:
         sent = 0
         async for event in following:
             if isinstance(event, Step) and event.preview is not None:
-                picture = await http.to_base64(event.preview, None, job.output_format)
+                picture = await streams.to_base64(event.preview, None, job.output_format)
                 kind = f"{name}.partial_image"
                 part = {"type": kind, "partial_image_index": sent, "b64_json": picture, **_about(job)}
-                yield http.server_sent(kind, json.dumps(part))
+                yield streams.server_sent(kind, json.dumps(part))
                 sent += 1
-        answer = await http.ended(task)
+        answer = await streams.ended(task)
         if isinstance(answer, ImageGenError):
-            yield http.server_sent("error", json.dumps({"type": "error", "error": error_body(answer)}))
+            yield streams.server_sent("error", json.dumps({"type": "error", "error": error_body(answer)}))
         else:
             kind = f"{name}.completed"
             done = {"type": kind, "b64_json": answer.images[0], "usage": _USAGE}
             extra = {"seed": answer.seeds[0], "warnings": [*warnings, *answer.warnings]}
             size = f"{answer.width}x{answer.height}"
-            yield http.server_sent(kind, json.dumps({**done, **_about(job), **extra, "size": size}))
+            yield streams.server_sent(kind, json.dumps({**done, **_about(job), **extra, "size": size}))
 
-    return http.EventStream(body(), task)
+    return streams.EventStream(body(), task)
 
 
 def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[GenerateRequest | EditRequest, list[str]]:

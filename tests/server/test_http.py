@@ -1,0 +1,125 @@
+"""Who may come in, how much, and how a mistake is answered."""
+
+import asyncio
+import socket
+import time
+
+import httpx
+from PIL import Image
+
+from imagegen.server.main import create_app
+from tests.conftest import scene, settings, to_base64
+from tests.server.conftest import running, serving
+
+PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
+LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
+RED_ON_BLUE = scene("circle", "red", "blue")
+
+
+def test_a_chunked_body_over_the_limit_is_refused(client):
+    def chunks():
+        for _ in range(50):
+            yield b"x" * 100_000
+
+    answer = client.post("/generate", content=chunks(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+def test_a_bug_in_a_route_has_an_id_and_no_message(caplog):
+    app = create_app(settings(preload_models=False))
+    sent = "cana" + "ry"
+
+    @app.get("/broken")
+    async def broken():
+        raise RuntimeError(sent)
+
+    with running(app) as url:
+        answer = httpx.get(f"{url}/broken")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert answer.headers["x-request-id"]
+    assert sent not in caplog.text + answer.text
+    assert answer.json()["error"]["message"].split()[-1] in caplog.text
+
+
+def test_a_sender_that_goes_away_or_stops_is_not_a_bug(ready, caplog, monkeypatch):
+    monkeypatch.setattr("imagegen.server.http._BODY_SECONDS", 0.5)
+    host, port = ready[0].removeprefix("http://").split(":")
+    head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    with socket.create_connection((host, int(port))) as gone:
+        gone.sendall(head)
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(head)
+        assert b" 504 " in slow.recv(100)
+    assert ready[1].reading == 0
+    assert "internal error" not in caplog.text
+
+
+def test_bodies_that_are_being_read_count_as_jobs():
+    with serving(max_queue=0) as (url, service):
+        service.start().result()
+        service.reading = 1
+        assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 429
+        service.reading = 0
+        assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 200
+
+
+def test_a_form_takes_as_large_a_reference_in_base64_as_json(client):
+    noise = Image.effect_noise((900, 900), 90).convert("RGB")
+    text = to_base64(noise)
+    assert len(text) > 1_100_000
+    answer = client.post("/edit", files=[("prompt", (None, "make the background red")), ("image", (None, text))])
+    assert answer.status_code == 200, answer.text[:200]
+
+
+def test_the_key_guards_all_but_health():
+    with serving(api_key="canary-key") as (url, service):
+        service.start().result()
+        for path in ("/health", "/ping", "/"):
+            assert httpx.get(f"{url}{path}").status_code == 200
+        for headers in (
+            {},
+            {"X-API-Key": "wrong"},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Basic canary-key"},
+        ):
+            for path in ("/generate", "/edit", "/v1/images/generations"):
+                refused = httpx.post(f"{url}{path}", json=PROMPT, headers=headers)
+                assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+                assert "canary" not in refused.text
+            for path in ("/metrics", "/capabilities", "/docs", "/openapi.json", "/v1/models", "/nowhere"):
+                assert httpx.get(f"{url}{path}", headers=headers).status_code == 401
+        for headers in ({"X-API-Key": "canary-key"}, {"Authorization": "Bearer canary-key"}):
+            assert httpx.post(f"{url}/generate", json=PROMPT, headers=headers).status_code == 200
+
+
+def test_a_full_queue_refuses_at_once():
+    with serving(max_queue=2) as (url, service):
+        service.start().result()
+
+        async def many():
+            async with httpx.AsyncClient(base_url=url, timeout=60) as many_client:
+                job = {**PROMPT, "width": 512, "height": 512}
+
+                async def one():
+                    begun = time.monotonic()
+                    answer = await many_client.post("/generate", json=job)
+                    return answer, time.monotonic() - begun
+
+                return await asyncio.gather(*(one() for _ in range(12)))
+
+        answers = asyncio.run(many())
+        statuses = [answer.status_code for answer, _ in answers]
+        assert statuses.count(200) == 3  # one runs, two wait
+        assert statuses.count(429) == 9
+        for answer, _ in answers:
+            if answer.status_code == 429:
+                assert answer.json()["error"]["retryable"] is True
+                assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_other_origins_are_let_in_only_where_they_are_named(client):
+    origin = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in client.options("/generate", headers=origin).headers
+    with serving(cors_origins="https://a.example, https://b.example") as (url, _):
+        allowed = httpx.options(f"{url}/generate", headers=origin)
+        assert allowed.headers["access-control-allow-origin"] == "https://a.example"
