@@ -17,7 +17,7 @@ from imagegen.settings import Settings, get_settings
 
 
 def serve_http(settings: Settings) -> NoReturn:
-    """Serves HTTP until SIGTERM or SIGINT, and ends the process with status 0."""
+    """Serves HTTP until SIGTERM or SIGINT, and ends the process: with status 0, or another where it could not start."""
     import uvicorn
 
     from imagegen.server.main import create_app
@@ -40,11 +40,15 @@ def serve_http(settings: Settings) -> NoReturn:
         http="h11",  # the other parser keeps headers without end
         timeout_graceful_shutdown=int(settings.timeout),
     )
-    Server(config).run()
+    status = 0
+    try:
+        Server(config).run()
+    except SystemExit as error:  # it could not start, and has said why
+        status = int(error.code or 0)
     # Not sys.exit: that waits for every thread, and one may be downloading twenty gigabytes.
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def main() -> int:

@@ -51,14 +51,14 @@ def parse_job(job_input: Any) -> Request:
     return parse(EditRequest, fields) if mode == "edit" else parse(GenerateRequest, fields)
 
 
-def parse(schema: type[R], fields: dict[str, Any]) -> R:
-    """Validates the fields of a request.
+def parse(schema: type[R], fields: dict[str, Any], strict: bool = True) -> R:
+    """Validates the fields of a request; not `strict`, the strings of a form are read as the types that they stand for.
 
     Raises:
         InvalidInput: for the first field at fault.
     """
     try:
-        return schema.model_validate(fields)
+        return schema.model_validate(fields, strict=strict)
     except ValidationError as error:
         raise invalid_input(error.errors(include_url=False)[0], schema) from None
 
@@ -192,8 +192,8 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
         text = f"{show(came)} is out of bounds ({low} to {high})"
     elif kind == "literal_error":
         text = f"{show(came)} is not known; allowed are {context['expected']}"
-    elif kind.endswith("_type"):
-        text = f"must be {_TYPES.get(kind.removesuffix('_type'), kind)}, and not {show(came)}"
+    elif kind.endswith(("_type", "_parsing")):
+        text = f"must be {_TYPES.get(kind.rpartition('_')[0], kind)}, and not {show(came)}"
     else:
         text = f"{show(came)}: {error['msg']}"
     return InvalidInput(f"{name}: {text}", name)

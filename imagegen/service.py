@@ -89,15 +89,14 @@ class Service:
         """What is served: known from the start where the settings name it, else as soon as loading has chosen."""
         return self._spec
 
-    def choose(self) -> ModelSpec:
+    def choose(self) -> None:
         """Chooses the model, where the settings do not name it by whether there is a card; takes seconds then.
 
         Raises:
             ConfigurationError: there is no such model, or it cannot run here.
         """
-        if self._spec is None or self._loading is not None:
+        if self._spec is None:
             self._spec = choose_model(self.settings)
-        return self._spec
 
     def start(self) -> Future[FluxPipeline]:
         """Begins to load the model, once, and again some time after a failure; the future ends when it is loaded.

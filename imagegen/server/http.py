@@ -6,13 +6,11 @@ import asyncio
 import base64
 import hmac
 import json
-import re
 import uuid
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request, Response
-from pydantic import TypeAdapter
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -31,11 +29,8 @@ from imagegen.errors import (
     internal,
 )
 from imagegen.metrics import Metrics
-from imagegen.server.schemas import EditRequest
 from imagegen.service import Service
 from imagegen.settings import Settings
-
-T = TypeVar("T")
 
 #: Open without a key: what a load balancer asks, and the page, which asks for the key itself.
 OPEN_PATHS = ("/", "/health", "/ping")
@@ -207,19 +202,3 @@ async def _read_form(request: Request, limit: int) -> dict[str, Any]:
     if images:
         fields["images"] = images
     return fields
-
-
-def typed(fields: dict[str, Any]) -> dict[str, Any]:
-    """A form's strings as the types that the schema wants; what is not of its type is left for the schema to name."""
-    result = {}
-    for name, value in fields.items():
-        field = EditRequest.model_fields.get(name)
-        text = str(field.annotation) if field else ""
-        result[name] = value
-        if isinstance(value, str) and re.search(r"\b(int|float|bool)\b", text):
-            kind: Any = bool if "bool" in text else int if "int" in text else float
-            try:
-                result[name] = TypeAdapter(kind).validate_python(value)
-            except ValueError:
-                continue
-    return result

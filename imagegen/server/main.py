@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -107,7 +107,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key"],
-            expose_headers=["X-Request-ID", "X-Seed", "Retry-After"],
+            expose_headers=["X-Request-ID", "X-Seed", "X-Model", "X-Warnings", "Retry-After"],
         )
 
     @app.exception_handler(ImageGenError)
@@ -199,9 +199,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
         """Text to image. `Accept: image/png` answers with the picture itself, `text/event-stream` with progress."""
         fields, form = await http.read_fields(request)
-        return await _answer(
-            request, service, jobs.parse(GenerateRequest, http.typed(fields) if form else fields), previews
-        )
+        return await _answer(request, jobs.parse(GenerateRequest, fields, strict=not form), previews)
 
     @app.post(
         "/edit",
@@ -212,9 +210,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
         """One to four references and what to make of them; as JSON, or as a form with files."""
         fields, form = await http.read_fields(request)
-        return await _answer(
-            request, service, jobs.parse(EditRequest, http.typed(fields) if form else fields), previews
-        )
+        return await _answer(request, jobs.parse(EditRequest, fields, strict=not form), previews)
 
     @app.delete("/jobs/{job_id}", responses={401: _ERRORS[401], 404: {"model": ErrorResponse}, 422: _ERRORS[422]})
     async def cancel(job_id: str) -> dict[str, str]:
@@ -236,22 +232,14 @@ _POLICY = (
 )
 
 
-async def _answer(request: Request, service: Service, job: GenerateRequest | EditRequest, previews: bool) -> Response:
+async def _answer(request: Request, job: jobs.Request, previews: bool) -> Response:
     """Runs a job and answers in the form that the client accepts."""
     accept = _accepted(request.headers.get("accept", ""))
-    job_id: str = request.state.request_id
-    wait = not service.settings.preload_models
     if accept == "events":
-        work = service.run(
-            job,
-            wait_for_model=wait,
-            listener=(events := streams.EventQueue()).listen,
-            previews=_PREVIEWS_SENT * previews,
-        )
-        return await _stream(request, work, events, job_id)
+        return await _stream(request, job, _PREVIEWS_SENT * previews)
     if accept != "json":
         job = _as_picture(job, accept)
-    task = streams.run_job(request.app.state.jobs, job_id, service.run(job, wait_for_model=wait))
+    task = streams.start(request, job)
     answer = await streams.until_gone(request, task)
     if accept != "json":
         warnings = "; ".join(answer.warnings).encode("ascii", "replace").decode()
@@ -281,23 +269,20 @@ def _accepted(accept: str) -> str:
     return "json"
 
 
-def _as_picture(job: GenerateRequest | EditRequest, wanted: str) -> GenerateRequest | EditRequest:
+def _as_picture(job: jobs.Request, wanted: str) -> jobs.Request:
     """The job with the format that the client accepts."""
     if job.num_images != 1:
         raise InvalidInput(f"num_images: {job.num_images} pictures do not go into one image; accept JSON", "num_images")
     return job if wanted == "*" else job.model_copy(update={"output_format": wanted})
 
 
-async def _stream(
-    request: Request, work: Coroutine[Any, Any, GenerateResponse], events: streams.EventQueue, job_id: str
-) -> Response:
+async def _stream(request: Request, job: jobs.Request, previews: int) -> Response:
     """The job's events: queued, references, step, and at the end done or error."""
-    task = streams.run_job(request.app.state.jobs, job_id, work)
-    running = await streams.start_following(events.follow(task), task)
+    task, events = await streams.follow(request, job, previews)
 
     async def body() -> AsyncIterator[str]:
-        async for event in running:
-            name, fields = await streams.event_fields(event, job_id)
+        async for event in events:
+            name, fields = await streams.event_fields(event, request.state.request_id)
             yield streams.server_sent(name, json.dumps(fields))
         answer = await streams.ended(task)
         if isinstance(answer, ImageGenError):

@@ -178,24 +178,17 @@ async def _images(request: Request, edit: bool) -> Response:
         raise InvalidInput(f"partial_images: 0 to {MAX_PARTIAL_IMAGES} are allowed", "partial_images")
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")
-    wait = not service.settings.preload_models
-    running, job_id = request.app.state.jobs, request.state.request_id
     if not stream:
-        task = streams.run_job(running, job_id, service.run(job, wait_for_model=wait))
-        answer = await streams.until_gone(request, task)
-        return JSONResponse(_answer(answer, warnings))
+        return JSONResponse(_answer(await streams.until_gone(request, streams.start(request, job)), warnings))
 
     if job.num_images != 1:
         raise InvalidInput(f"n: a stream has one picture, and {job.num_images} were asked for", "n")
-    events = streams.EventQueue()
-    work = service.run(job, wait_for_model=wait, listener=events.listen, previews=partial)
-    task = streams.run_job(running, job_id, work)
-    following = await streams.start_following(events.follow(task), task)
+    task, events = await streams.follow(request, job, partial)
     name = "image_edit" if edit else "image_generation"
 
     async def body() -> AsyncIterator[str]:
         sent = 0
-        async for event in following:
+        async for event in events:
             if isinstance(event, Step) and event.preview is not None:
                 picture = await streams.to_base64(event.preview, None, job.output_format)
                 kind = f"{name}.partial_image"

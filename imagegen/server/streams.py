@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import io
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
@@ -17,6 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from imagegen.errors import Cancelled, ImageGenError
 from imagegen.events import Event, Queued, References, Step
+from imagegen.jobs import Request as Job
+from imagegen.server.schemas import GenerateResponse
+from imagegen.service import Service
 
 T = TypeVar("T")
 
@@ -96,24 +99,45 @@ class EventStream(StreamingResponse):
             self._task.cancel()
 
 
-async def start_following(events: AsyncIterator[Event], task: asyncio.Task[Any]) -> AsyncIterator[Event]:
-    """The same events, once the first has come: a job that is not even admitted is an error of its request, with a
-    status of its own, and not an event of a stream that has already begun with 200.
+def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateResponse]:
+    """Starts a job of this request, under the request's id, by which it can be cancelled for as long as it runs.
+
+    Args:
+        options: of Service.run.
+    """
+    state, service = request.app.state, cast(Service, request.app.state.service)
+    work = service.run(job, wait_for_model=not service.settings.preload_models, **options)
+    task = asyncio.create_task(work)
+    state.jobs[request.state.request_id] = task
+    task.add_done_callback(lambda _: state.jobs.pop(request.state.request_id, None))
+    return task
+
+
+async def follow(
+    request: Request, job: Job, previews: int
+) -> tuple[asyncio.Task[GenerateResponse], AsyncIterator[Event]]:
+    """Starts a job; gives its task and its events, once the first of them has come.
+
+    So a job that is not even admitted is an error of its request, with a status of its own, and not an event of a
+    stream that has already begun with 200.
 
     Raises:
         ImageGenError: the job was refused.
     """
+    queue = EventQueue()
+    task = start(request, job, listener=queue.listen, previews=previews)
+    events = queue.follow(task)
     first = await anext(events, None)
     if first is None:
         task.result()
 
-    async def rest() -> AsyncIterator[Event]:
+    async def all_events() -> AsyncIterator[Event]:
         if first is not None:
             yield first
         async for event in events:
             yield event
 
-    return rest()
+    return task, all_events()
 
 
 async def ended(task: asyncio.Task[T]) -> T | ImageGenError:
@@ -156,11 +180,3 @@ async def to_base64(preview: Image.Image, side: int | None, file_format: str) ->
         return base64.b64encode(file.getvalue()).decode("ascii")
 
     return await asyncio.to_thread(encode)
-
-
-def run_job(jobs: dict[str, asyncio.Task[Any]], job_id: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Starts a job under an id by which it can be cancelled, for as long as it runs."""
-    task = asyncio.create_task(work)
-    jobs[job_id] = task
-    task.add_done_callback(lambda _: jobs.pop(job_id, None))
-    return task

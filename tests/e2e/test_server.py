@@ -84,6 +84,19 @@ def test_the_log_holds_no_prompt_no_picture_and_no_key(tmp_path):
     assert answer.json()["images"][0][60:120] not in log
 
 
+def test_a_port_that_is_taken_is_a_failure(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        environment = {**os.environ, "PORT": str(taken.getsockname()[1])}
+        done = subprocess.run(
+            [sys.executable, "-m", "imagegen"], cwd=ROOT, env=environment, capture_output=True, timeout=60
+        )
+    assert done.returncode == 3  # uvicorn's own for this
+    assert b"address already in use" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_wrong_setting_is_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "imagegen"],

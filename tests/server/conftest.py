@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 
@@ -10,8 +11,25 @@ import httpx
 import pytest
 import uvicorn
 
+from builder.micro.measure import background_colour, shape_colour
 from imagegen.server.main import create_app
-from tests.conftest import settings
+from tests.conftest import from_base64, settings
+
+
+def events(response):
+    """(name, data) of each event of a stream."""
+    name = None
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+def shows(text):
+    """The background's and the shape's colour of a picture in base64."""
+    picture = from_base64(text)
+    return background_colour(picture), shape_colour(picture)
 
 
 @contextlib.contextmanager

@@ -1,31 +1,15 @@
 import asyncio
-import json
 
 import httpx
 import pytest
 
-from builder.micro.measure import background_colour, shape_colour
 from imagegen.server.schemas import EditResponse, GenerateResponse, HealthResponse
-from tests.conftest import from_base64, scene, to_base64, to_bytes
-from tests.server.conftest import serving
+from tests.conftest import scene, to_base64, to_bytes
+from tests.server.conftest import events, serving, shows
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
 RED_ON_BLUE = scene("circle", "red", "blue")
-
-
-def events(response):
-    name = None
-    for line in response.iter_lines():
-        if line.startswith("event: "):
-            name = line[7:]
-        elif line.startswith("data: "):
-            yield name, json.loads(line[6:])
-
-
-def shows(text):
-    picture = from_base64(text)
-    return background_colour(picture), shape_colour(picture)
 
 
 def test_generate_is_the_contracts_answer(client):

@@ -1,35 +1,20 @@
 """A job that is watched, and its end when nobody does."""
 
 import asyncio
-import json
 import time
 
 import httpx
 import pytest
 
-from builder.micro.measure import background_colour, shape_colour
 from imagegen.events import Step
 from imagegen.server.schemas import EditResponse
 from imagegen.server.streams import EventQueue
-from tests.conftest import from_base64, scene, to_base64
+from tests.conftest import scene, to_base64
+from tests.server.conftest import events, shows
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
 RED_ON_BLUE = scene("circle", "red", "blue")
-
-
-def shows(text):
-    picture = from_base64(text)
-    return background_colour(picture), shape_colour(picture)
-
-
-def events(response):
-    name = None
-    for line in response.iter_lines():
-        if line.startswith("event: "):
-            name = line[7:]
-        elif line.startswith("data: "):
-            yield name, json.loads(line[6:])
 
 
 def test_the_stream_tells_what_happens(client):
