@@ -43,7 +43,11 @@ eval: $(VENV)/.run ## measure the miniature model
 	$(BIN)/python -m scripts.eval_micro
 
 bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against the plain handler
-	$(BIN)/python -m scripts.benchmark_worker
+	$(BIN)/python -m scripts.benchmark_start
+	$(BIN)/python -m scripts.benchmark_worker --simulate 0.6
+	$(BIN)/python -m scripts.benchmark_worker --simulate 0.3
+	$(BIN)/python -m scripts.benchmark_worker --slow 0.1
+	$(BIN)/python -m scripts.benchmark_worker --memory
 	$(BIN)/python -m scripts.benchmark_server
 
 $(VENV)/.slow: $(VENV)/.dev

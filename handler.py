@@ -23,16 +23,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from imagegen import openai_jobs
+from imagegen.delivery import EXTENSIONS
 from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady, internal
+from imagegen.events import Listener
 from imagegen.jobs import parse_job
 from imagegen.service import Service
 from imagegen.settings import Settings, get_settings
-
-log = logging.getLogger("handler")
+from imagegen.store import ObjectStore
 
 #: Megabytes that RunPod takes as a job's answer, by the way it came; beyond them an answer is lost without a word.
 _RUN_MB, _RUNSYNC_MB = 10.0, 20.0
-_EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+#: More than a preview has, in a stream's output.
+_PREVIEW_BYTES = 150_000
 
 
 @lru_cache
@@ -45,18 +48,34 @@ async def handler(job: Any) -> dict[str, Any]:
     """Runs one job of RunPod.
 
     Args:
-        job: {"id": ..., "input": {...}} with the fields of the contract.
+        job: {"id": ..., "input": {...}} with the fields of the contract, or with `openai_route` and `openai_input`;
+            and, beside the input, RunPod's `s3Config` where the job brings an object store of its own.
 
     Returns:
-        The contract's output; for an error {"error": "code: message", "code", "field", "retryable"}. Never raises, so
-        that the SDK sends no traceback to the caller.
+        The contract's output, or that of OpenAI's API; for an error {"error": "code: message", "code", "field",
+        "retryable"}. Never raises, so that the SDK sends no traceback to the caller.
     """
+    return await answer(job)
+
+
+async def answer(job: Any, listener: Listener | None = None, previews: int = 0) -> dict[str, Any]:
+    """What `handler` returns; `listener` is told what happens, and shown each picture `previews` times as it forms."""
     try:
         if not isinstance(job, dict) or "input" not in job:
             raise InvalidInput('input: is missing; a job is an object like {"input": {"prompt": "..."}}', "input")
-        identity = str(job.get("id", ""))
-        request = parse_job(job["input"])
-        response = await service().run(request, default_seed=_seed(identity), max_answer=_max_answer(identity))
+        identity, job_input = str(job.get("id", "")), job["input"]
+        options: dict[str, Any] = {
+            "job_id": identity,
+            "default_seed": _seed(identity),
+            "max_answer": _max_answer(identity) - previews * _PREVIEW_BYTES,
+            "listener": listener,
+            "previews": previews,
+        }
+        if job.get("s3Config"):
+            options["store"] = ObjectStore.from_job(job["s3Config"], get_settings())
+        if isinstance(job_input, dict) and "openai_route" in job_input:
+            return await openai_jobs.answer_job(service(), job_input, options)
+        response = await service().run(parse_job(job_input), **options)
         return response.model_dump()
     except ImageGenError as error:
         return error.output()
@@ -89,9 +108,9 @@ def run_local_test(source: str) -> int:
     if "error" in output:
         print(f"error: {output['error']}", file=sys.stderr)
         return 1
-    paths = _write_pictures(output, get_settings().output_dir)
+    places = output["urls"] or _write_pictures(output, get_settings().output_dir)
     for i, seed in enumerate(output["seeds"]):
-        where = paths[i] if paths else "(not written)"
+        where = places[i] if places else "(not written)"
         print(f"{where}  {output['width']}x{output['height']}  seed {seed}")
     print(
         f"{output['model']}  " + "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in output["timings"].items())
@@ -122,7 +141,7 @@ def _read_job(source: str) -> Any:
 
 def _write_pictures(output: dict[str, Any], folder: Path) -> list[Path]:
     """Writes an output's pictures; where that cannot be done, warns and returns none."""
-    extension = _EXTENSIONS[output["output_format"]]
+    extension = EXTENSIONS[output["output_format"]]
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,22 +156,19 @@ def _write_pictures(output: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def serve(settings: Settings) -> int:
-    """Loads the model and hands over to RunPod's SDK, for its queue or its local API; returns the exit status."""
+    """Works off RunPod's queue, or serves its API on this machine; returns the exit status.
+
+    Raises:
+        ConfigurationError: a setting is wrong beside another.
+    """
     # The SDK's default, DEBUG, logs every output.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     if settings.preload_models:
-        loading = service().start()
+        service().start()
     # Beside the loading: importing the SDK takes a second, in which it asks a subprocess for the processor's name.
-    import runpod
+    from imagegen import worker
 
-    if settings.preload_models:
-        try:
-            loading.result()
-        except (ConfigurationError, ImageGenError) as error:
-            log.error("%s", error)
-            return 1
-    runpod.serverless.start({"handler": handler})
-    return 0
+    return worker.run(service(), answer)
 
 
 def main() -> int:
@@ -177,7 +193,11 @@ def main() -> int:
         return run_local_test(args.test_input)
     if not args.rp_serve_api and settings.queue_url is None:
         return run_local_test("test_input.json")
-    return serve(settings)
+    try:
+        return serve(settings)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@
         ├── Overloaded            overloaded 429          the queue is full; Retry-After says when it may not be
         ├── NotReady              not_ready 503           the model is not loaded, could not be, or the worker is ending
         ├── ResultTooLarge        result_too_large 413    the answer would be over the door's limit
+        ├── DeliveryFailed        delivery_failed 502     the pictures could not be brought to the object store
         ├── OutOfMemory           out_of_memory 507       the picture did not fit the card; the worker lives on
         ├── GpuFailed             gpu_failed 503          the card's context is dead; the worker asks to be replaced
         ├── Cancelled             cancelled 499           the caller stopped the job
@@ -142,6 +143,12 @@ class ResultTooLarge(ImageGenError):
     """The encoded answer is over what the door can carry."""
 
     code, status = "result_too_large", 413
+
+
+class DeliveryFailed(ImageGenError):
+    """The object store could not be reached, or refused the pictures."""
+
+    code, status, retryable = "delivery_failed", 502, True
 
 
 class OutOfMemory(ImageGenError):

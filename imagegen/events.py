@@ -33,6 +33,11 @@ class Step:
     preview: Image.Image | None = None
 
 
-Event = Queued | References | Step
+@dataclass(frozen=True)
+class Drawn:
+    """The job has left the GPU; its pictures are encoded and sent beside the next job."""
+
+
+Event = Queued | References | Step | Drawn
 #: Called in the event loop's thread, in order, and never after the job's answer.
 Listener = Callable[[Event], None]

@@ -1,20 +1,34 @@
-"""A job in the GPU's lane: its pictures, one after another, each step told, and left at once when nobody waits."""
+"""The GPU's lane: one thread that works off jobs in the order of their arrival, each step told, and that is left within
+a step when nobody waits any more. A card that died, or that makes no step for too long, is the end of the lane."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from PIL import Image
 
-from imagegen.events import Event, Step
+from imagegen import memory
+from imagegen.errors import GpuFailed, OutOfMemory
+from imagegen.events import Drawn, Event, Step
 from imagegen.jobs import Plan, Request
+from imagegen.metrics import Metrics
 from imagegen.server.flux_pipeline import FluxPipeline
 from imagegen.server.schemas import Timings
+from imagegen.store import ObjectStore
+
+T = TypeVar("T")
+
+#: Weight of the newest job in the mean time of a job.
+_PACE_WEIGHT = 0.3
+#: How often a job that waits looks whether the lane still moves.
+_WATCH_SECONDS = 1.0
 
 
 class _Stop(BaseException):
@@ -25,14 +39,97 @@ class _Stop(BaseException):
 class Job:
     """One job on its way. Any thread may call `notify`; whoever sets `stop` no longer waits for the job."""
 
+    id: str
     request: Request
     notify: Callable[[Event], None]
     previews: int
+    max_answer: int | None = None
+    store: ObjectStore | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     timings: Timings = field(default_factory=Timings)
     references: list[Image.Image] = field(default_factory=list)
-    pictures: list[Image.Image] = field(default_factory=list)
-    files: list[Future[bytes]] = field(default_factory=list)
+
+
+#: Called with the seed and the picture as each is done.
+Finished = Callable[[int, Image.Image], None]
+
+
+class Lane:
+    """One thread that owns the card.
+
+    Args:
+        stall_timeout: seconds without a step after which the card counts as dead.
+        metrics: told how long the card worked.
+    """
+
+    def __init__(self, stall_timeout: float, metrics: Metrics) -> None:
+        #: Why nothing can be drawn any more; this process must be replaced.
+        self.dead: str | None = None
+        #: Seconds that a job takes lately; 0 before the first.
+        self.pace = 0.0
+        self._stall_timeout, self._metrics = stall_timeout, metrics
+        self._thread = ThreadPoolExecutor(1, "gpu")
+        self._moved: float | None = None
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Begins other work that needs the card, loading for example, behind the jobs that are here."""
+        return self._thread.submit(work)
+
+    async def run(self, job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished) -> None:
+        """Draws a job's pictures when its turn comes. Cancelled before that, it never begins.
+
+        Raises:
+            OutOfMemory: it did not fit; the lane goes on.
+            GpuFailed: the card is dead, or was before.
+        """
+        queued = time.monotonic()
+        drawn = asyncio.wrap_future(self.submit(lambda: self._draw(job, plan, pipeline, finished, queued)))
+        try:
+            while not drawn.done():
+                self.check()
+                await asyncio.wait({drawn}, timeout=_WATCH_SECONDS)
+            drawn.result()
+        finally:
+            drawn.cancel()
+
+    def check(self) -> None:
+        """Raises GpuFailed where the card is dead, or has made no step for too long and counts as dead from now on."""
+        moved = self._moved
+        if self.dead is None and moved is not None and time.monotonic() - moved > self._stall_timeout:
+            self.dead = f"the card made no step for {self._stall_timeout:g} s; this worker must be replaced"
+        if self.dead is not None:
+            raise GpuFailed(self.dead)
+
+    def close(self, wait: bool) -> None:
+        """Ends the thread after the job that it is in."""
+        self._thread.shutdown(wait=wait and self.dead is None, cancel_futures=True)
+
+    def _draw(self, job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished, queued: float) -> None:
+        if job.stop.is_set():
+            return  # nobody waits for this any more
+        self.check()
+        begun = self._moved = time.monotonic()
+        job.timings.queue += begun - queued
+        try:
+            draw(job, plan, pipeline, finished, self._note_step)
+            if not job.stop.is_set():
+                self.pace += (time.monotonic() - begun - self.pace) * (_PACE_WEIGHT if self.pace else 1)
+        except OutOfMemory:
+            sizes = [reference.size for reference in job.references]
+            raise memory.out_of_memory(
+                pipeline.config.spec, (plan.width, plan.height), sizes, pipeline.device
+            ) from None
+        except GpuFailed as error:
+            self.dead = error.message
+            raise
+        finally:
+            self._moved = None
+            self._metrics.gpu_busy.inc(time.monotonic() - begun)
+            self._metrics.gpu_memory.set(pipeline.gpu_memory() or 0)
+            job.notify(Drawn())
+
+    def _note_step(self) -> None:
+        self._moved = time.monotonic()
 
 
 def preview_steps(steps: int, wanted: int) -> set[int]:
@@ -40,11 +137,12 @@ def preview_steps(steps: int, wanted: int) -> set[int]:
     return {round((i + 1) * steps / (wanted + 1)) for i in range(wanted)} & set(range(1, steps))
 
 
-def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Callable[[int, Image.Image], None]) -> None:
+def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished, moved: Callable[[], None]) -> None:
     """Draws all pictures of a job in the calling thread; returns early once the job's `stop` is set.
 
     Args:
         finished: called with the seed and the picture as each is done.
+        moved: called after each step.
 
     Raises:
         OutOfMemory, GpuFailed: of the card.
@@ -54,6 +152,7 @@ def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Callable[[int, 
 
     def on_step(step: int, steps: int, preview: Callable[[], Image.Image]) -> None:
         nonlocal done
+        moved()
         if job.stop.is_set():
             raise _Stop
         done += 1
@@ -75,7 +174,7 @@ def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Callable[[int, 
             )
             job.timings.denoise += drawn.denoise
             job.timings.decode += drawn.decode
-            job.pictures.append(drawn.image)
+            moved()
             finished(seed, drawn.image)
     except _Stop:
         return

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from imagegen.errors import ConfigurationError
+from imagegen.memory import check_card
 from imagegen.models import ModelSpec, download_weights, find_weights, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import Settings
@@ -25,9 +26,7 @@ def choose_model(settings: Settings) -> ModelSpec:
     spec = get_model(settings.model) if settings.model else None
     if spec is micro or settings.device not in (None, "cpu") or (spec and settings.device):
         return spec or get_model("klein-9b")
-    import torch
-
-    if settings.device is None and torch.cuda.is_available():
+    if settings.device is None and default_device() == "cuda":
         return spec or get_model("klein-9b")
     if spec is not None:
         raise ConfigurationError(
@@ -36,6 +35,13 @@ def choose_model(settings: Settings) -> ModelSpec:
         )
     log.warning("no CUDA card was found: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses")
     return micro
+
+
+def default_device() -> str:
+    """A CUDA card where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[str], None]) -> FluxPipeline:
@@ -54,8 +60,12 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
     if path is None:
         note("downloading the weights")
         path = download_weights(spec, settings, progress)
+    device = settings.device or default_device()
+    if device.startswith("cuda"):
+        note("checking the card")
+        check_card(spec, path, device, settings.offload)
     note("loading the weights")
-    pipeline = FluxPipeline(FluxConfig(spec, path, device=settings.device, offload=settings.offload, progress=progress))
+    pipeline = FluxPipeline(FluxConfig(spec, path, device=device, offload=settings.offload, progress=progress))
     try:
         pipeline.load()
     except ConfigurationError:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: The model that is part of the repository.
 MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
@@ -39,6 +45,8 @@ class ModelSpec:
     max_size: int = 2048
     max_references: int = 4
     max_sequence_length: int = 512
+    #: The transformer's hidden width against klein-9b's 4,096; what a token needs of the card grows with it.
+    width_ratio: float = 1.0
     #: What it draws, where that is not everything; words that it does not know are then warned of.
     draws: str | None = None
 
@@ -64,7 +72,7 @@ MODELS: dict[str, ModelSpec] = {
             gated=True,
             pipeline_class="Flux2KleinKVPipeline",
         ),
-        ModelSpec("klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0"),
+        ModelSpec("klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0", width_ratio=0.75),
         _base("klein-base-9b", "black-forest-labs/FLUX.2-klein-base-9B", _NON_COMMERCIAL, gated=True),
         _base("klein-base-4b", "black-forest-labs/FLUX.2-klein-base-4B", "Apache-2.0", gated=False),
         ModelSpec(
@@ -96,27 +104,40 @@ def get_model(name: str) -> ModelSpec:
 
 
 def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOLUME) -> Path | None:
-    """The folder with the model's weights on this machine, None if they must be downloaded.
+    """The folder with the model's weights on this machine, None if they must be downloaded; the log says which.
 
-    Looked for in this order: IMAGEGEN_MODEL_PATH, the repository itself (micro), the cache of HF_HOME, RunPod's cached
-    models, a cache on RunPod's volume.
+    Looked for in this order: IMAGEGEN_MODEL_PATH, the repository itself (micro), the cache of HF_HOME (where the image
+    bakes them), RunPod's cached models, a cache on RunPod's volume.
 
     Raises:
-        ConfigurationError: IMAGEGEN_MODEL_PATH holds no diffusers model.
+        ConfigurationError: IMAGEGEN_MODEL_PATH, or the repository, holds no whole diffusers model.
     """
     if settings.model_path is not None:
         return _model_folder(settings.model_path, "IMAGEGEN_MODEL_PATH")
     if spec.repository is None:
         return _model_folder(MICRO_PATH, "the embedded model")
-    for cache in (settings.hf_home.expanduser() / "hub", volume / "huggingface-cache" / "hub", volume / "hub", volume):
-        if (snapshot := _snapshot(cache, spec.repository, spec.revision)) is not None:
-            return snapshot
+    caches = {
+        "the cache of HF_HOME": settings.hf_home.expanduser() / "hub",
+        "RunPod's cached models": volume / "huggingface-cache" / "hub",
+        "the volume's hub": volume / "hub",
+        "the volume": volume,
+    }
+    for name, cache in caches.items():
+        snapshot = _snapshot(cache, spec.repository, spec.revision)
+        if snapshot is None:
+            continue
+        if (fault := find_fault(snapshot)) is not None:
+            log.warning("the weights in %s are passed over: %s", name, fault)
+            continue
+        log.info("the weights come from %s: %s", name, snapshot)
+        return snapshot
     return None
 
 
 def _model_folder(path: Path, name: str) -> Path:
-    if not (path / "model_index.json").is_file():
-        raise ConfigurationError(f"{name}: the folder holds no model_index.json, so it is not a diffusers model")
+    if (fault := find_fault(path)) is not None:
+        raise ConfigurationError(f"{name}: the folder holds no whole diffusers model: {fault}")
+    log.info("the weights come from %s: %s", name, path)
     return path
 
 
@@ -131,34 +152,48 @@ def _snapshot(cache: Path, repository: str, revision: str | None) -> Path | None
     except OSError:
         return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if _is_whole(snapshot) else None
+    return snapshot if snapshot.is_dir() else None
 
 
-def _is_whole(snapshot: Path) -> bool:
-    """Whether every part that model_index.json names is there, with all its weights: an interrupted download leaves a
-    snapshot that names what it does not hold."""
+def find_fault(folder: Path) -> str | None:
+    """What keeps a folder from being a whole diffusers model, None where nothing does: an interrupted download leaves
+    one that names what it does not hold, or files that are shorter than their own headers say."""
     try:
-        parts = json.loads((snapshot / "model_index.json").read_text(encoding="utf-8"))
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         for name, kind in parts.items():
             if not isinstance(kind, list) or kind[0] is None:
                 continue
-            folder = snapshot / name
-            indices = list(folder.glob("*.safetensors.index.json"))
-            wanted = {shard for index in indices for shard in json.loads(index.read_text())["weight_map"].values()}
-            if not all((folder / shard).is_file() for shard in wanted) or not any(folder.iterdir()):
-                return False
-            if name in _WEIGHTED and not wanted and not any(folder.glob("*.safetensors")):
-                return False
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
-    return True
+            files = set((folder / name).glob("*.safetensors"))
+            for index in (folder / name).glob("*.safetensors.index.json"):
+                files |= {folder / name / shard for shard in json.loads(index.read_text())["weight_map"].values()}
+            if not (folder / name).is_dir() or (name in _WEIGHTED and not files):
+                return f"{name} is missing"
+            for file in sorted(files):
+                if not file.is_file():
+                    return f"{name}/{file.name} is missing"
+                if (size := file.stat().st_size) != (expected := _expected_size(file)):
+                    return f"{name}/{file.name} has {size} bytes of {expected}"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, struct.error) as error:
+        return f"model_index.json or what it names cannot be read ({type(error).__name__})"
+    return None
+
+
+def _expected_size(file: Path) -> int:
+    """Bytes that a safetensors file must have by its header: 8 bytes of length, the header, the tensors.
+
+    https://github.com/huggingface/safetensors#format
+    """
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(min(length, 100_000_000)))
+    return int(8 + length + max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"))
 
 
 def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False) -> Path:
     """Downloads the model into the cache of HF_HOME, with a bar if `progress`, and returns its folder.
 
     Raises:
-        ConfigurationError: the model is gated and there is no token, or the download failed.
+        ConfigurationError: the model is gated and there is no token, the disk is too small, or the download failed.
     """
     if spec.repository is None:
         raise ConfigurationError(f"{spec.name} is part of the repository and cannot be downloaded; run `make micro`")
@@ -175,17 +210,21 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
 
     if not progress:
         disable_progress_bars()
+    cache = settings.hf_home.expanduser() / "hub"
+    arguments: dict[str, Any] = {
+        "revision": spec.revision,
+        "cache_dir": cache,
+        "token": token.get_secret_value() if token else False,
+        # The repositories also hold the whole model as one file, in other layouts.
+        "allow_patterns": ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"],
+    }
     try:
-        return Path(
-            snapshot_download(
-                spec.repository,
-                revision=spec.revision,
-                cache_dir=settings.hf_home.expanduser() / "hub",
-                token=token.get_secret_value() if token else False,
-                # The repositories also hold the whole model as one file, in other layouts.
-                allow_patterns=["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"],
-            )
-        )
+        plan = snapshot_download(spec.repository, dry_run=True, **arguments)
+        _check_disk(spec, sum(file.file_size or 0 for file in plan if file.will_download), cache)
+        log.info("%s is downloaded from %s", spec.name, spec.repository)
+        return Path(snapshot_download(spec.repository, **arguments))
+    except ConfigurationError:
+        raise
     except GatedRepoError:
         raise ConfigurationError(
             f"{spec.name}: this HUGGING_FACE_TOKEN may not read {spec.repository}; accept the licence at {spec.page}"
@@ -194,3 +233,13 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
         raise ConfigurationError(
             f"{spec.name}: the download of {spec.repository} failed ({type(error).__name__})"
         ) from error
+
+
+def _check_disk(spec: ModelSpec, needed: int, cache: Path) -> None:
+    """Raises ConfigurationError where the disk has no room for `needed` bytes more."""
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise ConfigurationError(
+            f"{spec.name}: the download needs {needed / 1e9:.1f} GB and the disk of HF_HOME has {free / 1e9:.1f} GB "
+            "free; give the container a larger disk, or set HF_HOME to a volume"
+        )

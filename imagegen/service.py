@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
 
 from PIL import Image
 
@@ -23,7 +22,6 @@ from imagegen import __version__, delivery, jobs
 from imagegen.errors import (
     ConfigurationError,
     DeadlineExceeded,
-    GpuFailed,
     ImageGenError,
     InvalidInput,
     NotReady,
@@ -31,7 +29,7 @@ from imagegen.errors import (
     internal,
 )
 from imagegen.events import Event, Listener, Queued, References
-from imagegen.lane import Job, draw
+from imagegen.lane import Job, Lane
 from imagegen.loading import choose_model, load
 from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
@@ -46,13 +44,10 @@ from imagegen.server.schemas import (
     Timings,
 )
 from imagegen.settings import Settings
-
-T = TypeVar("T")
+from imagegen.store import ObjectStore
 
 #: Threads for pictures' bytes; Pillow lets go of the interpreter while it decodes and compresses.
 _CPU_THREADS = 4
-#: Weight of the newest job in the mean time of a job.
-_PACE_WEIGHT = 0.3
 #: A failed load is not tried again sooner: until then each job is answered with its error at once.
 _RETRY_SECONDS = 30.0
 
@@ -71,17 +66,17 @@ class Service:
         #: Set once: jobs that come are refused, those that are here are finished.
         self.draining = False
         self._progress = progress
-        self._gpu = ThreadPoolExecutor(1, "gpu")
+        #: Where pictures go that were asked for by URL, or are too large to send.
+        self.store = ObjectStore.from_settings(settings)
+        self.lane = Lane(settings.stall_timeout, self.metrics)
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         self._loading: Future[FluxPipeline] | None = None
         self._stage = "starting"
         self._lock = threading.Lock()
-        self._dead: str | None = None
         self._failed_at = 0.0
         #: Bodies that are being read by the doors; they will be jobs, and count as such before more are read.
         self.reading = 0
         self._admitted = 0
-        self._pace = 0.0
         self._spec: ModelSpec | None = MODELS.get(settings.model or "")
 
     @property
@@ -106,7 +101,7 @@ class Service:
         with self._lock:
             failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
             if self._loading is None or (failed and time.monotonic() - self._failed_at > _RETRY_SECONDS):
-                self._loading = self._gpu.submit(self._load)
+                self._loading = self.lane.submit(self._load)
             return self._loading
 
     def _load(self) -> FluxPipeline:
@@ -124,10 +119,10 @@ class Service:
         with self._lock:
             loading = self._loading
         done = loading is None or loading.done()
-        if loading is not None and done:
+        if loading is not None and done and self.lane.dead is None:
             with suppress(Exception):
-                self._gpu.submit(loading.result().unload).result()
-        self._gpu.shutdown(wait=done, cancel_futures=True)
+                self.lane.submit(loading.result().unload).result()
+        self.lane.close(wait=done)
         self._cpu.shutdown(cancel_futures=True)
 
     def health(self) -> HealthResponse:
@@ -139,8 +134,8 @@ class Service:
             queue=QueueState(running=min(self._admitted, 1), waiting=self._waiting(), limit=self.settings.max_queue),
         )
         loading = self._loading
-        if self._dead is not None:
-            state.status, state.message = "failed", self._dead
+        if self.lane.dead is not None:
+            state.status, state.message = "failed", self.lane.dead
         elif loading is None:
             state.status = "starting" if self.settings.preload_models else "idle"
         elif not loading.done():
@@ -161,8 +156,10 @@ class Service:
         self,
         request: jobs.Request,
         *,
+        job_id: str | None = None,
         default_seed: int | None = None,
         max_answer: int | None = None,
+        store: ObjectStore | None = None,
         wait_for_model: bool = True,
         listener: Listener | None = None,
         previews: int = 0,
@@ -170,8 +167,10 @@ class Service:
         """Runs one job.
 
         Args:
+            job_id: names its objects in the store; None: drawn.
             default_seed: where the request names none; None: drawn below 2^32.
             max_answer: bytes that the door can carry.
+            store: the job's own object store; None: the worker's, if it has one.
             wait_for_model: False: a job that comes while the model is loading is refused with NotReady.
             listener: told what happens.
             previews: how often it is shown each picture as it forms.
@@ -182,14 +181,21 @@ class Service:
         """
         timeout = request.timeout or self.settings.timeout
         loop = asyncio.get_running_loop()
-        job = Job(request, _teller(loop, listener), previews if listener else 0)
+        job = Job(
+            id=job_id or secrets.token_hex(8),
+            request=request,
+            notify=_teller(loop, listener),
+            previews=previews if listener else 0,
+            max_answer=max_answer,
+            store=store or self.store,
+        )
         outcome = "ok"
         self.check_open(wait_for_model)
         self._admitted += 1
         self.metrics.waiting.set(self._waiting())
         try:
             async with asyncio.timeout(timeout):
-                answer = await self._run(job, default_seed, max_answer)
+                answer = await self._run(job, default_seed)
             for stage, seconds in answer.timings:
                 self.metrics.stages.labels(stage).observe(seconds)
             self.metrics.pictures.inc(len(answer.images))
@@ -204,8 +210,6 @@ class Service:
             raise
         except ImageGenError as error:
             outcome = error.code
-            if isinstance(error, GpuFailed):
-                self._dead = error.message
             raise
         except Exception as error:
             outcome = "internal"
@@ -230,14 +234,14 @@ class Service:
         if not wait_for_model and loading is not None and not loading.done():
             raise NotReady(f"the model is not loaded yet ({self._stage})", retry_after=5)
         if self._admitted + reading > self.settings.max_queue:
-            wait = max(1, math.ceil(self._pace))
+            wait = max(1, math.ceil(self.lane.pace))
             raise Overloaded(f"{self._waiting()} jobs wait already; try again in {wait} s", retry_after=wait)
 
-    async def _run(self, job: Job, default_seed: int | None, max_answer: int | None) -> GenerateResponse:
+    async def _run(self, job: Job, default_seed: int | None) -> GenerateResponse:
         request, timings, begun = job.request, job.timings, time.monotonic()
 
         # 1. The model, and what it alone can check
-        if request.delivery == "url":
+        if request.delivery == "url" and job.store is None:
             raise InvalidInput(
                 "delivery: 'url' needs an object store, and there is none; 'base64' is allowed", "delivery"
             )
@@ -260,37 +264,34 @@ class Service:
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()
-        encoder = delivery.Encoder(self._cpu, spec.name, request, plan.num_inference_steps)
-        await _in_thread(self._gpu, lambda: self._draw(job, plan, pipeline, encoder, clock))
+        pictures = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps)
+        await self.lane.run(job, plan, pipeline, pictures.begin)
 
         # 4. Delivery
         clock = time.monotonic()
-        encoded = [await asyncio.wrap_future(file) for file in job.files]
-        output_format, warnings = request.output_format, list(plan.warnings)
+        warnings = list(plan.warnings)
         if unknown := pipeline.unknown_words(request.prompt):
             words = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
             warnings.append(f"prompt: {spec.name} does not know {words[:200]}; it draws {spec.draws}")
-        if max_answer is not None and not delivery.fits(encoded, max_answer):
-            output_format, encoded = await encoder.smaller(plan.seeds, job.pictures, encoded, max_answer)
-            warnings.append(f"output_format: {request.output_format} was too large to send; this is {output_format}")
-        images = await _in_thread(self._cpu, lambda: [delivery.to_base64(data) for data in encoded])
-        now = time.monotonic()
-        timings.deliver, timings.total = now - clock, now - begun
-        return (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
-            images=images,
+        answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
+            images=[],
             seeds=list(plan.seeds),
             width=plan.width,
             height=plan.height,
-            output_format=output_format,
+            output_format=request.output_format,
             model=spec.name,
-            timings=Timings(**{name: round(value, 4) for name, value in timings}),
+            timings=timings,
             warnings=warnings,
         )
+        await pictures.finish(answer, job.max_answer, job.store, job.id)
+        now = time.monotonic()
+        timings.deliver, timings.total = now - clock, now - begun
+        answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
+        return answer
 
     async def _ready(self) -> FluxPipeline:
         """The loaded pipeline; waits for it, and begins to load it if nothing has."""
-        if self._dead is not None:
-            raise GpuFailed(self._dead)
+        self.lane.check()
         try:
             return await asyncio.shield(asyncio.wrap_future(self.start()))
         except ConfigurationError as error:
@@ -303,26 +304,6 @@ class Service:
             for i, image in enumerate(request.images)
         ]
         return list(await asyncio.gather(*loads))
-
-    def _draw(
-        self, job: Job, plan: jobs.Plan, pipeline: FluxPipeline, encoder: delivery.Encoder, queued: float
-    ) -> None:
-        """All pictures of a job, one after another, in the GPU's thread."""
-        if job.stop.is_set():
-            return  # nobody waits for this any more
-        begun = time.monotonic()
-        job.timings.queue += begun - queued
-
-        def encode(seed: int, picture: Image.Image) -> None:
-            job.files.append(encoder.encode(seed, picture, job.request.output_format))
-
-        try:
-            draw(job, plan, pipeline, encode)
-        finally:
-            seconds = time.monotonic() - begun
-            self.metrics.gpu_busy.inc(seconds)
-            self._pace += (seconds - self._pace) * (_PACE_WEIGHT if self._pace else 1)
-            self.metrics.gpu_memory.set(pipeline.gpu_memory() or 0)
 
     def _waiting(self) -> int:
         return max(0, self._admitted - 1)
@@ -341,8 +322,3 @@ def _teller(loop: asyncio.AbstractEventLoop, listener: Listener | None) -> Calla
             loop.call_soon_threadsafe(listener, event)
 
     return tell
-
-
-async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    """Runs `work` in the pool. Cancelled while it waits there, it never begins."""
-    return await asyncio.wrap_future(pool.submit(work))

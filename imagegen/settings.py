@@ -87,6 +87,13 @@ class Settings(BaseSettings):
         description="What `python -m imagegen` serves. auto: RunPod's queue where there is one, else HTTP.",
     )
     port: int = Field(7000, ge=1, le=65535, validation_alias="PORT", description="Port of the HTTP server.")
+    port_health: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        validation_alias="PORT_HEALTH",
+        description="A second port of the HTTP server, for the /ping of RunPod's load balancer. Unset: none.",
+    )
     api_key: SecretStr | None = Field(
         None,
         validation_alias="IMAGEGEN_API_KEY",
@@ -97,7 +104,7 @@ class Settings(BaseSettings):
         ge=0,
         le=10000,
         validation_alias="IMAGEGEN_MAX_QUEUE",
-        description="Jobs that may wait; more are answered 429.",
+        description="Jobs that may wait. Over HTTP more are answered 429; from RunPod's queue no more are taken.",
     )
     max_body_mb: float = Field(
         110.0,
@@ -111,10 +118,48 @@ class Settings(BaseSettings):
         validation_alias="IMAGEGEN_CORS_ORIGINS",
         description="Origins whose pages may call the HTTP server, separated by commas. Unset: none but its own.",
     )
+    bucket_endpoint_url: str | None = Field(
+        None,
+        validation_alias="BUCKET_ENDPOINT_URL",
+        description="URL of an S3 object store, for `delivery: url`. It may hold the bucket, in its host or path.",
+    )
+    bucket_access_key_id: SecretStr | None = Field(
+        None, validation_alias="BUCKET_ACCESS_KEY_ID", description="Key id for the object store."
+    )
+    bucket_secret_access_key: SecretStr | None = Field(
+        None, validation_alias="BUCKET_SECRET_ACCESS_KEY", description="Secret key for the object store."
+    )
+    bucket_name: str | None = Field(
+        None, validation_alias="BUCKET_NAME", description="The bucket, where BUCKET_ENDPOINT_URL does not hold it."
+    )
+    url_expiry: int = Field(
+        86400,
+        ge=60,
+        le=604800,
+        validation_alias="IMAGEGEN_URL_EXPIRY",
+        description="Seconds that a picture's URL is good for, at most a week (the bound of AWS's signatures).",
+    )
     queue_url: SecretStr | None = Field(
         None,
         validation_alias="RUNPOD_WEBHOOK_GET_JOB",
         description="Set by RunPod: its queue. Without it `python handler.py` runs test_input.json.",
+    )
+    stall_timeout: float = Field(
+        300.0,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="IMAGEGEN_STALL_TIMEOUT",
+        description="Seconds without a step after which the card counts as dead, and the process ends.",
+    )
+    progress: bool = Field(
+        True,
+        validation_alias="IMAGEGEN_PROGRESS",
+        description="Tell RunPod how far a job is, once a second.",
+    )
+    stream: bool = Field(
+        False,
+        validation_alias="IMAGEGEN_STREAM",
+        description="RunPod's jobs stream steps and previews (/stream), and their output is the list of these events.",
     )
     output_dir: Path = Field(
         Path("outputs"),

@@ -1,165 +1,171 @@
-"""The worker against the plain handler, in one run: cold start and warm jobs, as ratios (below 1 the worker is faster).
+"""How busy the GPU is kept: the worker against the plain handler on a stand-in of RunPod's queue, in one run.
 
-    python -m scripts.benchmark_worker [--cold 7] [--warm 24]
+    python -m scripts.benchmark_worker --simulate 0.6 [--jobs 40] [--timeline PNG]
+    python -m scripts.benchmark_worker --slow 0.1
+    python -m scripts.benchmark_worker --memory [--jobs 500]
 
-Runs alternate, so that another job on the machine slows both alike. Prints Markdown for docs/benchmarks.md.
+`--simulate`: the GPU sleeps this long for a job and hands over a prepared photo-like picture of 1024x1024. `--slow`:
+micro draws at 128x128, and its transformer sleeps this long in each of 4 steps; busy is the time in which text encoder,
+transformer or VAE runs. The jobs lie in the queue before the worker starts. `--memory`: what micro's worker holds after
+50 jobs and after all, every fourth an edit. Prints Markdown for docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import base64
+import io
 import os
 import platform
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PROMPT = "a red circle on a blue background"
+from PIL import Image, ImageDraw
+
+from tests.runpod_queue import Job, RunPodQueue
+
 WORKER, PLAIN = "handler.py", "scripts/plain_handler.py"
-#: What each prints when the result of a local test is there.
-SIGNS = {WORKER: "micro-42.png", PLAIN: "completed successfully"}
-JOB = {"input": {"prompt": PROMPT, "seed": 42}}
+NAMES = {WORKER: "worker", PLAIN: "plain handler"}
+PROMPT = "a red circle on a blue background"
+#: With --slow: the text encoder, four steps, the VAE.
+_CALLS = {"--simulate": 1, "--slow": 6}
 
 
-def _environment(folder: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "IMAGEGEN_MODEL": "micro",
-        "IMAGEGEN_DEVICE": "cpu",
-        "IMAGEGEN_OUTPUT_DIR": folder,
-        "RUNPOD_LOG_LEVEL": "INFO",
-    }
+@dataclass(frozen=True)
+class Run:
+    """What one worker did; times are of time.monotonic(), each job's in the order of their drawing."""
+
+    started: float
+    jobs: list[Job]
+    intervals: list[tuple[float, float]]
+    begun: list[float]
+    ended: list[float]
+
+    @property
+    def busy(self) -> float:
+        """The share of the time from the first job's begin to the last one's end in which the GPU worked."""
+        return sum(end - begin for begin, end in self.intervals) / (self.ended[-1] - self.begun[0])
+
+    @property
+    def prefetched(self) -> int:
+        """The most jobs at any time that had been taken and not begun."""
+        taken = sorted(job.taken[0][0] for job in self.jobs)
+        return max(sum(t <= now for t in taken) - sum(b <= now for b in self.begun) for now in taken)
+
+    def row(self, name: str) -> str:
+        """Its line of the table."""
+        rate = len(self.jobs) / (max(job.ended for job in self.jobs) - self.begun[0])
+        waits = [begin - job.taken[0][0] for job, begin in zip(self.jobs, self.begun, strict=True)]
+        waited = f"{statistics.median(waits):.2f} / {max(waits):.2f}"
+        cold = self.jobs[0].ended - self.started
+        return f"| {name} | {rate:.2f} | {self.busy:.1%} | {waited} | {self.prefetched} | {cold:.1f} |"
 
 
-def cold_test(script: str, folder: str) -> float:
-    """Seconds from the start of a local test (--test_input) to the line that says that the result is there."""
-    begun = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-u", script, "--test_input", json.dumps(JOB)],
-        cwd=ROOT,
-        env=_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if SIGNS[script] in line:
-                seconds = time.monotonic() - begun
-                process.stdout.read()
-                return seconds
-    raise RuntimeError(f"{script} ended with status {process.returncode} and no result")
+def measure(script: str, mode: str, seconds: float, count: int, folder: Path) -> Run:
+    """One worker and `count` jobs that lie in the queue when it starts."""
+    intervals = folder / f"{Path(script).stem}{mode}{seconds}"
+    fields = {"prompt": PROMPT, "width": 1024, "height": 1024} if mode == "--simulate" else {"prompt": PROMPT}
+    environment = {"IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "RUNPOD_LOG_LEVEL": "INFO"}
+    command = ("-m", "scripts.worker_under_test", script, str(intervals), mode, str(seconds))
+    with RunPodQueue() as queue:
+        jobs = [queue.run({**fields, "seed": i}) for i in range(count)]
+        started = time.monotonic()
+        with queue.worker(folder / "log", *command, **environment):
+            for job in jobs:
+                if job.wait(120 + count * 10).status != "COMPLETED" or not job.output:
+                    raise RuntimeError(f"{script}: {job.error}; {(folder / 'log').read_text()[-2000:]}")
+    pairs = [tuple(map(float, line.split())) for line in intervals.read_text().splitlines()]
+    calls = sorted((begin, end) for begin, end in pairs)
+    begun = [begin for begin, _ in calls[:: _CALLS[mode]]]
+    ended = [end for _, end in calls[_CALLS[mode] - 1 :: _CALLS[mode]]]
+    return Run(started, jobs, calls, begun, ended)
 
 
-def cold_worker(script: str, folder: str) -> float:
-    """Seconds from the start of a worker (the SDK's API server on this machine) to the answer of its first job."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/runsync", json.dumps(JOB).encode(), {"Content-Type": "application/json"}
-    )
-    begun = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, script, *arguments],
-        cwd=ROOT,
-        env=_environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        try:
-            while process.poll() is None:
-                try:
-                    with urllib.request.urlopen(request) as answer:
-                        if json.load(answer)["status"] != "COMPLETED":
-                            raise RuntimeError(f"{script} failed its first job")
-                    return time.monotonic() - begun
-                except OSError:  # nobody listens yet
-                    time.sleep(0.02)
-        finally:
-            process.terminate()
-    raise RuntimeError(f"{script} ended with status {process.returncode} and no result")
+def memory(count: int, folder: Path) -> list[float]:
+    """Megabytes that a worker holds after 50 jobs of micro and after `count`."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (128, 128), "blue").save(buffer, "PNG")
+    edit = {"prompt": "make the background green", "images": [base64.b64encode(buffer.getvalue()).decode()]}
+    held = []
+    environment = {"IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "RUNPOD_LOG_LEVEL": "INFO"}
+    with RunPodQueue() as queue, queue.worker(folder / "log", **environment) as worker:
+        for done in (50, count):
+            jobs = [queue.run(edit if i % 4 == 0 else {"prompt": PROMPT}) for i in range(done - len(queue.jobs))]
+            for job in jobs:
+                if job.wait(600).status != "COMPLETED":
+                    raise RuntimeError(job.error)
+            status = Path(f"/proc/{worker.process.pid}/status").read_text()
+            held.append(int(status.split("VmRSS:")[1].split()[0]) / 1e3)
+    return held
 
 
-def warm_pairs(count: int, size: int, folder: str) -> list[tuple[float, float]]:
-    """Seconds of (a job through the handler, the bare pipeline's call and saving its PNG), pair after pair."""
-    os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu")
-    import torch
-    from diffusers import Flux2KleinPipeline
+def draw(runs: dict[str, Run], path: Path, seconds: float = 12.0) -> None:
+    """The first seconds of each run: for every job its wait in the worker (grey), the GPU (green), its sending (blue),
+    and above them the GPU's lane."""
+    scale, row, left = 100, 14, 130
+    rows = {name: sum(begin - run.begun[0] < seconds for begin in run.begun) for name, run in runs.items()}
+    height = sum(rows.values()) * row + len(runs) * 70
+    picture = Image.new("RGB", (left + int(seconds * scale) + 20, height), "white")
+    pen, top = ImageDraw.Draw(picture), 10
+    for name, run in runs.items():
+        zero = run.begun[0]
 
-    import handler
-    from imagegen.models import MICRO_PATH
+        def bar(y: int, begin: float, end: float, colour: str, zero: float = zero) -> None:
+            x0, x1 = (left + max(0.0, min(seconds, t - zero)) * scale for t in (begin, end))
+            if x1 >= x0 + 1:
+                pen.rectangle((x0, y, x1 - 1, y + row - 4), fill=colour)
 
-    bare = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
-    bare.set_progress_bar_config(disable=True)
-
-    async def job(seed: int) -> float:
-        begun = time.monotonic()
-        fields = {"prompt": PROMPT, "width": size, "height": size, "seed": seed}
-        output = await handler.handler({"id": f"job-{seed}", "input": fields})
-        if "error" in output:
-            raise RuntimeError(output["error"])
-        return time.monotonic() - begun
-
-    def call(seed: int) -> float:
-        begun = time.monotonic()
-        arguments: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 32}
-        generator = torch.Generator().manual_seed(seed)
-        image = bare(prompt=PROMPT, width=size, height=size, generator=generator, **arguments).images[0]
-        image.save(Path(folder) / "bare.png")
-        return time.monotonic() - begun
-
-    async def all_pairs() -> list[tuple[float, float]]:
-        pairs = []
-        for i in range(count + 2):  # the first two warm both up
-            # Each goes first every other time.
-            if i % 2:
-                through, direct = await job(i), call(i)
-            else:
-                direct, through = call(i), await job(i)
-            pairs.append((through, direct))
-        return pairs[2:]
-
-    pairs = asyncio.run(all_pairs())
-    handler.service().close()
-    return pairs
+        pen.text((10, top), f"{name}: the GPU is busy {run.busy:.1%}", fill="black")
+        pen.text((10, top + 20), "GPU", fill="black")
+        for begin, end in run.intervals:
+            bar(top + 20, begin, end, "#2e8b57")
+        for i in range(rows[name]):
+            y, job = top + 40 + i * row, run.jobs[i]
+            pen.text((10, y - 2), f"job {i}", fill="grey")
+            bar(y, job.taken[0][0], run.begun[i], "#c8c8c8")
+            bar(y, run.begun[i], run.ended[i], "#2e8b57")
+            bar(y, run.ended[i], job.ended, "#4682b4")
+        for second in range(int(seconds) + 1):
+            x = left + second * scale
+            pen.line((x, top + 18, x, top + 40 + rows[name] * row), fill="#e0e0e0")
+            pen.text((x + 2, top + 40 + rows[name] * row), f"{second} s", fill="grey")
+        top += rows[name] * row + 70
+    picture.save(path)
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cold", type=int, default=7, help="pairs of cold starts")
-    parser.add_argument("--warm", type=int, default=24, help="pairs of warm jobs")
-    parser.add_argument("--size", type=int, default=512, help="side of the warm jobs' pictures")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--simulate", type=float, metavar="SECONDS")
+    mode.add_argument("--slow", type=float, metavar="SECONDS")
+    mode.add_argument("--memory", action="store_true")
+    parser.add_argument("--jobs", type=int, help="default: 40, and 500 for --memory")
+    parser.add_argument("--timeline", type=Path, metavar="PNG", help="draw what ran when")
     args = parser.parse_args()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{time.strftime('%Y-%m-%d')}, {machine}\n")
-    print("| what | worker s | baseline s | ratio: median of pairs | least to most |\n|---|---|---|---|---|")
-    rows: list[tuple[str, list[tuple[float, float]]]] = []
+    machine = f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores"
+    if args.memory:
+        count = args.jobs or 500
+        with tempfile.TemporaryDirectory() as folder:
+            first, last = memory(count, Path(folder))
+        print(f"{machine}: {first:.0f} MB after 50 jobs, {last:.0f} MB after {count} ({last / first - 1:+.1%})")
+        return 0
+    chosen, seconds = ("--simulate", args.simulate) if args.simulate is not None else ("--slow", args.slow)
+    count = args.jobs or 40
+    print(f"{machine}; {count} jobs, {chosen} {seconds:g}\n")
+    print("| | jobs/s | GPU busy | wait in the worker, median / most s | prefetched, most | start to first answer s |")
+    print("|---|---|---|---|---|---|")
+    runs = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, measure in (("cold start of a worker", cold_worker), ("cold start of a local test", cold_test)):
-            pairs = []
-            for i in range(args.cold):
-                order = (WORKER, PLAIN) if i % 2 else (PLAIN, WORKER)
-                seconds = {script: measure(script, folder) for script in order}
-                pairs.append((seconds[WORKER], seconds[PLAIN]))
-            rows.append((f"{name}, {args.cold} pairs", pairs))
-        rows.append((f"warm job {args.size}x{args.size}, {args.warm} pairs", warm_pairs(args.warm, args.size, folder)))
-    for name, pairs in rows:
-        ratios = [worker / baseline for worker, baseline in pairs]
-        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-        print(f"| {name} | {ours:.2f} | {theirs:.2f} | {statistics.median(ratios):.3f} | {spread} |")
+        for script in (WORKER, PLAIN):
+            runs[NAMES[script]] = measure(script, chosen, seconds, count, Path(folder))
+            print(runs[NAMES[script]].row(NAMES[script]), flush=True)
+    if args.timeline is not None:
+        draw(runs, args.timeline)
     return 0
 
 

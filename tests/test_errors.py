@@ -15,6 +15,7 @@ CONTRACT = {
     "overloaded": 429,
     "not_ready": 503,
     "result_too_large": 413,
+    "delivery_failed": 502,
     "out_of_memory": 507,
     "gpu_failed": 503,
     "cancelled": 499,

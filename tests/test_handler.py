@@ -103,7 +103,7 @@ def test_a_cancelled_job_is_answered_as_cancelled():
 def test_an_answer_must_fit_the_way_it_takes(service, monkeypatch, identity, limit):
     seen = []
 
-    async def note(request, *, default_seed, max_answer):
+    async def note(request, *, max_answer, **_):
         seen.append(max_answer)
         raise RuntimeError("what was sent")
 
@@ -129,7 +129,7 @@ def test_only_a_dead_card_asks_for_a_new_worker(service, monkeypatch, raised, co
     def fail(*_, **__):
         raise raised("CUDA error")
 
-    monkeypatch.setattr(service, "_dead", None)
+    monkeypatch.setattr(service.lane, "dead", None)
     monkeypatch.setattr(service.start().result()._pipe.transformer, "forward", fail)
     output = run({"id": "a", "input": PROMPT})
     assert output["code"] == code

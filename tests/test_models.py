@@ -1,8 +1,10 @@
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from safetensors.numpy import save_file
 
 from imagegen.errors import ConfigurationError
 from imagegen.jobs import MULTIPLE
@@ -56,12 +58,17 @@ def hub(monkeypatch):
     calls = []
 
     def answer(repository, **arguments):
-        calls.append((repository, arguments))
         if isinstance(hub.answer, Exception):
             raise hub.answer
+        if arguments.pop("dry_run", False):
+            return [
+                SimpleNamespace(file_size=size, will_download=needed)
+                for size, needed in ((hub.size, True), (10**18, False), (None, True))
+            ]
+        calls.append((repository, arguments))
         return hub.answer
 
-    hub = SimpleNamespace(calls=calls, answer="")
+    hub = SimpleNamespace(calls=calls, answer="", size=0)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     return hub
 
@@ -77,6 +84,15 @@ def test_a_download_goes_into_the_cache_with_the_token(hub, tmp_path):
     assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in arguments["allow_patterns"])
     download_weights(get_model("klein-4b"), settings(hf_home=tmp_path))
     assert hub.calls[1][1]["token"] is False  # what is free is fetched without asking who is there
+
+
+def test_a_download_that_the_disk_cannot_hold_is_not_begun(hub, tmp_path):
+    hub.size = 10**17
+    with pytest.raises(
+        ConfigurationError, match=r"klein-4b: the download needs 100000000\.0 GB and the disk of HF_HOME"
+    ):
+        download_weights(get_model("klein-4b"), settings(hf_home=tmp_path / "not" / "there"))
+    assert not hub.calls
 
 
 @pytest.mark.parametrize(("status", "says"), [(403, "accept the licence at https://"), (500, "the download of")])
@@ -118,13 +134,28 @@ def test_a_snapshot_of_an_interrupted_download_is_passed_over(tmp_path):
         (snapshot / part).mkdir()
         (snapshot / part / "config.json").write_text("{}")
     assert found() is None  # the vae has no weights
-    (snapshot / "vae" / "a.safetensors").write_text("")
+    save_file({"x": np.zeros(3)}, snapshot / "vae" / "a.safetensors")
     assert found() == snapshot
     index = '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
     (snapshot / "vae" / "model.safetensors.index.json").write_text(index)
     assert found() is None  # the second shard is missing
-    (snapshot / "vae" / "b.safetensors").write_text("")
+    save_file({"y": np.zeros(9)}, snapshot / "vae" / "b.safetensors")
     assert found() == snapshot
+    whole = (snapshot / "vae" / "b.safetensors").read_bytes()
+    for broken in (whole[:-1], whole + b"x", whole[:20], b"", b"\xff" * 8 + whole[8:]):
+        (snapshot / "vae" / "b.safetensors").write_bytes(broken)
+        assert found() is None
+
+
+def test_the_log_says_where_the_weights_come_from_and_what_was_passed_over(tmp_path, caplog):
+    caplog.set_level("INFO")
+    spec = get_model("klein-4b")
+    broken = make_cache(tmp_path / "home" / "hub", spec.repository)
+    (broken / "model_index.json").write_text(PARTS)
+    make_cache(tmp_path / "volume" / "huggingface-cache" / "hub", spec.repository)
+    find_weights(spec, settings(hf_home=tmp_path / "home"), tmp_path / "volume")
+    assert "the weights in the cache of HF_HOME are passed over: vae is missing" in caplog.text
+    assert "the weights come from RunPod's cached models: " in caplog.text
 
 
 def test_a_broken_snapshot_is_passed_over(tmp_path):

@@ -173,7 +173,7 @@ def test_a_bug_is_an_id_for_the_caller_and_a_traceback_for_the_log(service, monk
     def fail(*_):
         raise RuntimeError(secret)
 
-    monkeypatch.setattr("imagegen.service.draw", fail)
+    monkeypatch.setattr("imagegen.lane.draw", fail)
     with caplog.at_level(logging.ERROR), pytest.raises(Internal) as caught:
         run(service)
     number = caught.value.message.split()[-1]

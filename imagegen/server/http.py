@@ -113,7 +113,7 @@ def error_response(error: ImageGenError, path: str) -> Response:
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if path.startswith("/v1/"):
-        from imagegen.server.openai import error_body, status_of
+        from imagegen.openai_jobs import error_body, status_of
 
         return _json({"error": error_body(error)}, status_of(error), headers)
     return _json({"error": error.body()}, error.status, headers)

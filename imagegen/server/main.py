@@ -55,6 +55,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         422: "A field is missing, unknown or out of its bounds; the error names it.",
         429: "The queue is full; Retry-After says when to try again.",
         499: "The job was cancelled.",
+        502: "The object store could not be reached, or refused the pictures.",
         500: "A bug; the message holds an id that the log has too.",
         503: "The model is loading or could not be loaded, or the card failed.",
         504: "The job's timeout ran out.",
@@ -273,6 +274,8 @@ def _as_picture(job: jobs.Request, wanted: str) -> jobs.Request:
     """The job with the format that the client accepts."""
     if job.num_images != 1:
         raise InvalidInput(f"num_images: {job.num_images} pictures do not go into one image; accept JSON", "num_images")
+    if job.delivery == "url":
+        raise InvalidInput("delivery: 'url' has no picture to answer with; accept JSON", "delivery")
     return job if wanted == "*" else job.model_copy(update={"output_format": wanted})
 
 

@@ -1,14 +1,9 @@
-"""OpenAI's images API on the same road: /v1/images/generations, /v1/images/edits, /v1/models.
-
-Fields as https://platform.openai.com/docs/api-reference/images has them. What this model cannot honour is refused by
-name where the picture would be another than the caller means, and warned of in `warnings` where it would not.
-"""
+"""OpenAI's images API over HTTP: /v1/images/generations, /v1/images/edits, /v1/models."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,31 +11,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from imagegen import jobs
-from imagegen.errors import ImageGenError, InvalidInput, NotFound, NotReady, Unauthorized
+from imagegen import openai_jobs
+from imagegen.errors import ImageGenError, InvalidInput
 from imagegen.events import Step
-from imagegen.models import ModelSpec
+from imagegen.openai_jobs import MAX_PARTIAL_IMAGES, USAGE, about, error_body
 from imagegen.server import http, streams
-from imagegen.server.schemas import EditRequest, GenerateRequest, GenerateResponse
 from imagegen.service import Service
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
-
-#: Fields whose only honest answer is no, with the values that ask for nothing.
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "mask": (None,),
-    "background": (None, "auto", "opaque"),
-    "style": (None,),
-    "input_fidelity": (None,),
-}
-#: Fields that change nothing here; the caller is told.
-_IGNORED: dict[str, tuple[Any, ...]] = {"quality": (None, "auto"), "moderation": (None, "auto")}
-_KNOWN = {
-    "model", "prompt", "n", "size", "response_format", "output_format", "output_compression", "user", "stream",
-    "partial_images", "seed", "image", "images", *_REFUSED, *_IGNORED,
-}  # fmt: skip
-MAX_PARTIAL_IMAGES = 3
-_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 class ErrorObject(BaseModel):
@@ -59,9 +37,10 @@ class Error(BaseModel):
 
 
 class Image(BaseModel):
-    """One picture."""
+    """One picture: itself, or where it is."""
 
-    b64_json: str
+    b64_json: str | None = None
+    url: str | None = None
 
 
 class Images(BaseModel):
@@ -78,30 +57,10 @@ class Images(BaseModel):
     warnings: list[str]
 
 
-class ModelNotFound(NotFound):
-    """The request names a model that is not served here."""
-
-    code = "model_not_found"
-
-
-def status_of(error: ImageGenError) -> int:
-    """The status that OpenAI's clients expect: 400 for any bad parameter; else the contract's."""
-    return 400 if error.status in (415, 422) else error.status
-
-
-def error_body(error: ImageGenError) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
-    kind = "invalid_request_error" if error.status < 500 and error.status != 429 else "server_error"
-    if isinstance(error, Unauthorized):
-        kind = "authentication_error"
-    return {"message": error.message, "type": kind, "param": error.field, "code": error.code}
-
-
 @router.get("/models", summary="The model that is served", responses={401: {"model": Error}, 503: {"model": Error}})
 async def models(request: Request) -> dict[str, Any]:
     """One entry: what this server draws with."""
-    spec = _spec(request.app.state.service)
-    return {"object": "list", "data": [{"id": spec.name, "object": "model", "created": 0, "owned_by": "image-gen"}]}
+    return openai_jobs.model_list(openai_jobs.served(request.app.state.service))
 
 
 def _openapi(edit: bool) -> dict[str, Any]:
@@ -117,7 +76,7 @@ def _openapi(edit: bool) -> dict[str, Any]:
             "examples": ["1024x1024"],
             "default": "auto",
         },
-        "response_format": {"type": "string", "enum": ["b64_json"]},
+        "response_format": {"type": "string", "enum": ["b64_json", "url"]},
         "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
         "output_compression": {**number, "minimum": 0, "maximum": 100, "description": "Quality of jpeg and webp."},
         "quality": {"type": "string", "description": "Changes nothing; anything but auto is warned of."},
@@ -169,18 +128,21 @@ async def _images(request: Request, edit: bool) -> Response:
     fields, form = await http.read_fields(request)
     if form:
         fields = {name: _from_form(name, value) for name, value in fields.items()}
-    job, warnings = translate(fields, edit, _spec(service))
-    stream, partial = fields.get("stream"), fields.get("partial_images")
-    stream, partial = False if stream is None else stream, 0 if partial is None else partial
-    if stream is not True and stream is not False:
-        raise InvalidInput("stream: must be true or false", "stream")
-    if not isinstance(partial, int) or isinstance(partial, bool) or not 0 <= partial <= MAX_PARTIAL_IMAGES:
-        raise InvalidInput(f"partial_images: 0 to {MAX_PARTIAL_IMAGES} are allowed", "partial_images")
+    job, warnings = openai_jobs.translate(fields, edit, openai_jobs.served(service))
+    stream, partial = openai_jobs.streaming(fields)
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")
     if not stream:
-        return JSONResponse(_answer(await streams.until_gone(request, streams.start(request, job)), warnings))
+        try:
+            answer = await streams.until_gone(request, streams.start(request, job))
+        except InvalidInput as error:
+            raise openai_jobs.in_their_names(error) from None
+        return JSONResponse(openai_jobs.answer(answer, warnings))
 
+    if job.delivery == "url":
+        raise InvalidInput(
+            "response_format: a stream brings its picture itself; b64_json is allowed", "response_format"
+        )
     if job.num_images != 1:
         raise InvalidInput(f"n: a stream has one picture, and {job.num_images} were asked for", "n")
     task, events = await streams.follow(request, job, partial)
@@ -192,7 +154,7 @@ async def _images(request: Request, edit: bool) -> Response:
             if isinstance(event, Step) and event.preview is not None:
                 picture = await streams.to_base64(event.preview, None, job.output_format)
                 kind = f"{name}.partial_image"
-                part = {"type": kind, "partial_image_index": sent, "b64_json": picture, **_about(job)}
+                part = {"type": kind, "partial_image_index": sent, "b64_json": picture, **about(job)}
                 yield streams.server_sent(kind, json.dumps(part))
                 sent += 1
         answer = await streams.ended(task)
@@ -200,81 +162,12 @@ async def _images(request: Request, edit: bool) -> Response:
             yield streams.server_sent("error", json.dumps({"type": "error", "error": error_body(answer)}))
         else:
             kind = f"{name}.completed"
-            done = {"type": kind, "b64_json": answer.images[0], "usage": _USAGE}
+            done = {"type": kind, "b64_json": answer.images[0], "usage": USAGE}
             extra = {"seed": answer.seeds[0], "warnings": [*warnings, *answer.warnings]}
             size = f"{answer.width}x{answer.height}"
-            yield streams.server_sent(kind, json.dumps({**done, **_about(job), **extra, "size": size}))
+            yield streams.server_sent(kind, json.dumps({**done, **about(job), **extra, "size": size}))
 
     return streams.EventStream(body(), task)
-
-
-def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[GenerateRequest | EditRequest, list[str]]:
-    """OpenAI's fields -> a request of this project, and what the caller should know.
-
-    Raises:
-        ModelNotFound: another model is named.
-        InvalidInput: a field that cannot be honoured, or is not known.
-    """
-    model = fields.get("model")
-    if model not in (None, spec.name, spec.repository):
-        raise ModelNotFound(f"model: {jobs.show(model)} is not served here; {spec.name} is", "model")
-    for name in fields:
-        if name not in _KNOWN or (not edit and name in ("image", "images", "mask")):
-            shown = jobs.show(name)[1:-1]
-            raise InvalidInput(f"{shown}: is not a parameter of this route", shown)
-    for name, harmless in _REFUSED.items():
-        if fields.get(name) not in harmless:
-            raise InvalidInput(f"{name}: {jobs.show(fields[name])} cannot be honoured by {spec.name}", name)
-    warnings = [
-        f"{name}: {jobs.show(fields[name])} changes nothing with {spec.name}"
-        for name, harmless in _IGNORED.items()
-        if fields.get(name) not in harmless
-    ]
-    if fields.get("response_format") not in (None, "b64_json"):
-        came = jobs.show(fields["response_format"])
-        raise InvalidInput(f"response_format: {came} needs an object store; b64_json is allowed", "response_format")
-    native: dict[str, Any] = {
-        theirs[1]: fields[theirs[0]]
-        for theirs in (("prompt", "prompt"), ("n", "num_images"), ("output_format", "output_format"), ("seed", "seed"))
-        if fields.get(theirs[0]) is not None
-    }
-    if (compression := fields.get("output_compression")) is not None:
-        if not isinstance(compression, int) or isinstance(compression, bool) or not 0 <= compression <= 100:
-            raise InvalidInput("output_compression: 0 to 100 are allowed", "output_compression")
-        native["output_quality"] = max(1, compression)
-        if fields.get("output_format") in (None, "png"):
-            warnings.append("output_compression: changes nothing for png")
-    native |= _size(fields.get("size"))
-    if edit:
-        images = fields.get("images", fields.get("image"))
-        if images is not None:
-            native["images"] = [images] if isinstance(images, str) else images
-    try:
-        job = jobs.parse(EditRequest, native) if edit else jobs.parse(GenerateRequest, native)
-        jobs.check(job, spec)
-    except InvalidInput as error:
-        # In the names of the API that the caller speaks.
-        theirs = {"num_images": "n", "width": "size", "height": "size", "output_quality": "output_compression"}
-        if error.field not in theirs:
-            raise
-        name = theirs[error.field]
-        raise InvalidInput(f"{name}: {error.message}", name) from None
-    return job, warnings
-
-
-def _size(size: Any) -> dict[str, int]:
-    if size in (None, "auto"):
-        return {}
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if match is None:
-        raise InvalidInput(f"size: {jobs.show(size)} is not WIDTHxHEIGHT, such as 1024x1024, or auto", "size")
-    return {"width": int(match[1]), "height": int(match[2])}
-
-
-def _spec(service: Service) -> ModelSpec:
-    if service.spec is None:
-        raise NotReady("the model is not chosen yet", retry_after=2)
-    return service.spec
 
 
 def _from_form(name: str, value: Any) -> Any:
@@ -286,32 +179,3 @@ def _from_form(name: str, value: Any) -> Any:
     if name == "stream":
         return {"true": True, "false": False}.get(value.lower(), value)
     return value
-
-
-#: Tokens are not counted here; OpenAI's clients want the field.
-_USAGE = {
-    "input_tokens": 0,
-    "output_tokens": 0,
-    "total_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-}
-
-
-def _about(job: GenerateRequest | EditRequest) -> dict[str, Any]:
-    size = f"{job.width}x{job.height}" if job.width else "auto"
-    common = {"created_at": int(time.time()), "size": size, "quality": "auto", "background": "opaque"}
-    return {**common, "output_format": job.output_format}
-
-
-def _answer(answer: GenerateResponse, warnings: list[str]) -> dict[str, Any]:
-    return {
-        "created": int(time.time()),
-        "data": [{"b64_json": image} for image in answer.images],
-        "size": f"{answer.width}x{answer.height}",
-        "quality": "auto",
-        "background": "opaque",
-        "output_format": answer.output_format,
-        "usage": _USAGE,
-        "seeds": answer.seeds,
-        "warnings": [*warnings, *answer.warnings],
-    }

@@ -16,7 +16,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from imagegen.errors import Cancelled, ImageGenError
-from imagegen.events import Event, Queued, References, Step
+from imagegen.events import Drawn, Event, Queued, References, Step
 from imagegen.jobs import Request as Job
 from imagegen.server.schemas import GenerateResponse
 from imagegen.service import Service
@@ -106,7 +106,9 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
         options: of Service.run.
     """
     state, service = request.app.state, cast(Service, request.app.state.service)
-    work = service.run(job, wait_for_model=not service.settings.preload_models, **options)
+    work = service.run(
+        job, job_id=request.state.request_id, wait_for_model=not service.settings.preload_models, **options
+    )
     task = asyncio.create_task(work)
     state.jobs[request.state.request_id] = task
     task.add_done_callback(lambda _: state.jobs.pop(request.state.request_id, None))
@@ -161,6 +163,8 @@ async def event_fields(event: Event, job_id: str) -> tuple[str, dict[str, Any]]:
         return "queued", {"id": job_id, "place": event.place}
     if isinstance(event, References):
         return "references", {}
+    if isinstance(event, Drawn):
+        return "drawn", {}
     fields: dict[str, Any] = {"step": event.step, "total": event.total, "seconds_left": event.seconds_left}
     if event.preview is not None:
         picture = event.preview

@@ -133,6 +133,21 @@ def test_a_wrong_setup_says_what_to_do(tmp_path, environment, says):
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.parametrize("command", [["handler.py", "--rp_serve_api"], ["-m", "imagegen"]])
+def test_half_an_object_store_is_named_at_start(command):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "BUCKET_NAME": "pictures", "BUCKET_ACCESS_KEY_ID": "canary"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: BUCKET_ENDPOINT_URL: is missing")
+    assert "canary" not in done.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = handler_py("--test_input", IMAGEGEN_OUTPUT_DIR=tmp_path / "file" / "outputs")

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faulty_gpu import DEAD, HANGS
+
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 
@@ -70,6 +72,29 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
         assert process.wait(20) == 0
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/health")
+
+
+def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with running(tmp_path, "-m", "imagegen", PORT_HEALTH=str(port)) as (process, url):
+        assert httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
+        assert httpx.get(f"{url}/ping").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(("seed", "says"), [(DEAD, "the card failed"), (HANGS, "the card made no step for 2 s")])
+def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
+    with running(tmp_path, "-m", "tests.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="2") as (process, url):
+        assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 200
+        answer = httpx.post(f"{url}/generate", json={**PROMPT, "seed": seed}, timeout=20)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "gpu_failed"
+        assert says in answer.json()["error"]["message"]
+        assert process.wait(20) == 1
+        assert says in (tmp_path / "log").read_text()
 
 
 def test_the_log_holds_no_prompt_no_picture_and_no_key(tmp_path):

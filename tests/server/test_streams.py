@@ -22,7 +22,7 @@ def test_the_stream_tells_what_happens(client):
     with client.stream("POST", "/edit", json=body, headers={"Accept": "text/event-stream"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         seen = list(events(answer))
-    assert [name for name, _ in seen] == ["queued", "references", *["step"] * 4, "done"]
+    assert [name for name, _ in seen] == ["queued", "references", *["step"] * 4, "drawn", "done"]
     assert seen[0][1] == {"id": answer.headers["x-request-id"], "place": 0}
     assert [(data["step"], data["total"]) for name, data in seen if name == "step"] == [(i, 4) for i in range(1, 5)]
     assert all("preview" not in data and data["seconds_left"] >= 0 for name, data in seen if name == "step")

@@ -1,0 +1,324 @@
+"""`handler.py` as a process on RunPod's queue, with the SDK as it is: what arrives, what stops, what ends."""
+
+import hashlib
+import time
+
+import pytest
+import runpod
+
+from builder.micro.measure import background_colour, shape_colour
+from tests.conftest import from_base64, scene, to_base64
+from tests.faulty_gpu import DEAD, HANGS, NOISE, TOO_LARGE
+from tests.runpod_queue import RunPodQueue
+
+PROMPT = {"prompt": "a red circle on a blue background"}
+LONG = {**PROMPT, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
+FAULTY = ("-m", "tests.faulty_gpu")
+
+
+@pytest.fixture(scope="module")
+def queue():
+    with RunPodQueue() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("queue") / "log"
+
+
+@pytest.fixture(scope="module")
+def steps_file(log):
+    return log.with_name("steps")
+
+
+@pytest.fixture(scope="module")
+def worker(queue, log, steps_file):
+    """One for all tests that end none; its card fails by the seed."""
+    with queue.worker(log, *FAULTY, STEPS_FILE=str(steps_file), IMAGEGEN_STALL_TIMEOUT="60") as running:
+        queue.run(PROMPT).wait()
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _queue_as_it_was(queue):
+    yield
+    queue.delay, queue.refuse, queue.refuse_take = 0.0, lambda job: None, lambda: None
+
+
+def running(job):
+    """Waits until a job has begun to be drawn."""
+    for _ in range(1000):
+        if job.progress and job.progress[-1]["stage"] == "denoise":
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{job.id} is not drawn: {job.progress}")
+
+
+def test_jobs_are_answered_with_the_pictures_that_they_ask_for(queue, worker):
+    jobs = [queue.run({"prompt": f"a {colour} circle on a white background", "seed": 1}) for colour in ("red", "blue")]
+    reference = to_base64(scene("circle", "red", "blue"))
+    edit = queue.run({"mode": "edit", "prompt": "make the background green", "images": [reference], "seed": 3})
+    for job, colour in zip(jobs, ("red", "blue"), strict=True):
+        assert job.wait().status == "COMPLETED"
+        assert shape_colour(from_base64(job.output["images"][0])) == colour
+    assert background_colour(from_base64(edit.wait().output["images"][0])) == "green"
+
+
+def test_a_bad_job_is_an_error_in_words_and_replaces_no_worker(queue, worker):
+    job = queue.run({**PROMPT, "width": 1000, "height": 512}).wait()
+    assert job.status == "FAILED"
+    assert job.error == "invalid_input: width: 1000 is not a multiple of 16 (64 to 1024)"
+    assert job.output == {"code": "invalid_input", "field": "width", "retryable": False}
+    assert "stopPod" not in job.answers[0]
+    assert queue.run(PROMPT).wait().status == "COMPLETED"
+
+
+def test_a_stop_ends_the_drawing_within_one_step(queue, worker, steps_file):
+    job = queue.run(LONG)
+    running(job)
+    queue.cancel(job)
+    while not job.answers:
+        time.sleep(0.005)
+    at_the_answer = len(steps_file.read_text().splitlines())
+    assert job.answers[0]["error"] == "cancelled: the job was cancelled"
+    time.sleep(0.5)
+    assert len(steps_file.read_text().splitlines()) <= at_the_answer + 1
+    assert queue.run(PROMPT).wait(5).status == "COMPLETED"
+
+
+def test_a_job_that_waits_is_stopped_or_runs_out_of_time_where_it_is(queue, worker):
+    first = queue.run(LONG)
+    running(first)
+    waiting = queue.run({**PROMPT, "timeout": 1})
+    assert waiting.wait(5).error.startswith("deadline_exceeded: timeout: the job did not end within 1.0 s")
+    stopped = queue.run(PROMPT)
+    while not stopped.taken:
+        time.sleep(0.001)
+    queue.cancel(stopped)  # at the moment in which it is taken
+    for _ in range(500):
+        if stopped.answers:
+            break
+        time.sleep(0.01)
+    assert stopped.answers[0]["output"]["code"] == "cancelled"
+    assert not first.answers  # it ran all the while
+    queue.cancel(first)
+
+
+def test_a_job_that_is_handed_out_twice_is_one_picture(queue, worker):
+    seeds = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) for name in ("twice", "other")}
+    first, again, other = (queue.run(PROMPT, name=name).wait() for name in ("twice", "twice", "other"))
+    assert first.output["images"] == again.output["images"] != other.output["images"]
+    assert first.output["seeds"] == [seeds["twice"]]
+
+
+def test_an_answer_that_is_refused_twice_arrives(queue, worker):
+    queue.refuse = lambda job: 503 if job.posts <= 2 else None
+    job = queue.run(PROMPT).wait(30)
+    assert (job.status, job.posts) == ("COMPLETED", 3)
+    assert job.output["images"]
+
+
+def test_no_answer_is_lost_for_its_size(queue, worker):
+    noise = {**PROMPT, "seed": NOISE}  # 4.2 MB each
+    lost = queue.run({**noise, "num_images": 3}).wait()
+    assert lost.error.startswith("result_too_large: the answer would be 12.6 MB and 10 MB are allowed; ask for ")
+    assert queue.run({**noise, "num_images": 3}, sync=True).wait().output["images"][2]
+    # Just below the limit it is sent: what is measured is what arrives.
+    assert queue.run({**noise, "num_images": 2}).wait().output["images"][1]
+
+
+def test_out_of_memory_costs_one_job(queue, worker):
+    job = queue.run({**PROMPT, "seed": TOO_LARGE}).wait()
+    assert job.error.startswith("out_of_memory: 128x128 does not fit")
+    assert "stopPod" not in job.answers[0]
+    assert queue.run(PROMPT).wait().status == "COMPLETED"
+
+
+def test_progress_comes_in_order_and_never_after_the_answer(queue, worker):
+    job = queue.run({**LONG, "num_images": 1})
+    job.wait(60)
+    assert all(message["stage"] == "denoise" for message in job.progress)
+    steps = [message["step"] for message in job.progress]
+    assert steps == sorted(steps)
+    assert steps[-1] <= 50 == job.progress[-1]["total"]
+    assert 1 <= len(steps) <= job.output["timings"]["total"]  # one a second
+    time.sleep(0.5)
+    assert job.late_progress == 0
+    assert queue.run(PROMPT).wait().progress == []  # too short to tell
+
+
+def test_openais_requests_come_through_the_queue(queue, worker):
+    def ask(route, **fields):
+        return queue.run({"openai_route": route, "openai_input": fields}).wait()
+
+    answer = ask("/v1/images/generations", prompt=PROMPT["prompt"], size="128x128", n=2).output
+    assert [set(image) for image in answer["data"]] == [{"b64_json"}] * 2
+    assert background_colour(from_base64(answer["data"][0]["b64_json"])) == "blue"
+    image = to_base64(scene("circle", "red", "blue"))
+    edited = ask("/v1/images/edits", prompt="make the background green", image=[image], seed=3).output
+    assert background_colour(from_base64(edited["data"][0]["b64_json"])) == "green"
+    assert ask("/v1/models").output["data"][0]["id"] == "micro"
+    assert ask("/v1/images/generations", prompt="x", size="big").error.startswith("invalid_input: size: 'big'")
+    assert ask("/v1/images/generations", prompt="x", response_format="url").error.startswith(
+        "invalid_input: response_format: delivery: 'url' needs an object store"
+    )
+    assert ask("/v1/chat/completions").error.startswith("invalid_input: openai_route: '/v1/chat/completions'")
+
+
+def test_runpods_own_client_meets_what_it_expects(queue, worker, monkeypatch):
+    monkeypatch.setattr(runpod, "endpoint_url_base", f"{queue.url}/v2")
+    endpoint = runpod.Endpoint("endpoint", api_key="key")
+    assert endpoint.run_sync({"input": PROMPT}, timeout=30)["images"]
+    request = endpoint.run({"input": PROMPT})
+    assert request.output(timeout=30)["images"]
+    assert request.status() == "COMPLETED"
+    long = endpoint.run({"input": LONG})
+    running(queue.jobs[long.job_id])
+    assert long.status() == "IN_PROGRESS"
+    assert long.cancel()["status"] == "CANCELLED"
+    assert long.status() == "CANCELLED"
+
+
+def test_a_queue_that_fails_is_asked_again_and_not_without_end(queue, worker):
+    asked = []
+    queue.refuse_take = lambda: asked.append(time.monotonic()) or 500
+    queue.run(PROMPT, name="wakes-the-open-request").wait()
+    job = queue.run(PROMPT)
+    time.sleep(2.5)
+    assert 1 <= len(asked) <= 5
+    queue.refuse_take = lambda: None
+    assert job.wait().status == "COMPLETED"
+
+
+def test_the_heartbeat_names_the_jobs(queue, worker):
+    job = queue.run(LONG)
+    running(job)
+    time.sleep(1.2)
+    assert any(ping["worker"] == worker.id and ping.get("job_id") == job.id for ping in queue.pings)
+    queue.cancel(job)
+
+
+def test_the_log_says_where_the_weights_are_and_nothing_of_the_jobs(queue, worker, log):
+    queue.run({"prompt": "xylophone canary"}).wait()
+    text = log.read_text()
+    assert "the weights come from" in text
+    assert "canary" not in text
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_sigterm_loses_no_job_that_was_taken(queue, tmp_path, busy):
+    with RunPodQueue(poll=30) as alone, alone.worker(tmp_path / "log") as worker:
+        alone.run(PROMPT).wait()
+        jobs = [alone.run({**PROMPT, "width": 512, "height": 512}) for _ in range(6 * busy)]
+        if busy:
+            while not jobs[1].taken:
+                time.sleep(0.005)
+        begun = time.monotonic()
+        worker.terminate()
+        if not busy:
+            time.sleep(0.3)
+            jobs = [alone.run(PROMPT)]  # into the request that is open
+        assert worker.process.wait(20) == 0
+        assert time.monotonic() - begun < 15  # and not for as long as the queue holds its request
+        taken = [job for job in jobs if job.taken]
+        assert taken
+        assert {job.status for job in taken} == {"COMPLETED"}
+
+
+def test_a_dead_card_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_path):
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY) as worker:
+        queue.run(PROMPT).wait()
+        jobs = [queue.run({**PROMPT, "seed": seed}) for seed in (1, DEAD, 2, 3)]
+        assert worker.process.wait(20) == 1
+        time.sleep(0.2)
+        assert jobs[0].status == "COMPLETED"
+        assert jobs[1].error.startswith("gpu_failed: ")
+        assert jobs[1].answers[0]["stopPod"] is True
+        for job in jobs[2:]:
+            assert job.error.startswith("gpu_failed: ") if job.taken else job.status == "IN_QUEUE"
+        late = queue.run(PROMPT)
+        time.sleep(0.5)
+        assert not late.taken
+
+
+@pytest.mark.slow
+def test_a_card_that_hangs_ends_the_worker_too(tmp_path):
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="2") as worker:
+        job, behind = queue.run({**PROMPT, "seed": HANGS}), queue.run(PROMPT)
+        assert worker.process.wait(30) == 1
+        assert job.error == "gpu_failed: the card made no step for 2 s; this worker must be replaced"
+        assert job.answers[0]["stopPod"] is True
+        assert behind.status == ("FAILED" if behind.taken else "IN_QUEUE")
+        pings = len(queue.pings)
+        time.sleep(2.5)
+        assert len(queue.pings) == pings  # the heartbeat is a process of its own, and has ended with it
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
+    with RunPodQueue() as queue:
+        with queue.worker(tmp_path / "log") as worker:
+            queue.run(PROMPT).wait()
+            jobs = [queue.run({**PROMPT, "width": 512, "height": 512}) for _ in range(4)]
+            while not jobs[0].taken:
+                time.sleep(0.005)
+            worker.kill()
+        with queue.worker(tmp_path / "log"):
+            assert {job.wait().status for job in jobs} == {"COMPLETED"}
+            assert len(jobs[0].taken) == 2
+
+
+def test_a_worker_that_cannot_work_says_what_to_do_and_takes_no_job(tmp_path):
+    weights = tmp_path / "model" / "vae"
+    weights.mkdir(parents=True)
+    (weights.parent / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKLFlux2"]}')
+    (weights / "a.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (weights / "a.safetensors").write_bytes((30).to_bytes(8, "little") + b'{"x":{"data_offsets":[0,99]}} ')
+    with RunPodQueue() as queue:
+        job = queue.run(PROMPT)
+        with queue.worker(tmp_path / "log", IMAGEGEN_MODEL_PATH=str(weights.parent)) as worker:
+            assert worker.process.wait(30) == 1
+        assert (
+            "IMAGEGEN_MODEL_PATH: the folder holds no whole diffusers model: vae/a.safetensors has 38 bytes"
+            in (tmp_path / "log").read_text()
+        )
+        assert not job.taken
+        (unwell,) = [ping for ping in queue.pings if ping.get("status") == "unhealthy"]
+        assert "vae/a.safetensors has 38 bytes of" in unwell["reason"]
+
+
+@pytest.mark.slow
+def test_a_stream_shows_the_picture_as_it_forms(tmp_path):
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STREAM="true"):
+        job = queue.run({**PROMPT, "num_inference_steps": 10, "seed": 1}).wait()
+        assert job.status == "COMPLETED"
+        assert [chunk["output"] for chunk in job.streamed] == job.output
+        names = [event["event"] for event in job.output]
+        assert names == ["queued", *["step"] * 10, "drawn", "done"]
+        shown = [event for event in job.output if "preview" in event]
+        assert 6 <= len(shown) <= 8
+        assert background_colour(from_base64(job.output[-1]["images"][0])) == "blue"
+
+        large = queue.run({**PROMPT, "seed": NOISE}).wait().output
+        parts = [event["data"] for event in large if event["event"] == "image"]
+        assert len(parts) == 5
+        assert from_base64("".join(parts)).size == (1024, 1024)
+        assert large[-1]["images"] == []
+
+        bad = queue.run({"prompt": " "}).wait()
+        assert bad.error == "invalid_input: prompt: is blank; 1 to 4000 characters are allowed"
+        long = queue.run(LONG)
+        while not any("step" in str(chunk) for chunk in long.streamed):
+            time.sleep(0.01)
+        queue.cancel(long)
+        for _ in range(500):
+            if long.answers:
+                break
+            time.sleep(0.01)
+        assert long.answers[0]["error"] == "cancelled: the job was cancelled"
+
+
+def test_python_m_imagegen_finds_the_queue_by_itself_and_http_when_told(tmp_path):
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", "-m", "imagegen"):
+        assert queue.run(PROMPT).wait().status == "COMPLETED"

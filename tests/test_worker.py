@@ -1,0 +1,44 @@
+import asyncio
+
+import pytest
+
+from imagegen.worker import _CHUNK, Backlog, jobs_wanted, split
+
+
+@pytest.mark.parametrize(
+    ("pace", "ready"),
+    [(0.0, 1), (10.0, 1), (0.6, 1), (0.5, 1), (0.3, 2), (0.1, 5), (0.05, 10)],
+)
+def test_half_a_second_of_work_is_ready_behind_the_job_that_runs(pace, ready):
+    assert jobs_wanted(0, pace) == 1 + ready
+    assert jobs_wanted(1 + ready, pace) == 0
+
+
+def test_jobs_are_wanted_when_one_leaves_the_gpu():
+    async def take():
+        backlog = Backlog()
+        assert await backlog.wanted(lambda: 1.0) == 2
+        backlog.add(["a", "b"])
+        waiting = asyncio.create_task(backlog.wanted(lambda: 1.0))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        backlog.left("a")
+        backlog.left("a")  # told again when it is answered
+        assert await waiting == 1
+        backlog.left("b")
+        return await backlog.wanted(lambda: 0.1)
+
+    assert asyncio.run(take()) == 6
+
+
+def test_pictures_over_a_message_come_in_parts_that_join():
+    images = ["a" * (2 * _CHUNK + 5), "b" * 10]
+    output = {"images": list(images), "seeds": [1, 2]}
+    parts = split(output)
+    assert output["images"] == []
+    assert max(len(part["data"]) for part in parts) == _CHUNK
+    joined = ["".join(part["data"] for part in parts if part["index"] == i) for i in range(2)]
+    assert joined == images
+    small = {"images": ["x"]}
+    assert split(small) == []
+    assert small["images"] == ["x"]
