@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 
 from imagegen.errors import InvalidInput
 from imagegen.models import ModelSpec
-from imagegen.server.schemas import MAX_PROMPT, MAX_REFERENCES, MAX_SEED, EditRequest, GenerateRequest
+from imagegen.prompts import MAX_PROMPT
+from imagegen.server.schemas import MAX_REFERENCES, MAX_SEED, EditRequest, GenerateRequest
 
 Request = GenerateRequest | EditRequest
 R = TypeVar("R", GenerateRequest, EditRequest)
@@ -43,7 +44,7 @@ def parse_job(job_input: Any) -> Request:
         InvalidInput: naming the field, what came and what is allowed.
     """
     if not isinstance(job_input, dict):
-        raise InvalidInput(f"input: must be an object with a prompt, and not {show(job_input)}", "input")
+        raise InvalidInput(f"input: must be an object with a prompt, and not {kind_of(job_input)}", "input")
     fields = dict(job_input)
     mode = fields.pop("mode", "edit" if "images" in fields or "image" in fields else "generate")
     if mode not in MODES:
@@ -165,6 +166,16 @@ def show(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
+#: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
+_PRIVATE = ("prompt", "images")
+_KINDS: dict[type[Any], str] = {dict: "an object", list: "a list", str: "a string"}
+
+
+def kind_of(value: Any) -> str:
+    """What came, without the words or pictures that it may hold."""
+    return _KINDS.get(type(value)) or show(value)
+
+
 _TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool": "true or false", "list": "a list"}
 
 
@@ -192,8 +203,11 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
         text = f"{show(came)} is out of bounds ({low} to {high})"
     elif kind == "literal_error":
         text = f"{show(came)} is not known; allowed are {context['expected']}"
+    elif kind == "string_unicode":
+        text = "holds half of a surrogate pair, which is not a character"
     elif kind.endswith(("_type", "_parsing")):
-        text = f"must be {_TYPES.get(kind.rpartition('_')[0], kind)}, and not {show(came)}"
+        shown = kind_of(came) if field in _PRIVATE else show(came)
+        text = f"must be {_TYPES.get(kind.rpartition('_')[0], kind)}, and not {shown}"
     else:
         text = f"{show(came)}: {error['msg']}"
     return InvalidInput(f"{name}: {text}", name)

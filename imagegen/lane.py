@@ -48,6 +48,7 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     timings: Timings = field(default_factory=Timings)
     references: list[Image.Image] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 #: Called with the seed and the picture as each is done.
@@ -161,7 +162,7 @@ def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished, moved
 
     try:
         prompt = pipeline.encode_prompt(plan.prompt)
-        job.timings.encode_prompt = prompt.seconds
+        job.timings.encode_prompt, job.warnings = prompt.seconds, prompt.warnings
         one = partial(pipeline.edit, prompt, job.references) if job.references else partial(pipeline.generate, prompt)
         for seed in plan.seeds:
             drawn = one(

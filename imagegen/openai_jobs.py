@@ -79,7 +79,7 @@ async def answer_job(service: Service, job_input: dict[str, Any], options: dict[
         allowed = "/v1/images/generations, /v1/images/edits and /v1/models"
         raise InvalidInput(f"openai_route: {jobs.show(route)} is not known; allowed are {allowed}", "openai_route")
     if not isinstance(fields, dict):
-        raise InvalidInput(f"openai_input: must be an object, and not {jobs.show(fields)}", "openai_input")
+        raise InvalidInput(f"openai_input: must be an object, and not {jobs.kind_of(fields)}", "openai_input")
     job, warnings = translate(fields, route.endswith("edits"), served(service))
     if any(streaming(fields)):
         warnings.append("stream: changes nothing in a job; the answer comes whole")
@@ -126,7 +126,8 @@ def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[Gene
             raise InvalidInput(f"{shown}: is not a parameter of this route", shown)
     for name, harmless in _REFUSED.items():
         if fields.get(name) not in harmless:
-            raise InvalidInput(f"{name}: {jobs.show(fields[name])} cannot be honoured by {spec.name}", name)
+            came = jobs.kind_of(fields[name]) if name == "mask" else jobs.show(fields[name])
+            raise InvalidInput(f"{name}: {came} cannot be honoured by {spec.name}", name)
     warnings = [
         f"{name}: {jobs.show(fields[name])} changes nothing with {spec.name}"
         for name, harmless in _IGNORED.items()

@@ -269,10 +269,7 @@ class Service:
 
         # 4. Delivery
         clock = time.monotonic()
-        warnings = list(plan.warnings)
-        if unknown := pipeline.unknown_words(request.prompt):
-            words = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-            warnings.append(f"prompt: {spec.name} does not know {words[:200]}; it draws {spec.draws}")
+        warnings = [*plan.warnings, *job.warnings]
         answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
             images=[],
             seeds=list(plan.seeds),

@@ -22,9 +22,9 @@ def planned(spec=KLEIN, reference=None, seed=7, **fields):
     ("job", "field", "parts"),
     [
         (None, "input", ["null"]),
-        ([], "input", ["[]"]),
+        ([], "input", ["a list"]),
         (3, "input", ["3"]),
-        ("draw", "input", ["'draw'"]),
+        ("draw", "input", ["a string"]),
         ({}, "prompt", ["missing"]),
         ({"prompt": ""}, "prompt", ["empty", "4000"]),
         ({"prompt": "  \n"}, "prompt", ["blank", "4000"]),
@@ -184,3 +184,24 @@ def test_more_references_than_the_model_takes():
     two = replace(MICRO, max_references=2)
     with pytest.raises(InvalidInput, match="images: 3 references came; micro takes at most 2"):
         check(parse_job({"prompt": "x", "images": ["a"] * 3}), two)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "canary",
+        ["canary"],
+        {"prompt": ["canary"]},
+        {"prompt": {"canary": 1}},
+        {"prompt": "canary\ud800"},
+        {"prompt": "canary\x00"},
+        {"prompt": "canary" * 1000},
+        {"prompt": "x", "image": ["canary"]},
+        {"prompt": "x", "images": "canary"},
+        {"prompt": "x", "images": [["canary"]]},
+    ],
+)
+def test_an_error_repeats_neither_words_nor_pictures(job):
+    with pytest.raises(InvalidInput) as caught:
+        parse_job(job)
+    assert "canary" not in str(caught.value.body())

@@ -8,7 +8,6 @@ seconds, in which a door can already answer.
 from __future__ import annotations
 
 import gc
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, cast
 
 from PIL import Image
 
+from imagegen import prompts
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
 from imagegen.models import ModelSpec
 
@@ -69,10 +69,12 @@ class Drawn:
 
 @dataclass
 class Prompt:
-    """A prompt's embeddings (1, max_sequence_length, 3 * hidden), made once for all pictures of a job."""
+    """A prompt's embeddings (1, max_sequence_length, 3 * hidden), made once for all pictures of a job, and what of it
+    is not in them."""
 
     embeddings: torch.Tensor
     seconds: float
+    warnings: list[str]
 
 
 class FluxPipeline:
@@ -161,17 +163,6 @@ class FluxPipeline:
     ) -> None:
         self.unload()
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """The words of a prompt that the model ignores because they are not in its vocabulary, each once.
-
-        Only a model that does not draw everything has any.
-        """
-        if self.config.spec.draws is None:
-            return []
-        tokenizer = self._loaded().tokenizer
-        words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
-        return [word for word in words if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
-
     def encode_prompt(self, prompt: str) -> Prompt:
         """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted."""
         pipe = self._loaded()
@@ -183,7 +174,8 @@ class FluxPipeline:
 
         begun = time.monotonic()
         embeddings = self._guarded(encode)
-        return Prompt(embeddings, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        return Prompt(embeddings, seconds, prompts.warnings(self.config.spec, prompt, pipe.tokenizer))
 
     def generate(
         self,

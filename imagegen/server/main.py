@@ -25,11 +25,11 @@ from starlette.exceptions import HTTPException
 from imagegen import __version__, jobs
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput, NotFound, NotReady
 from imagegen.models import MODELS
+from imagegen.prompts import MAX_PROMPT
 from imagegen.server import http, streams
 from imagegen.server.openai import router as openai_router
 from imagegen.server.schemas import (
     MAX_IMAGES,
-    MAX_PROMPT,
     AspectRatio,
     EditRequest,
     EditResponse,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-MAX_PROMPT = 4000
+from imagegen.prompts import MAX_PROMPT, clean
+
 MAX_REFERENCES = 4
 MAX_IMAGES = 8
 #: What JavaScript can hold in a number without loss.
@@ -33,6 +34,7 @@ class _Request(BaseModel):
             description="What to draw, or what to change.",
             examples=["a red circle on a blue background"],
         ),
+        AfterValidator(clean),
     ]
     width: int | None = Field(
         None,
@@ -67,8 +69,6 @@ class _Request(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> _Request:
-        if not self.prompt.strip():
-            raise ValueError("prompt: is blank; 1 to 4000 characters are allowed")
         if (self.width is None) != (self.height is None):
             missing, given = ("height", "width") if self.height is None else ("width", "height")
             raise ValueError(f"{missing}: is missing; give both width and height, or neither ({given} came alone)")
