@@ -16,18 +16,16 @@ import asyncio
 import base64
 import hashlib
 import json
-import logging
-import os
 import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from imagegen import openai_jobs
+from imagegen import logs, openai_jobs
 from imagegen.delivery import EXTENSIONS
 from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady, internal
 from imagegen.events import Listener
-from imagegen.jobs import parse_job
+from imagegen.jobs import parse_job, show
 from imagegen.service import Service
 from imagegen.settings import Settings, get_settings
 from imagegen.store import ObjectStore
@@ -45,7 +43,7 @@ def service() -> Service:
 
 
 async def handler(job: Any) -> dict[str, Any]:
-    """Runs one job of RunPod.
+    """Runs one job of RunPod, and logs one line for it.
 
     Args:
         job: {"id": ..., "input": {...}} with the fields of the contract, or with `openai_route` and `openai_input`;
@@ -60,10 +58,19 @@ async def handler(job: Any) -> dict[str, Any]:
 
 async def answer(job: Any, listener: Listener | None = None, previews: int = 0) -> dict[str, Any]:
     """What `handler` returns; `listener` is told what happens, and shown each picture `previews` times as it forms."""
+    identity = job.get("id", "") if isinstance(job, dict) else ""
+    identity = identity if isinstance(identity, str) else show(identity)
+    with logs.request(identity):
+        output = await _answer(job, identity, listener, previews)
+        logs.note(outcome=output.get("code", "ok"))
+        return output
+
+
+async def _answer(job: Any, identity: str, listener: Listener | None, previews: int) -> dict[str, Any]:
     try:
         if not isinstance(job, dict) or "input" not in job:
             raise InvalidInput('input: is missing; a job is an object like {"input": {"prompt": "..."}}', "input")
-        identity, job_input = str(job.get("id", "")), job["input"]
+        job_input = job["input"]
         options: dict[str, Any] = {
             "job_id": identity,
             "default_seed": _seed(identity),
@@ -161,13 +168,12 @@ def serve(settings: Settings) -> int:
     Raises:
         ConfigurationError: a setting is wrong beside another.
     """
-    # The SDK's default, DEBUG, logs every output.
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     if settings.preload_models:
         service().start()
     # Beside the loading: importing the SDK takes a second, in which it asks a subprocess for the processor's name.
     from imagegen import worker
 
+    logs.adopt_runpod()
     return worker.run(service(), answer)
 
 
@@ -188,7 +194,7 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
     if args.test_input is not None:
         return run_local_test(args.test_input)
     if not args.rp_serve_api and settings.queue_url is None:

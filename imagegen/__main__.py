@@ -13,6 +13,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from imagegen import logs
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings, get_settings
 
@@ -44,7 +45,8 @@ def serve_http(settings: Settings) -> NoReturn:
             app,
             host="0.0.0.0",
             port=port,
-            log_level=settings.log_level.lower(),
+            log_config=None,
+            access_log=False,
             http="h11",  # the other parser keeps headers without end
             timeout_graceful_shutdown=int(settings.timeout),
             callback_notify=end_if_dead,
@@ -71,7 +73,7 @@ def main() -> int:
     """Chooses the door; returns the exit status."""
     try:
         settings = get_settings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logs.configure(settings)
         if settings.serve == "queue" or (settings.serve == "auto" and settings.queue_url is not None):
             from handler import serve
 

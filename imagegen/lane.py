@@ -4,6 +4,7 @@ a step when nobody waits any more. A card that died, or that makes no step for t
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -84,7 +85,9 @@ class Lane:
             GpuFailed: the card is dead, or was before.
         """
         queued = time.monotonic()
-        drawn = asyncio.wrap_future(self.submit(lambda: self._draw(job, plan, pipeline, finished, queued)))
+        context = contextvars.copy_context()  # what is logged there is this job's
+        work = partial(context.run, self._draw, job, plan, pipeline, finished, queued)
+        drawn = asyncio.wrap_future(self.submit(work))
         try:
             while not drawn.done():
                 self.check()

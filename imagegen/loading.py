@@ -68,8 +68,9 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
     pipeline = FluxPipeline(FluxConfig(spec, path, device=device, offload=settings.offload, progress=progress))
     try:
         pipeline.load()
-    except ConfigurationError:
-        log.exception("loading %s from %s failed", spec.name, path)
+    except ConfigurationError as error:
+        # No caller's words can be in this one, and the operator needs it.
+        log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__)
         raise
     log.info("%s is loaded on %s in %.1f s", spec.name, pipeline.device, time.monotonic() - begun)
     return pipeline

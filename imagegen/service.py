@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from PIL import Image
 
-from imagegen import __version__, delivery, jobs
+from imagegen import __version__, delivery, jobs, logs
 from imagegen.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -219,6 +219,7 @@ class Service:
             self._admitted -= 1
             self.metrics.waiting.set(self._waiting())
             self.metrics.jobs.labels(outcome).inc()
+            logs.note(outcome=outcome, timings={name: round(value, 4) for name, value in job.timings if value})
 
     def check_open(self, wait_for_model: bool = True, reading: int = 0) -> None:
         """Whether a job would be admitted now; a door asks before it reads a body of a hundred megabytes, and counts
@@ -239,6 +240,8 @@ class Service:
 
     async def _run(self, job: Job, default_seed: int | None) -> GenerateResponse:
         request, timings, begun = job.request, job.timings, time.monotonic()
+        words = {"prompt": request.prompt} if self.settings.log_prompts else {}
+        logs.note(mode=request.mode, images=request.num_images, **words)
 
         # 1. The model, and what it alone can check
         if request.delivery == "url" and job.store is None:
@@ -261,6 +264,7 @@ class Service:
         timings.references = time.monotonic() - clock
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
         plan = jobs.plan(request, spec, job.references[0].size if job.references else None, seed)
+        logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()

@@ -35,6 +35,16 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", validation_alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR."
     )
+    log_format: Literal["auto", "json", "plain"] = Field(
+        "auto",
+        validation_alias="IMAGEGEN_LOG_FORMAT",
+        description="auto: JSON on RunPod, plain text elsewhere.",
+    )
+    log_prompts: bool = Field(
+        False,
+        validation_alias="IMAGEGEN_LOG_PROMPTS",
+        description="Write each job's prompt into its line of the log.",
+    )
     hf_home: Path = Field(
         Path("~/.cache/huggingface"),
         validation_alias="HF_HOME",
@@ -160,6 +170,11 @@ class Settings(BaseSettings):
         False,
         validation_alias="IMAGEGEN_STREAM",
         description="RunPod's jobs stream steps and previews (/stream), and their output is the list of these events.",
+    )
+    runpod_id: str | None = Field(
+        None,
+        validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID", "RUNPOD_POD_ID"),
+        description="Set by RunPod (RUNPOD_POD_ID too): logs are JSON then.",
     )
     output_dir: Path = Field(
         Path("outputs"),

@@ -92,8 +92,8 @@ def simulate(watch: Watch, seconds: float) -> None:
     diffusers.Flux2KleinPipeline = Pipe
     ours: Any = flux_pipeline.FluxPipeline
     ours.load, ours.generate = load, generate
-    ours.encode_prompt = lambda self, prompt: flux_pipeline.Prompt(prompt, 0)
-    ours.unload, ours.unknown_words = lambda self: None, lambda self, prompt: []
+    ours.encode_prompt = lambda self, prompt: flux_pipeline.Prompt(prompt, 0, [])
+    ours.unload = lambda self: None
 
 
 def slow(watch: Watch, seconds: float) -> None:

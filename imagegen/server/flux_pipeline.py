@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, cast
 
 from PIL import Image
 
-from imagegen import prompts
+from imagegen import logs, prompts
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
 from imagegen.models import ModelSpec
 
@@ -116,15 +116,14 @@ class FluxPipeline:
             return
         import diffusers
         import torch
+        from transformers.utils import logging as transformers_logging
 
+        logs.adopt()
         config = self.config
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, config.dtype or ("float32" if device == "cpu" else "bfloat16"))
         if not config.progress:
             diffusers.utils.logging.disable_progress_bar()
-            # transformers has a bar of its own
-            from transformers.utils import logging as transformers_logging
-
             transformers_logging.disable_progress_bar()
         pipeline_class: type[DiffusionPipeline] = getattr(diffusers, config.spec.pipeline_class)
         try:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from imagegen import logs
 from imagegen.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -54,8 +55,11 @@ class Guard:
             return
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        headers = Headers(scope=scope)
+        with logs.request(request_id, method=scope["method"], path=scope["path"][:100]):
+            await self._handle(scope, receive, send, request_id)
 
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        headers = Headers(scope=scope)
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -64,6 +68,7 @@ class Guard:
                 started = True
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
                 self._metrics.requests.labels(message["status"]).inc()
+                logs.note(status=message["status"])
             await send(message)
 
         received = 0
@@ -107,6 +112,7 @@ class Guard:
 
 def error_response(error: ImageGenError, path: str) -> Response:
     """An error as HTTP: the contract's shape, and OpenAI's below /v1."""
+    logs.note(outcome=error.code)
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)

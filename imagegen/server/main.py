@@ -22,7 +22,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from imagegen import __version__, jobs
+from imagegen import __version__, jobs, logs
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput, NotFound, NotReady
 from imagegen.models import MODELS
 from imagegen.prompts import MAX_PROMPT
@@ -299,5 +299,7 @@ async def _stream(request: Request, job: jobs.Request, previews: int) -> Respons
 def __getattr__(name: str) -> Any:
     """`app`, made when a server asks for it, so that importing this module reads no settings."""
     if name == "app":
-        return create_app()
+        settings = get_settings()
+        logs.configure(settings)
+        return create_app(settings)
     raise AttributeError(name)

@@ -20,8 +20,8 @@ PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 
 
 @contextlib.contextmanager
-def running(tmp_path, *command, **environment):
-    """The process and its base URL, once the model is ready."""
+def running(tmp_path, *command, health="/health", **environment):
+    """The process and its base URL, once it answers at `health` and the model is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -32,13 +32,14 @@ def running(tmp_path, *command, **environment):
             cwd=ROOT,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PORT": port, **environment},
+            env={**os.environ, **environment, "PORT": port},
         )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(200):
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/health").json()["status"] == "ready":
+                answer = httpx.get(f"{url}{health}")
+                if health != "/health" or answer.json()["status"] == "ready":
                     break
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.2)
