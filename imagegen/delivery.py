@@ -9,13 +9,13 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 
 from PIL import Image
 
-from imagegen import __version__
 from imagegen.errors import DeliveryFailed, ResultTooLarge
+from imagegen.provenance import Provenance
 from imagegen.server.schemas import EditRequest, GenerateRequest, GenerateResponse, OutputFormat
+from imagegen.signing import Signer
 from imagegen.store import ObjectStore, object_key
 
 # At DEBUG Pillow logs the tags that it writes and reads, and one of ours may hold the prompt.
@@ -24,41 +24,22 @@ logging.getLogger("PIL").setLevel(logging.INFO)
 EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 #: PNG level 1: at level 6 a megapixel takes several times as long, for some per cent of the size.
 _PNG_LEVEL = 1
-#: EXIF tags.
-_IMAGE_DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """What a picture's record says; the prompt only where the caller asked for it."""
-
-    model: str
-    seed: int
-    num_inference_steps: int
-    prompt: str | None = None
-
-    def exif(self) -> Image.Exif:
-        """The record as EXIF, which PNG, JPEG and WebP all carry: JSON in ImageDescription, the worker in Software."""
-        record = {"model": self.model, "seed": self.seed, "num_inference_steps": self.num_inference_steps}
-        if self.prompt is not None:
-            record["prompt"] = self.prompt
-        exif = Image.Exif()
-        exif[_IMAGE_DESCRIPTION] = json.dumps(record)
-        exif[_SOFTWARE] = f"image-gen {__version__}"
-        return exif
-
-
-def encode(picture: Image.Image, output_format: OutputFormat, quality: int, provenance: Provenance) -> bytes:
-    """The picture as a file, written from its bare pixels: nothing of a reference's metadata comes out."""
+def encode(
+    picture: Image.Image,
+    output_format: OutputFormat,
+    quality: int,
+    provenance: Provenance,
+    signer: Signer | None = None,
+) -> bytes:
+    """The picture as a file with its record, signed if there is a signer. The record is all that it holds beside its
+    pixels: nothing of a reference's metadata is in what the model has drawn."""
     file = io.BytesIO()
-    exif = provenance.exif()
-    if output_format == "png":
-        picture.save(file, "PNG", compress_level=_PNG_LEVEL, exif=exif)
-    elif output_format == "jpeg":
-        picture.save(file, "JPEG", quality=quality, exif=exif)
-    else:
-        picture.save(file, "WEBP", quality=quality, exif=exif)
-    return file.getvalue()
+    name = output_format.upper()
+    compression = {"compress_level": _PNG_LEVEL} if output_format == "png" else {"quality": quality}
+    picture.save(file, name, **compression, **provenance.options(name))
+    return file.getvalue() if signer is None else signer.sign(file.getvalue(), output_format, provenance)
 
 
 class Delivery:
@@ -68,12 +49,19 @@ class Delivery:
         pool: the threads.
         model, num_inference_steps: for the record.
         request: names the format, the quality, and whether the prompt goes into the record.
+        signer: signs each file; None: nothing is signed.
     """
 
     def __init__(
-        self, pool: Executor, model: str, request: GenerateRequest | EditRequest, num_inference_steps: int
+        self,
+        pool: Executor,
+        model: str,
+        request: GenerateRequest | EditRequest,
+        num_inference_steps: int,
+        signer: Signer | None = None,
     ) -> None:
         self._pool, self._model, self._request, self._steps = pool, model, request, num_inference_steps
+        self._signer = signer
         self._pictures: list[tuple[int, Image.Image]] = []
         self._files: list[Future[bytes]] = []
 
@@ -119,8 +107,15 @@ class Delivery:
 
     def _encode(self, seed: int, picture: Image.Image, output_format: OutputFormat) -> Future[bytes]:
         request = self._request
-        provenance = Provenance(self._model, seed, self._steps, request.prompt if request.embed_prompt else None)
-        return self._pool.submit(encode, picture, output_format, request.output_quality, provenance)
+        provenance = Provenance(
+            self._model,
+            seed,
+            self._steps,
+            *picture.size,
+            edited=isinstance(request, EditRequest),
+            prompt=request.prompt if request.embed_prompt else None,
+        )
+        return self._pool.submit(encode, picture, output_format, request.output_quality, provenance, self._signer)
 
     async def _upload(
         self, files: Sequence[bytes], output_format: OutputFormat, store: ObjectStore, job_id: str

@@ -44,6 +44,7 @@ from imagegen.server.schemas import (
     Timings,
 )
 from imagegen.settings import Settings
+from imagegen.signing import Signer, load_signer
 from imagegen.store import ObjectStore
 
 #: Threads for pictures' bytes; Pillow lets go of the interpreter while it decodes and compresses.
@@ -73,6 +74,7 @@ class Service:
         self._loading: Future[FluxPipeline] | None = None
         self._stage = "starting"
         self._lock = threading.Lock()
+        self._signer: Signer | None = None
         self._failed_at = 0.0
         #: Bodies that are being read by the doors; they will be jobs, and count as such before more are read.
         self.reading = 0
@@ -108,6 +110,7 @@ class Service:
         try:
             self._note_stage("choosing the model")
             self._spec = choose_model(self.settings)
+            self._signer = load_signer(self.settings)
             return load(self._spec, self.settings, self._progress, self._note_stage)
         except BaseException:
             self._failed_at = time.monotonic()
@@ -268,7 +271,7 @@ class Service:
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()
-        pictures = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps)
+        pictures = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
         await self.lane.run(job, plan, pipeline, pictures.begin)
 
         # 4. Delivery

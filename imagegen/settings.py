@@ -123,6 +123,16 @@ class Settings(BaseSettings):
         validation_alias="IMAGEGEN_MAX_BODY_MB",
         description="Largest body of an HTTP request, in megabytes.",
     )
+    c2pa_certificate: str | None = Field(
+        None,
+        validation_alias="IMAGEGEN_C2PA_CERTIFICATE",
+        description="The chain of certificates to sign pictures with, the signer's first: PEM, or its file.",
+    )
+    c2pa_key: SecretStr | None = Field(
+        None,
+        validation_alias="IMAGEGEN_C2PA_KEY",
+        description="The private key of it: PEM without a password, or its file.",
+    )
     cors_origins: str = Field(
         "",
         validation_alias="IMAGEGEN_CORS_ORIGINS",

@@ -1,6 +1,7 @@
 """Runs what the README shows: its commands, its jobs, its curl, and compares its answers with real ones."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 import handler
+from imagegen import provenance
 from imagegen.server.schemas import GenerateResponse
 from tests.conftest import scene, to_base64
 
@@ -117,6 +119,7 @@ def test_the_jobs_and_answers_are_real(service, monkeypatch):
     jobs = [example for example in EXAMPLES if "input" in example]
     answers = [example for example in EXAMPLES if "images" in example]
     errors = [example for example in EXAMPLES if "error" in example]
+    (record,) = [example for example in EXAMPLES if "file" in example]
     assert (len(jobs), len(answers), len(errors)) == (2, 1, 1)
 
     outputs = []
@@ -131,6 +134,8 @@ def test_the_jobs_and_answers_are_real(service, monkeypatch):
     assert real.images[0].startswith(shown.images[0].rstrip("."))
     for field in ("urls", "seeds", "width", "height", "output_format", "model", "warnings"):
         assert getattr(shown, field) == getattr(real, field)
+
+    assert provenance.read(base64.b64decode(real.images[0])) == {k: v for k, v in record.items() if k != "file"}
 
     mistake = {"input": {"prompt": "x", "width": 1000, "height": 512}}
     assert asyncio.run(handler.handler(mistake)) == errors[0]

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_example_the_readme_and_the_settings_list_the_same_variables():
     names = variable_names()
-    example = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    example = re.findall(r"^([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     section = (ROOT / "README.md").read_text().split("## Environment variables")[1].split("\n## ")[0]
-    table = re.findall(r"^\| `([A-Z_]+)` ", section, re.MULTILINE)
+    table = re.findall(r"^\| `([A-Z0-9_]+)` ", section, re.MULTILINE)
     assert sorted(example) == sorted(names)
     assert sorted(table) == sorted(names)
 
