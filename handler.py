@@ -25,7 +25,7 @@ from imagegen import logs, openai_jobs
 from imagegen.delivery import EXTENSIONS
 from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady, internal
 from imagegen.events import Listener
-from imagegen.jobs import parse_job, show
+from imagegen.jobs import check_bytes, parse_job, show
 from imagegen.service import Service
 from imagegen.settings import Settings, get_settings
 from imagegen.store import ObjectStore
@@ -71,6 +71,7 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
         if not isinstance(job, dict) or "input" not in job:
             raise InvalidInput('input: is missing; a job is an object like {"input": {"prompt": "..."}}', "input")
         job_input = job["input"]
+        check_bytes(job_input, int(get_settings().max_body_mb * 1e6))
         options: dict[str, Any] = {
             "job_id": identity,
             "default_seed": _seed(identity),

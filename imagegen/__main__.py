@@ -25,6 +25,7 @@ def serve_http(settings: Settings) -> NoReturn:
     import uvicorn
 
     from imagegen.server.main import create_app
+    from imagegen.server.protocol import Protocol
 
     app = create_app(settings)
 
@@ -47,7 +48,7 @@ def serve_http(settings: Settings) -> NoReturn:
             port=port,
             log_config=None,
             access_log=False,
-            http="h11",  # the other parser keeps headers without end
+            http=Protocol,
             timeout_graceful_shutdown=int(settings.timeout),
             callback_notify=end_if_dead,
             timeout_notify=1,

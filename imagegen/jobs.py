@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from imagegen.errors import InvalidInput
+from imagegen.errors import InvalidInput, PayloadTooLarge
 from imagegen.models import ModelSpec
 from imagegen.prompts import MAX_PROMPT
 from imagegen.server.schemas import MAX_REFERENCES, MAX_SEED, EditRequest, GenerateRequest
+from imagegen.settings import Settings
 
 Request = GenerateRequest | EditRequest
 R = TypeVar("R", GenerateRequest, EditRequest)
@@ -50,6 +51,24 @@ def parse_job(job_input: Any) -> Request:
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
     return parse(EditRequest, fields) if mode == "edit" else parse(GenerateRequest, fields)
+
+
+def check_bytes(job_input: Any, most: int) -> None:
+    """Checks the size of a job that came by a door without a body of bytes: strings and names, and one for the rest.
+
+    Raises:
+        PayloadTooLarge: it is over `most`.
+    """
+    left, values = most, [job_input]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += (*value.keys(), *value.values())
+        elif isinstance(value, list):
+            values += value
+        left -= len(value) if isinstance(value, str) else 1
+        if left < 0:
+            raise PayloadTooLarge(f"input: is over {most / 1e6:g} MB; send fewer or smaller pictures", "input")
 
 
 def parse(schema: type[R], fields: dict[str, Any], strict: bool = True) -> R:
@@ -91,15 +110,20 @@ def plan(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | N
     )
 
 
-def check(request: Request, spec: ModelSpec) -> None:
-    """Checks what is the model's to say, before any work is done for the job: sizes and the number of references.
+def check(request: Request, spec: ModelSpec, settings: Settings) -> None:
+    """Checks what is the model's or the operator's to say, before any work is done for the job.
 
     Raises:
         InvalidInput: naming the field at fault.
     """
-    if isinstance(request, EditRequest) and len(request.images) > spec.max_references:
-        came, most = len(request.images), spec.max_references
-        raise InvalidInput(f"images: {came} references came; {spec.name} takes at most {most}", "images")
+    references = len(request.images) if isinstance(request, EditRequest) else 0
+    for field, came, most, what in (
+        ("prompt", len(request.prompt), settings.max_prompt, "characters"),
+        ("images", references, min(spec.max_references, settings.max_references), "references"),
+        ("num_images", request.num_images, settings.max_images, "pictures"),
+    ):
+        if came > most:
+            raise InvalidInput(f"{field}: {came} {what} are too many here; 1 to {most} are allowed", field)
     for field, side in (("width", request.width), ("height", request.height)):
         if side is None:
             continue

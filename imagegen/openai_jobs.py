@@ -16,6 +16,7 @@ from imagegen.errors import ImageGenError, InvalidInput, NotFound, NotReady, Una
 from imagegen.models import ModelSpec
 from imagegen.server.schemas import EditRequest, GenerateRequest, GenerateResponse
 from imagegen.service import Service
+from imagegen.settings import Settings
 
 #: Fields whose only honest answer is no, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
@@ -80,7 +81,7 @@ async def answer_job(service: Service, job_input: dict[str, Any], options: dict[
         raise InvalidInput(f"openai_route: {jobs.show(route)} is not known; allowed are {allowed}", "openai_route")
     if not isinstance(fields, dict):
         raise InvalidInput(f"openai_input: must be an object, and not {jobs.kind_of(fields)}", "openai_input")
-    job, warnings = translate(fields, route.endswith("edits"), served(service))
+    job, warnings = translate(fields, route.endswith("edits"), served(service), service.settings)
     if any(streaming(fields)):
         warnings.append("stream: changes nothing in a job; the answer comes whole")
     try:
@@ -110,7 +111,9 @@ def in_their_names(error: InvalidInput) -> InvalidInput:
     return error if name is None else InvalidInput(f"{name}: {error.message}", name)
 
 
-def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[GenerateRequest | EditRequest, list[str]]:
+def translate(
+    fields: dict[str, Any], edit: bool, spec: ModelSpec, settings: Settings
+) -> tuple[GenerateRequest | EditRequest, list[str]]:
     """OpenAI's fields -> a request of this project, and what the caller should know.
 
     Raises:
@@ -156,7 +159,7 @@ def translate(fields: dict[str, Any], edit: bool, spec: ModelSpec) -> tuple[Gene
             native["images"] = [images] if isinstance(images, str) else images
     try:
         job = jobs.parse(EditRequest, native) if edit else jobs.parse(GenerateRequest, native)
-        jobs.check(job, spec)
+        jobs.check(job, spec, settings)
     except InvalidInput as error:
         raise in_their_names(error) from None
     return job, warnings

@@ -252,11 +252,11 @@ class Service:
                 "delivery: 'url' needs an object store, and there is none; 'base64' is allowed", "delivery"
             )
         if self.spec is not None:
-            jobs.check(request, self.spec)
+            jobs.check(request, self.spec, self.settings)
         job.notify(Queued(self._admitted - 1))
         pipeline = await self._ready()
         spec = pipeline.config.spec
-        jobs.check(request, spec)
+        jobs.check(request, spec, self.settings)
         timings.queue = time.monotonic() - begun
 
         # 2. References, in threads beside the GPU

@@ -84,6 +84,15 @@ class Settings(BaseSettings):
         validation_alias="IMAGEGEN_MAX_REFERENCE_MB",
         description="Largest reference picture, in megabytes.",
     )
+    max_prompt: int = Field(
+        4000, ge=1, le=4000, validation_alias="IMAGEGEN_MAX_PROMPT", description="Longest prompt, in characters."
+    )
+    max_references: int = Field(
+        4, ge=1, le=4, validation_alias="IMAGEGEN_MAX_REFERENCES", description="Most references of an edit."
+    )
+    max_images: int = Field(
+        8, ge=1, le=8, validation_alias="IMAGEGEN_MAX_IMAGES", description="Most pictures that one job may ask for."
+    )
     max_result_mb: float = Field(
         20.0,
         gt=0,
@@ -121,7 +130,7 @@ class Settings(BaseSettings):
         gt=0,
         allow_inf_nan=False,
         validation_alias="IMAGEGEN_MAX_BODY_MB",
-        description="Largest body of an HTTP request, in megabytes.",
+        description="Largest body of an HTTP request, and largest input of a RunPod job, in megabytes.",
     )
     c2pa_certificate: str | None = Field(
         None,

@@ -8,13 +8,14 @@ from imagegen.errors import InvalidInput
 from imagegen.jobs import MEGAPIXEL, check, fit, parse_job, plan
 from imagegen.models import get_model
 from imagegen.server.schemas import EditRequest, GenerateRequest
+from tests.conftest import settings
 
 KLEIN, MICRO = get_model("klein-9b"), get_model("micro")
 
 
 def planned(spec=KLEIN, reference=None, seed=7, **fields):
     request = parse_job({"prompt": "x", **fields})
-    check(request, spec)
+    check(request, spec, settings())
     return plan(request, spec, reference, seed)
 
 
@@ -173,7 +174,7 @@ def test_deep_and_huge_values_are_named_without_being_walked():
     for value in (deep, 10**5000, {"a": deep}, float("nan")):
         for field in ("prompt", "width", "seed", "images", "mode", "output_format"):
             with pytest.raises(InvalidInput) as caught:
-                check(parse_job({"prompt": "x", "height": 512, field: value}), MICRO)
+                check(parse_job({"prompt": "x", "height": 512, field: value}), MICRO, settings())
             assert len(caught.value.message) < 300
     with pytest.raises(InvalidInput) as caught:
         parse_job({"prompt": "x", "y" * 1_000_000: 1})
@@ -182,8 +183,8 @@ def test_deep_and_huge_values_are_named_without_being_walked():
 
 def test_more_references_than_the_model_takes():
     two = replace(MICRO, max_references=2)
-    with pytest.raises(InvalidInput, match="images: 3 references came; micro takes at most 2"):
-        check(parse_job({"prompt": "x", "images": ["a"] * 3}), two)
+    with pytest.raises(InvalidInput, match="images: 3 references are too many here; 1 to 2 are allowed"):
+        check(parse_job({"prompt": "x", "images": ["a"] * 3}), two, settings())
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,9 @@ from starlette.exceptions import HTTPException
 from imagegen import __version__, jobs, logs
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput, NotFound, NotReady
 from imagegen.models import MODELS
-from imagegen.prompts import MAX_PROMPT
 from imagegen.server import http, streams
 from imagegen.server.openai import router as openai_router
 from imagegen.server.schemas import (
-    MAX_IMAGES,
     AspectRatio,
     EditRequest,
     EditResponse,
@@ -176,9 +174,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             "aspect_ratios": get_args(AspectRatio),
             "output_formats": get_args(OutputFormat),
             "limits": {
-                "prompt": MAX_PROMPT,
-                "images": spec.max_references,
-                "num_images": MAX_IMAGES,
+                "prompt": service.settings.max_prompt,
+                "images": min(spec.max_references, service.settings.max_references),
+                "num_images": service.settings.max_images,
                 "reference_mb": service.settings.max_reference_mb,
                 "body_mb": service.settings.max_body_mb,
                 "queue": service.settings.max_queue,

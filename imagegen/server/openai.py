@@ -128,7 +128,7 @@ async def _images(request: Request, edit: bool) -> Response:
     fields, form = await http.read_fields(request)
     if form:
         fields = {name: _from_form(name, value) for name, value in fields.items()}
-    job, warnings = openai_jobs.translate(fields, edit, openai_jobs.served(service))
+    job, warnings = openai_jobs.translate(fields, edit, openai_jobs.served(service), service.settings)
     stream, partial = openai_jobs.streaming(fields)
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")

@@ -51,7 +51,20 @@ def running(tmp_path, *command, health="/health", **environment):
 
 @pytest.mark.parametrize(
     "command",
-    [["-m", "imagegen"], ["-m", "uvicorn", "imagegen.server.main:app", "--host", "127.0.0.1", "--port", "PORT"]],
+    [
+        ["-m", "imagegen"],
+        [
+            "-m",
+            "uvicorn",
+            "imagegen.server.main:app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "PORT",
+            "--http",
+            "imagegen.server.protocol:Protocol",
+        ],
+    ],
 )
 def test_it_serves(tmp_path, command):
     with running(tmp_path, *command) as (_, url):
