@@ -11,9 +11,12 @@ BIN := $(VENV)/bin
 # micro is drawn with its own weights, whatever .env says.
 MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=models/micro)
 PINS := constraints.txt pyproject.toml
+AUDIT := $(VENV)/audit
+# Whose packages are listed.
+AUDITED ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check serve micro eval bench clean
+.PHONY: help run test slow check serve micro eval bench audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -50,6 +53,16 @@ bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against
 	$(BIN)/python -m scripts.benchmark_worker --memory
 	$(BIN)/python -m scripts.benchmark_server
 
+audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI; a package that it does not know is a failure)
+	$(AUDIT)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+sbom: $(VENV)/.run $(AUDIT)/.done ## build/sbom.json: what is installed, as CycloneDX
+	@mkdir -p build
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.json $(AUDITED)
+
+licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that pyproject.toml does not allow is a failure
+	$(AUDIT)/bin/pip-licenses --python=$(AUDITED)
+
 $(VENV)/.slow: $(VENV)/.dev
 	{ command -v chromium && command -v curl; } >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
 	@touch $@
@@ -60,6 +73,12 @@ clean: ## remove .venv, outputs and caches (not build/micro, which takes hours t
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+# On its own: a tool's dependencies are not the worker's. PIP_CONSTRAINT would mix them.
+$(AUDIT)/.done: constraints-audit.txt | $(BIN)/python
+	$(PYTHON) -m venv $(AUDIT)
+	PIP_CONSTRAINT= $(AUDIT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-audit.txt
+	@touch $@
 
 $(VENV)/.run: $(PINS) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
