@@ -19,8 +19,11 @@ from imagegen.errors import ConfigurationError
 from imagegen.provenance import Provenance
 from imagegen.settings import Settings
 
-#: No thumbnail: it would be as large as the picture, which is there.
-_C2PA_SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}
+#: No thumbnail: it would be as large as the picture, which is there. Nothing is fetched for a file that names a URL.
+_C2PA_SETTINGS = {
+    "builder": {"thumbnail": {"enabled": False}},
+    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
+}
 
 
 class Signer:
@@ -99,7 +102,8 @@ def validation_state(data: bytes, mime_type: str) -> str | None:
     import c2pa
 
     try:
-        with c2pa.Reader(mime_type, io.BytesIO(data)) as reader:
+        context = c2pa.Context(c2pa.Settings.from_dict(_C2PA_SETTINGS))
+        with c2pa.Reader(mime_type, io.BytesIO(data), context=context) as reader:
             return str(json.loads(reader.json())["validation_state"])
     except c2pa.C2paError:
         return None

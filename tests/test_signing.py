@@ -5,6 +5,8 @@ import base64
 import datetime
 import io
 import json
+import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import c2pa
@@ -29,8 +31,8 @@ _USAGES = ("digital_signature", "content_commitment", "key_encipherment", "data_
            "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")  # fmt: skip
 
 
-def certificate(subject, issuer, key, issuer_key, usage, *extensions):
-    now = datetime.datetime.now(datetime.UTC)
+def certificate(subject, issuer, key, issuer_key, usage, *extensions, days_ago=0):
+    now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days_ago)
     names = [
         x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Tests"), x509.NameAttribute(NameOID.COMMON_NAME, cn)])
         for cn in (subject, issuer)
@@ -49,13 +51,13 @@ def certificate(subject, issuer, key, issuer_key, usage, *extensions):
     return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
-def chain(key=None):
+def chain(key=None, days_ago=0):
     """A root of our own, a signer's certificate by it, and the signer's key; all PEM."""
     root_key, key = ec.generate_private_key(ec.SECP256R1()), key or ec.generate_private_key(ec.SECP256R1())
     root = certificate("Root", "Root", root_key, root_key, {"key_cert_sign"}, (x509.BasicConstraints(True, None), True))
     signer = certificate(
         "Signer", "Root", key, root_key, {"digital_signature"}, (x509.BasicConstraints(False, None), True),
-        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False), days_ago=days_ago,
     )  # fmt: skip
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return signer + root, key.private_bytes(*form).decode()
@@ -144,6 +146,36 @@ def test_nothing_is_signed_where_nothing_is_asked_for(service):
     assert validation_state(drawn(service), "image/png") is None
 
 
+def test_a_file_that_names_a_url_is_read_without_a_visit_to_it():
+    certificates, key = chain()
+    visits, data = [], io.BytesIO()
+    action = {"action": "c2pa.created", "digitalSourceType": RECORD.source_type}
+    created = {"label": "c2pa.actions.v2", "data": {"actions": [action]}}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with (
+            c2pa.Signer.from_info(c2pa.C2paSignerInfo("es256", certificates.encode(), key.encode(), None)) as signer,
+            c2pa.Builder({"claim_generator_info": [{"name": "another"}], "assertions": [created]}) as builder,
+        ):
+            builder.set_no_embed()
+            builder.set_remote_url(f"http://127.0.0.1:{port}/manifest")
+            builder.sign(signer, "image/jpeg", io.BytesIO(to_bytes(scene("star", "red", "blue"), "JPEG")), data)
+
+        def refuse():
+            while True:
+                connection, _ = server.accept()
+                visits.append(connection)
+                connection.close()
+
+        threading.Thread(target=refuse, daemon=True).start()
+        assert str(port).encode() in data.getvalue()
+        assert validation_state(data.getvalue(), "image/jpeg") is None
+    assert not visits
+
+
+_EXPIRED = dict(zip(("c2pa_certificate", "c2pa_key"), chain(days_ago=100), strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -153,6 +185,7 @@ def test_nothing_is_signed_where_nothing_is_asked_for(service):
         ({"c2pa_certificate": chain()[0], "c2pa_key": "-----BEGIN canary"}, "IMAGEGEN_C2PA_KEY: is no private key"),
         ({"c2pa_certificate": chain()[0], "c2pa_key": chain()[1]}, "must belong to each other"),
         ({"c2pa_certificate": "-----BEGIN canary", "c2pa_key": chain()[1]}, "nothing can be signed with them"),
+        (_EXPIRED, "nothing can be signed with them"),
     ],
 )
 def test_a_key_that_cannot_sign_ends_the_start(changes, says):

@@ -120,8 +120,13 @@ def command_line(tmp_path, job, *before, **changes):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("level", ["DEBUG", *(pytest.param(one, marks=pytest.mark.slow) for one in ("INFO", "ERROR"))])
-@pytest.mark.parametrize("log_format", ["json", "plain"])
+@pytest.mark.parametrize(
+    ("level", "log_format"),
+    [
+        ("DEBUG", "plain"),
+        *(pytest.param(level, "json", marks=pytest.mark.slow) for level in ("DEBUG", "INFO", "WARNING", "ERROR")),
+    ],
+)
 def test_a_job_of_the_command_line(tmp_path, level, log_format):
     fields = {"prompt": "a red circle", "image": picture(), "embed_prompt": True}
     job = {"id": "a-job", "input": {**fields, "prompt": PROMPT}, "s3Config": S3, "webhook": URL}
@@ -129,10 +134,11 @@ def test_a_job_of_the_command_line(tmp_path, level, log_format):
     assert status == 0, printed
     said = [line for line in printed.splitlines() if not line.startswith("warning: prompt:")]  # to the caller
     assert not sings("\n".join(said))
-    assert ("a-job" in printed) == (level != "ERROR")
+    assert ("a-job" in printed) == (level in ("DEBUG", "INFO"))
 
 
-@pytest.mark.parametrize("level", ["DEBUG", pytest.param("INFO", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["DEBUG", "ERROR"])
 def test_a_bug_on_the_command_line(tmp_path, level):
     (tmp_path / "bug.py").write_text(BUG + "import handler\nsys.exit(handler.main())")
     job = {"id": "a-job", "input": {"prompt": PROMPT}, "s3Config": S3}
@@ -144,7 +150,10 @@ def test_a_bug_on_the_command_line(tmp_path, level):
 
 @pytest.mark.parametrize(
     ("level", "log_format"),
-    [("DEBUG", "json"), *(pytest.param(one, "plain", marks=pytest.mark.slow) for one in ("DEBUG", "INFO", "WARNING"))],
+    [
+        ("DEBUG", "json"),
+        *(pytest.param(one, "plain", marks=pytest.mark.slow) for one in ("DEBUG", "INFO", "WARNING", "ERROR")),
+    ],
 )
 def test_the_http_server(tmp_path, level, log_format):
     changes = {"LOG_LEVEL": level, "IMAGEGEN_LOG_FORMAT": log_format}
@@ -218,6 +227,7 @@ def test_runpods_own_logger(tmp_path):
         assert len([line for line in ours if line["message"] == "request"]) == 1
 
 
+@pytest.mark.slow
 def test_prompts_are_told_where_the_operator_asks_for_it(tmp_path):
     status, printed = command_line(
         tmp_path, {"id": "a-job", "input": {"prompt": PROMPT}}, IMAGEGEN_LOG_PROMPTS="1", LOG_LEVEL="INFO"
