@@ -146,7 +146,12 @@ def test_nothing_but_data_is_downloaded(monkeypatch, tmp_path):
     import huggingface_hub
 
     asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **options: asked.update(options) or tmp_path)
+
+    def snapshot_download(*_, dry_run=False, **options):
+        asked.update(options)
+        return [] if dry_run else tmp_path
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     download_weights(get_model("klein-4b"), settings(hf_home=tmp_path))
     endings = {pattern.rpartition(".")[2] for pattern in asked["allow_patterns"]}
     assert endings == {"json", "safetensors", "txt", "jinja"}
