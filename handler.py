@@ -32,8 +32,8 @@ from imagegen.store import ObjectStore
 
 #: Megabytes that RunPod takes as a job's answer, by the way it came; beyond them an answer is lost without a word.
 _RUN_MB, _RUNSYNC_MB = 10.0, 20.0
-#: More than a preview has, in a stream's output.
-_PREVIEW_BYTES = 150_000
+#: More than a stream has beside its pictures: steps, and 8 previews of 512x512, 234 KB each where they are noise.
+_STREAM_BYTES = 2_000_000
 
 
 @lru_cache
@@ -75,7 +75,7 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
         options: dict[str, Any] = {
             "job_id": identity,
             "default_seed": _seed(identity),
-            "max_answer": _max_answer(identity) - previews * _PREVIEW_BYTES,
+            "max_answer": _max_answer(identity) - (_STREAM_BYTES if previews else 0),
             "listener": listener,
             "previews": previews,
         }

@@ -27,7 +27,7 @@ from imagegen.store import ObjectStore
 T = TypeVar("T")
 
 #: Weight of the newest job in the mean time of a job.
-_PACE_WEIGHT = 0.3
+PACE_WEIGHT = 0.3
 #: How often a job that waits looks whether the lane still moves.
 _WATCH_SECONDS = 1.0
 
@@ -117,7 +117,7 @@ class Lane:
         try:
             draw(job, plan, pipeline, finished, self._note_step)
             if not job.stop.is_set():
-                self.pace += (time.monotonic() - begun - self.pace) * (_PACE_WEIGHT if self.pace else 1)
+                self.pace += (time.monotonic() - begun - self.pace) * (PACE_WEIGHT if self.pace else 1)
         except OutOfMemory:
             sizes = [reference.size for reference in job.references]
             raise memory.out_of_memory(

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 #: The model that is part of the repository.
 MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
 _RUNPOD_VOLUME = Path("/runpod-volume")
+_ROOT = Path("/")
 #: The parts of a pipeline that have weights.
 _WEIGHTED = ("transformer", "text_encoder", "vae")
 _NON_COMMERCIAL = "FLUX Non-Commercial License"
@@ -220,7 +221,9 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
     }
     try:
         plan = snapshot_download(spec.repository, dry_run=True, **arguments)
-        _check_disk(spec, sum(file.file_size or 0 for file in plan if file.will_download), cache)
+        _check_disk(
+            spec, sum(file.file_size or 0 for file in plan if file.will_download), cache, settings.queue_url is not None
+        )
         log.info("%s is downloaded from %s", spec.name, spec.repository)
         return Path(snapshot_download(spec.repository, **arguments))
     except ConfigurationError:
@@ -235,11 +238,18 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
         ) from error
 
 
-def _check_disk(spec: ModelSpec, needed: int, cache: Path) -> None:
-    """Raises ConfigurationError where the disk has no room for `needed` bytes more."""
+def _check_disk(spec: ModelSpec, needed: int, cache: Path, on_runpod: bool) -> None:
+    """Raises ConfigurationError where the disk has no room for `needed` bytes more.
+
+    On RunPod a tenth of the container's disk has to stay free: after a download that leaves less, its SDK would end the
+    worker, which would begin to download again (`_check_disk_space` in runpod 1.12, RUNPOD_MIN_DISK_PERCENT).
+    """
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if (free := shutil.disk_usage(existing).free) < needed:
+    disk = shutil.disk_usage(existing)
+    reserve = disk.total // 10 if on_runpod and existing.stat().st_dev == _ROOT.stat().st_dev else 0
+    if disk.free < needed + reserve:
+        left = f" beside the {reserve / 1e9:.1f} GB that RunPod wants free" if reserve else ""
         raise ConfigurationError(
-            f"{spec.name}: the download needs {needed / 1e9:.1f} GB and the disk of HF_HOME has {free / 1e9:.1f} GB "
-            "free; give the container a larger disk, or set HF_HOME to a volume"
+            f"{spec.name}: the download needs {needed / 1e9:.1f} GB{left} and the disk of HF_HOME has "
+            f"{disk.free / 1e9:.1f} GB free; give the container a larger disk, or set HF_HOME to a volume"
         )

@@ -29,7 +29,7 @@ from imagegen.errors import (
     internal,
 )
 from imagegen.events import Event, Listener, Queued, References
-from imagegen.lane import Job, Lane
+from imagegen.lane import PACE_WEIGHT, Job, Lane
 from imagegen.loading import choose_model, load
 from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
@@ -76,6 +76,8 @@ class Service:
         self._lock = threading.Lock()
         self._signer: Signer | None = None
         self._failed_at = 0.0
+        #: Seconds that pass lately before a job is ready for the GPU.
+        self.preparing = 0.0
         #: Bodies that are being read by the doors; they will be jobs, and count as such before more are read.
         self.reading = 0
         self._admitted = 0
@@ -265,6 +267,7 @@ class Service:
             job.notify(References())
             job.references = await self._references(request)
         timings.references = time.monotonic() - clock
+        self.preparing += (timings.references - self.preparing) * PACE_WEIGHT
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
         plan = jobs.plan(request, spec, job.references[0].size if job.references else None, seed)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)

@@ -4,7 +4,9 @@ The loop is the SDK's (runpod 1.12, `rp_scale.JobScaler`); what it does not do i
 
 - Full, it sleeps for a second before it asks for jobs again; and a change of its concurrency first drains the worker.
   Here its concurrency is a bound that is never reached, and a job is asked for as soon as the GPU is about to need it:
-  one runs, and half a second of work is ready behind it. No more is taken from other workers.
+  one runs, and behind it half a second of work is ready, and more where jobs take long to get ready (references). No
+  more is taken from other workers.
+- It hands an answer in three times within three seconds, and then drops it. Here it is tried for two minutes.
 - A job that arrives while SIGTERM ends the worker would be taken, never run and never answered. Here the open request
   for jobs ends first, and what it brought is run.
 - A stop that comes before its job has begun would be forgotten.
@@ -25,8 +27,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import runpod
-from aiohttp import ClientSession
-from runpod.serverless.modules import rp_scale
+from aiohttp import ClientConnectionError, ClientSession
+from aiohttp_retry import ExponentialRetry, RetryClient
+from runpod.serverless.modules import rp_http, rp_scale
 from runpod.serverless.modules.rp_http import send_result
 
 from imagegen.errors import ConfigurationError
@@ -45,6 +48,9 @@ _READY_SECONDS = 0.5
 _LAST_JOBS_SECONDS = 2.0
 #: The SDK's own bound for one request.
 _TAKE_SECONDS = 90.0
+#: A queue that is not there, or fails, may be back in two minutes: 11 times, after 0.2 s, 0.4 s and so on to 30 s. What
+#: it refuses for good (413) is not tried again.
+_PATIENCE = ExponentialRetry(attempts=11, exceptions={ClientConnectionError, TimeoutError}, statuses={429})
 #: Before the queue is asked again after an error.
 _RETRY_SECONDS = 1.0
 #: Between two messages of a job's progress; a job that takes less sends none.
@@ -72,21 +78,27 @@ class Backlog:
         self._jobs.discard(job_id)
         self._changed.set()
 
-    async def wanted(self, pace: Callable[[], float]) -> int:
+    async def wanted(self, measured: Callable[[], tuple[float, float]]) -> int:
         """Waits until the GPU is about to need jobs, and says how many.
 
         Args:
-            pace: seconds that a job takes lately, 0 before the first.
+            measured: seconds that a job takes lately on the GPU, 0 before the first, and until it is ready for it.
         """
-        while (count := jobs_wanted(len(self._jobs), pace())) <= 0:
+        while (count := jobs_wanted(len(self._jobs), *measured())) <= 0:
             self._changed.clear()
             await self._changed.wait()
         return count
 
 
-def jobs_wanted(taken: int, pace: float) -> int:
-    """Jobs to ask for, `taken` not having left the GPU and one taking `pace` seconds: one runs, half a second waits."""
-    return 1 + (math.ceil(_READY_SECONDS / pace) if pace else 1) - taken
+def jobs_wanted(taken: int, pace: float, preparing: float) -> int:
+    """Jobs to ask for, `taken` not having left the GPU: one runs, half a second of work waits for it, and behind that
+    are those that are getting ready meanwhile.
+
+    Args:
+        pace: seconds of a job on the GPU, 0 where that is not known.
+        preparing: seconds that pass before a job is ready for the GPU: its references are fetched and decoded.
+    """
+    return 1 + (math.ceil((_READY_SECONDS + preparing) / pace) if pace else 1) - taken
 
 
 class Scaler(rp_scale.JobScaler):
@@ -135,7 +147,8 @@ class Scaler(rp_scale.JobScaler):
         return stopped
 
     async def _take_wanted(self, session: ClientSession, most: int) -> list[dict[str, Any]] | None:
-        count = await self._until_shutdown(self._backlog.wanted(lambda: self._service.lane.pace))
+        service = self._service
+        count = await self._until_shutdown(self._backlog.wanted(lambda: (service.lane.pace, service.preparing)))
         if count is None or not self.is_alive():
             return None
         try:
@@ -213,6 +226,13 @@ class Door:
     def __init__(self, service: Service, answer: Answer) -> None:
         self._service, self._answer = service, answer
         self.backlog = Backlog()
+        #: What the SDK is started with.
+        self.config: dict[str, Any] = {
+            "handler": self.stream if service.settings.stream else self.handler,
+            "return_aggregate_stream": True,
+            # A bound and no pace: jobs that have left the GPU and are being sent count too. Set once, while idle.
+            "concurrency_modifier": lambda _: service.settings.max_queue + 1,
+        }
         #: The SDK's, once it runs; its API on this machine has none, and nobody to tell of progress.
         self.session: ClientSession | None = None
 
@@ -242,9 +262,7 @@ class Door:
             self._note(job, event)
             queue.listen(event)
 
-        count = job["input"].get("num_images", 1) if isinstance(job.get("input"), dict) else 1
-        previews = max(1, _PREVIEWS // count) if isinstance(count, int) and count > 0 else 0
-        task = asyncio.ensure_future(self._answer(job, listen, previews))
+        task = asyncio.ensure_future(self._answer(job, listen, _previews(job.get("input"))))
         try:
             async for event in queue.follow(task):
                 name, fields = await event_fields(event, job["id"])
@@ -256,11 +274,21 @@ class Door:
             for part in split(output):
                 yield part
             output = {"event": "done", **output}
+        elif output.get("refresh_worker"):
+            self.config["refresh_worker"] = True  # of a stream's error the SDK sends the words alone
         yield output
 
     def _note(self, job: dict[str, Any], event: Event) -> None:
         if isinstance(event, Drawn):
             self.backlog.left(job["id"])
+
+
+def _previews(job_input: Any) -> int:
+    """How often a stream shows each picture of a job, for `_PREVIEWS` of them in all."""
+    fields = job_input if isinstance(job_input, dict) else {}
+    fields = theirs if isinstance(theirs := fields.get("openai_input"), dict) else fields
+    count = fields.get("n") or fields.get("num_images") or 1
+    return max(1, _PREVIEWS // count) if isinstance(count, int) and count > 0 else 1
 
 
 def split(output: dict[str, Any]) -> list[dict[str, Any]]:
@@ -276,6 +304,18 @@ def split(output: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+async def hand_in(session: ClientSession, url: str, data: str) -> None:
+    """Posts an answer, a part of a stream or a message of progress to RunPod, with patience.
+
+    Raises:
+        ClientError: it was refused, or could not be handed in.
+    """
+    client = RetryClient(client_session=session, retry_options=_PATIENCE, raise_for_status=True)
+    headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}  # as the SDK sends it
+    async with client.post(url, data=data, headers=headers) as response:
+        await response.text()
+
+
 def run(service: Service, answer: Answer) -> int:
     """Works off RunPod's queue, or serves its API on this machine (`--rp_serve_api`), until the process is to end.
 
@@ -285,6 +325,7 @@ def run(service: Service, answer: Answer) -> int:
     settings = service.settings
     door = Door(service, answer)
     rp_scale.JobScaler = partial(Scaler, service, door)
+    rp_http._transmit = hand_in
     if settings.preload_models and settings.queue_url is not None:
 
         async def model() -> None:
@@ -297,14 +338,7 @@ def run(service: Service, answer: Answer) -> int:
         except ConfigurationError as error:
             log.error("%s", error)
             return 1
-    runpod.serverless.start(
-        {
-            "handler": door.stream if settings.stream else door.handler,
-            "return_aggregate_stream": True,
-            # A bound and no pace: jobs that have left the GPU and are being sent count too. Set once, while idle.
-            "concurrency_modifier": lambda _: settings.max_queue + 1,
-        }
-    )
+    runpod.serverless.start(door.config)
     if service.lane.dead is None:
         return 0
     log.error("%s", service.lane.dead)

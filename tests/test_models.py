@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -93,6 +94,22 @@ def test_a_download_that_the_disk_cannot_hold_is_not_begun(hub, tmp_path):
     ):
         download_weights(get_model("klein-4b"), settings(hf_home=tmp_path / "not" / "there"))
     assert not hub.calls
+
+
+@pytest.mark.parametrize("on_runpod", [True, False])
+def test_a_download_leaves_the_tenth_of_the_disk_that_runpods_sdk_wants(hub, tmp_path, monkeypatch, on_runpod):
+    hub.size, queue = int(15e9), "http://127.0.0.1/job-take/x" if on_runpod else None
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=int(60e9), free=int(20e9)))
+    monkeypatch.setattr("imagegen.models._ROOT", tmp_path)
+    ours = settings(hf_home=tmp_path, queue_url=queue)
+    if on_runpod:
+        with pytest.raises(ConfigurationError, match=r"needs 15\.0 GB beside the 6\.0 GB that RunPod wants free"):
+            download_weights(get_model("klein-4b"), ours)
+    else:
+        download_weights(get_model("klein-4b"), ours)
+    assert len(hub.calls) == (not on_runpod)
+    monkeypatch.setattr("imagegen.models._ROOT", Path("/proc"))  # the cache is on a volume, another disk
+    download_weights(get_model("klein-4b"), ours)
 
 
 @pytest.mark.parametrize(("status", "says"), [(403, "accept the licence at https://"), (500, "the download of")])

@@ -167,6 +167,62 @@ def test_a_deadline_ends_a_job_wherever_it_is(service):
     assert run(service).images  # the lane is free
 
 
+def test_a_deadline_ends_the_drawing_within_a_step(service, steps):
+    async def late():
+        with pytest.raises(DeadlineExceeded):
+            await service.run(parse_job({**LONG, "timeout": 1}))
+        ended = len(steps)
+        await service.run(parse_job({"prompt": "x"}))
+        return len(steps) - ended
+
+    assert asyncio.run(late()) <= 1 + 4  # the step that it was in, and those of the job behind it
+    assert steps
+
+
+def test_a_deadline_or_a_stop_ends_a_job_whose_references_are_on_their_way(service, monkeypatch, steps):
+    arrives = threading.Event()
+
+    def slow(*arguments):
+        arrives.wait(60)
+        return scene("circle", "red", "blue")
+
+    async def wait_for_references():
+        edit = parse_job({"prompt": "x", "images": ["x", "x"]})
+        with pytest.raises(DeadlineExceeded):
+            await service.run(edit.model_copy(update={"timeout": 1}))
+        stopped = asyncio.create_task(service.run(edit))
+        await asyncio.sleep(0.05)
+        stopped.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopped
+        assert not steps
+        arrives.set()
+        return await service.run(parse_job({"prompt": "x"}))
+
+    monkeypatch.setattr("imagegen.service.load_reference", slow)
+    try:
+        assert asyncio.run(wait_for_references()).images
+    finally:
+        arrives.set()
+    assert len(steps) == 4  # the last job's alone
+
+
+def test_how_long_jobs_take_to_get_ready_is_known(monkeypatch):
+    fresh = Service(settings())
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        return scene("circle", "red", "blue")
+
+    monkeypatch.setattr("imagegen.service.load_reference", slow)
+    run(fresh)
+    assert fresh.preparing < 0.05
+    for _ in range(4):
+        run(fresh, image="x")
+    assert fresh.preparing > 0.2  # on its way to 0.3
+    fresh.close()
+
+
 def test_a_bug_is_an_id_for_the_caller_and_a_traceback_for_the_log(service, monkeypatch, caplog):
     secret = "pass" + "wd"
 

@@ -46,13 +46,18 @@ def _queue_as_it_was(queue):
     queue.delay, queue.refuse, queue.refuse_take = 0.0, lambda job: None, lambda: None
 
 
+def until(condition, timeout=60):
+    """Waits until a condition holds."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
+    return value
+
+
 def running(job):
     """Waits until a job has begun to be drawn."""
-    for _ in range(1000):
-        if job.progress and job.progress[-1]["stage"] == "denoise":
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{job.id} is not drawn: {job.progress}")
+    until(lambda: job.progress and job.progress[-1]["stage"] == "denoise")
 
 
 def test_jobs_are_answered_with_the_pictures_that_they_ask_for(queue, worker):
@@ -78,28 +83,23 @@ def test_a_stop_ends_the_drawing_within_one_step(queue, worker, steps_file):
     job = queue.run(LONG)
     running(job)
     queue.cancel(job)
-    while not job.answers:
-        time.sleep(0.005)
+    until(lambda: job.answers)
     at_the_answer = len(steps_file.read_text().splitlines())
     assert job.answers[0]["error"] == "cancelled: the job was cancelled"
     time.sleep(0.5)
     assert len(steps_file.read_text().splitlines()) <= at_the_answer + 1
-    assert queue.run(PROMPT).wait(5).status == "COMPLETED"
+    assert queue.run(PROMPT).wait().status == "COMPLETED"
 
 
 def test_a_job_that_waits_is_stopped_or_runs_out_of_time_where_it_is(queue, worker):
     first = queue.run(LONG)
     running(first)
     waiting = queue.run({**PROMPT, "timeout": 1})
-    assert waiting.wait(5).error.startswith("deadline_exceeded: timeout: the job did not end within 1.0 s")
+    assert waiting.wait().error.startswith("deadline_exceeded: timeout: the job did not end within 1.0 s")
     stopped = queue.run(PROMPT)
-    while not stopped.taken:
-        time.sleep(0.001)
+    until(lambda: stopped.taken)
     queue.cancel(stopped)  # at the moment in which it is taken
-    for _ in range(500):
-        if stopped.answers:
-            break
-        time.sleep(0.01)
+    until(lambda: stopped.answers)
     assert stopped.answers[0]["output"]["code"] == "cancelled"
     assert not first.answers  # it ran all the while
     queue.cancel(first)
@@ -112,17 +112,27 @@ def test_a_job_that_is_handed_out_twice_is_one_picture(queue, worker):
     assert first.output["seeds"] == [seeds["twice"]]
 
 
-def test_an_answer_that_is_refused_twice_arrives(queue, worker):
-    queue.refuse = lambda job: 503 if job.posts <= 2 else None
-    job = queue.run(PROMPT).wait(30)
-    assert (job.status, job.posts) == ("COMPLETED", 3)
+def test_an_answer_is_handed_in_until_the_queue_takes_it(queue, worker):
+    queue.refuse = lambda job: 503 if job.posts <= 5 else None
+    job = queue.run(PROMPT).wait()
+    assert (job.status, job.posts) == ("COMPLETED", 6)
     assert job.output["images"]
+
+
+def test_an_answer_that_is_refused_for_good_is_not_sent_again(queue, worker):
+    queue.refuse = lambda job: 400
+    lost = queue.run(PROMPT)
+    until(lambda: lost.posts)
+    queue.refuse = lambda job: None
+    assert queue.run(PROMPT).wait().status == "COMPLETED"
+    time.sleep(1)  # the second try would come after 0.2 s
+    assert lost.posts == 1
 
 
 def test_no_answer_is_lost_for_its_size(queue, worker):
     noise = {**PROMPT, "seed": NOISE}  # 4.2 MB each
-    lost = queue.run({**noise, "num_images": 3}).wait()
-    assert lost.error.startswith("result_too_large: the answer would be 12.6 MB and 10 MB are allowed; ask for ")
+    lost = queue.run({**noise, "num_images": 8}).wait()
+    assert lost.error.startswith("result_too_large: the answer would be 33.6 MB and 10 MB are allowed; ask for ")
     assert queue.run({**noise, "num_images": 3}, sync=True).wait().output["images"][2]
     # Just below the limit it is sent: what is measured is what arrives.
     assert queue.run({**noise, "num_images": 2}).wait().output["images"][1]
@@ -169,9 +179,9 @@ def test_openais_requests_come_through_the_queue(queue, worker):
 def test_runpods_own_client_meets_what_it_expects(queue, worker, monkeypatch):
     monkeypatch.setattr(runpod, "endpoint_url_base", f"{queue.url}/v2")
     endpoint = runpod.Endpoint("endpoint", api_key="key")
-    assert endpoint.run_sync({"input": PROMPT}, timeout=30)["images"]
+    assert endpoint.run_sync({"input": PROMPT}, timeout=60)["images"]
     request = endpoint.run({"input": PROMPT})
-    assert request.output(timeout=30)["images"]
+    assert request.output(timeout=60)["images"]
     assert request.status() == "COMPLETED"
     long = endpoint.run({"input": LONG})
     running(queue.jobs[long.job_id])
@@ -193,9 +203,7 @@ def test_a_queue_that_fails_is_asked_again_and_not_without_end(queue, worker):
 
 def test_the_heartbeat_names_the_jobs(queue, worker):
     job = queue.run(LONG)
-    running(job)
-    time.sleep(1.2)
-    assert any(ping["worker"] == worker.id and ping.get("job_id") == job.id for ping in queue.pings)
+    until(lambda: any(ping["worker"] == worker.id and ping.get("job_id") == job.id for ping in queue.pings))
     queue.cancel(job)
 
 
@@ -208,19 +216,16 @@ def test_the_log_says_where_the_weights_are_and_nothing_of_the_jobs(queue, worke
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_sigterm_loses_no_job_that_was_taken(queue, tmp_path, busy):
-    with RunPodQueue(poll=30) as alone, alone.worker(tmp_path / "log") as worker:
+    with RunPodQueue(poll=300) as alone, alone.worker(tmp_path / "log") as worker:
         alone.run(PROMPT).wait()
         jobs = [alone.run({**PROMPT, "width": 512, "height": 512}) for _ in range(6 * busy)]
         if busy:
-            while not jobs[1].taken:
-                time.sleep(0.005)
-        begun = time.monotonic()
+            until(lambda: jobs[1].taken)
         worker.terminate()
         if not busy:
             time.sleep(0.3)
             jobs = [alone.run(PROMPT)]  # into the request that is open
-        assert worker.process.wait(20) == 0
-        assert time.monotonic() - begun < 15  # and not for as long as the queue holds its request
+        assert worker.process.wait(100) == 0  # and does not wait for as long as the queue holds its request
         taken = [job for job in jobs if job.taken]
         assert taken
         assert {job.status for job in taken} == {"COMPLETED"}
@@ -230,7 +235,7 @@ def test_a_dead_card_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY) as worker:
         queue.run(PROMPT).wait()
         jobs = [queue.run({**PROMPT, "seed": seed}) for seed in (1, DEAD, 2, 3)]
-        assert worker.process.wait(20) == 1
+        assert worker.process.wait(60) == 1
         time.sleep(0.2)
         assert jobs[0].status == "COMPLETED"
         assert jobs[1].error.startswith("gpu_failed: ")
@@ -246,7 +251,7 @@ def test_a_dead_card_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_
 def test_a_card_that_hangs_ends_the_worker_too(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="2") as worker:
         job, behind = queue.run({**PROMPT, "seed": HANGS}), queue.run(PROMPT)
-        assert worker.process.wait(30) == 1
+        assert worker.process.wait(60) == 1
         assert job.error == "gpu_failed: the card made no step for 2 s; this worker must be replaced"
         assert job.answers[0]["stopPod"] is True
         assert behind.status == ("FAILED" if behind.taken else "IN_QUEUE")
@@ -261,8 +266,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
         with queue.worker(tmp_path / "log") as worker:
             queue.run(PROMPT).wait()
             jobs = [queue.run({**PROMPT, "width": 512, "height": 512}) for _ in range(4)]
-            while not jobs[0].taken:
-                time.sleep(0.005)
+            until(lambda: jobs[0].taken)
             worker.kill()
         with queue.worker(tmp_path / "log"):
             assert {job.wait().status for job in jobs} == {"COMPLETED"}
@@ -278,7 +282,7 @@ def test_a_worker_that_cannot_work_says_what_to_do_and_takes_no_job(tmp_path):
     with RunPodQueue() as queue:
         job = queue.run(PROMPT)
         with queue.worker(tmp_path / "log", IMAGEGEN_MODEL_PATH=str(weights.parent)) as worker:
-            assert worker.process.wait(30) == 1
+            assert worker.process.wait(60) == 1
         assert (
             "IMAGEGEN_MODEL_PATH: the folder holds no whole diffusers model: vae/a.safetensors has 38 bytes"
             in (tmp_path / "log").read_text()
@@ -290,7 +294,7 @@ def test_a_worker_that_cannot_work_says_what_to_do_and_takes_no_job(tmp_path):
 
 @pytest.mark.slow
 def test_a_stream_shows_the_picture_as_it_forms(tmp_path):
-    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STREAM="true"):
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STREAM="true") as worker:
         job = queue.run({**PROMPT, "num_inference_steps": 10, "seed": 1}).wait()
         assert job.status == "COMPLETED"
         assert [chunk["output"] for chunk in job.streamed] == job.output
@@ -309,14 +313,18 @@ def test_a_stream_shows_the_picture_as_it_forms(tmp_path):
         bad = queue.run({"prompt": " "}).wait()
         assert bad.error == "invalid_input: prompt: is blank; 1 to 4000 characters are allowed"
         long = queue.run(LONG)
-        while not any("step" in str(chunk) for chunk in long.streamed):
-            time.sleep(0.01)
+        until(lambda: any("step" in str(chunk) for chunk in long.streamed))
         queue.cancel(long)
-        for _ in range(500):
-            if long.answers:
-                break
-            time.sleep(0.01)
+        until(lambda: long.answers)
         assert long.answers[0]["error"] == "cancelled: the job was cancelled"
+
+        large = queue.run({**PROMPT, "seed": NOISE, "num_images": 2}).wait()  # as a job without a stream it would fit
+        assert large.error.startswith("result_too_large: the answer would be 8.4 MB and 8 MB are allowed")
+
+        last = queue.run({**PROMPT, "seed": DEAD}).wait()
+        assert last.error.startswith("gpu_failed: ")
+        assert last.answers[0]["stopPod"] is True
+        assert worker.process.wait(60) == 1
 
 
 def test_python_m_imagegen_finds_the_queue_by_itself_and_http_when_told(tmp_path):
