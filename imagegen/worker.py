@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds of the GPU's work that are kept ready: a request for jobs, and what is done to one before the GPU, take less.
 _READY_SECONDS = 0.5
+#: References may take longer than this to arrive; for more, no jobs are taken ahead.
+_MOST_PREPARING_SECONDS = 5.0
 #: How long the open request for jobs may still bring some after SIGTERM: RunPod may have sent one before it knew.
 _LAST_JOBS_SECONDS = 2.0
 #: The SDK's own bound for one request.
@@ -98,7 +100,8 @@ def jobs_wanted(taken: int, pace: float, preparing: float) -> int:
         pace: seconds of a job on the GPU, 0 where that is not known.
         preparing: seconds that pass before a job is ready for the GPU: its references are fetched and decoded.
     """
-    return 1 + (math.ceil((_READY_SECONDS + preparing) / pace) if pace else 1) - taken
+    ahead = _READY_SECONDS + min(preparing, _MOST_PREPARING_SECONDS)
+    return 1 + (math.ceil(ahead / pace) if pace else 1) - taken
 
 
 class Scaler(rp_scale.JobScaler):

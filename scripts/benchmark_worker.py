@@ -1,13 +1,16 @@
 """How busy the GPU is kept: the worker against the plain handler on a stand-in of RunPod's queue, in one run.
 
-    python -m scripts.benchmark_worker --simulate 0.6 [--jobs 40] [--timeline PNG]
+    python -m scripts.benchmark_worker --simulate 0.6 [--jobs 40] [--timeline PNG] [--concurrency 4]
+    python -m scripts.benchmark_worker --simulate 0.6 --fetch 3
     python -m scripts.benchmark_worker --slow 0.1
     python -m scripts.benchmark_worker --memory [--jobs 500]
 
 `--simulate`: the GPU sleeps this long for a job and hands over a prepared photo-like picture of 1024x1024. `--slow`:
 micro draws at 128x128, and its transformer sleeps this long in each of 4 steps; busy is the time in which text encoder,
 transformer or VAE runs. The jobs lie in the queue before the worker starts. `--memory`: what micro's worker holds after
-50 jobs and after all, every fourth an edit. Prints Markdown for docs/benchmarks.md.
+50 jobs and after all, every fourth an edit. `--fetch`: each job has a reference that takes this long to arrive; the
+plain handler, which knows none, is left out. `--concurrency`: with the SDK's own loop too, this many jobs in flight.
+Prints Markdown for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ from PIL import Image, ImageDraw
 from tests.runpod_queue import Job, RunPodQueue
 
 WORKER, PLAIN = "handler.py", "scripts/plain_handler.py"
-NAMES = {WORKER: "worker", PLAIN: "plain handler"}
 PROMPT = "a red circle on a blue background"
 #: With --slow: the text encoder, four steps, the VAE.
 _CALLS = {"--simulate": 1, "--slow": 6}
@@ -65,12 +67,20 @@ class Run:
         return f"| {name} | {rate:.2f} | {self.busy:.1%} | {waited} | {self.prefetched} | {cold:.1f} |"
 
 
-def measure(script: str, mode: str, seconds: float, count: int, folder: Path) -> Run:
-    """One worker and `count` jobs that lie in the queue when it starts."""
-    intervals = folder / f"{Path(script).stem}{mode}{seconds}"
-    fields = {"prompt": PROMPT, "width": 1024, "height": 1024} if mode == "--simulate" else {"prompt": PROMPT}
+def measure(script: str, mode: str, seconds: float, count: int, folder: Path, *options: str) -> Run:
+    """One worker and `count` jobs that lie in the queue when it starts.
+
+    Args:
+        options: of worker_under_test.
+    """
+    intervals = folder / "-".join((Path(script).stem, mode, *options))
+    fields: dict[str, object] = {"prompt": PROMPT}
+    if mode == "--simulate":
+        fields |= {"width": 1024, "height": 1024}
+    if "--fetch" in options:
+        fields["image"] = _reference()
     environment = {"IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "RUNPOD_LOG_LEVEL": "INFO"}
-    command = ("-m", "scripts.worker_under_test", script, str(intervals), mode, str(seconds))
+    command = ("-m", "scripts.worker_under_test", script, str(intervals), mode, str(seconds), *options)
     with RunPodQueue() as queue:
         jobs = [queue.run({**fields, "seed": i}) for i in range(count)]
         started = time.monotonic()
@@ -85,11 +95,15 @@ def measure(script: str, mode: str, seconds: float, count: int, folder: Path) ->
     return Run(started, jobs, calls, begun, ended)
 
 
-def memory(count: int, folder: Path) -> list[float]:
-    """Megabytes that a worker holds after 50 jobs of micro and after `count`."""
+def _reference() -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (128, 128), "blue").save(buffer, "PNG")
-    edit = {"prompt": "make the background green", "images": [base64.b64encode(buffer.getvalue()).decode()]}
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def memory(count: int, folder: Path) -> list[float]:
+    """Megabytes that a worker holds after 50 jobs of micro and after `count`."""
+    edit = {"prompt": "make the background green", "images": [_reference()]}
     held = []
     environment = {"IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "RUNPOD_LOG_LEVEL": "INFO"}
     with RunPodQueue() as queue, queue.worker(folder / "log", **environment) as worker:
@@ -146,6 +160,8 @@ def main() -> int:
     mode.add_argument("--memory", action="store_true")
     parser.add_argument("--jobs", type=int, help="default: 40, and 500 for --memory")
     parser.add_argument("--timeline", type=Path, metavar="PNG", help="draw what ran when")
+    parser.add_argument("--fetch", type=float, metavar="SECONDS", help="until a job's reference has arrived")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="compare with the SDK's own loop")
     args = parser.parse_args()
     machine = f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores"
     if args.memory:
@@ -156,14 +172,21 @@ def main() -> int:
         return 0
     chosen, seconds = ("--simulate", args.simulate) if args.simulate is not None else ("--slow", args.slow)
     count = args.jobs or 40
-    print(f"{machine}; {count} jobs, {chosen} {seconds:g}\n")
+    options = () if args.fetch is None else ("--fetch", str(args.fetch))
+    print(f"{machine}; {count} jobs, {' '.join((chosen, f'{seconds:g}', *options))}\n")
     print("| | jobs/s | GPU busy | wait in the worker, median / most s | prefetched, most | start to first answer s |")
     print("|---|---|---|---|---|---|")
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
-        for script in (WORKER, PLAIN):
-            runs[NAMES[script]] = measure(script, chosen, seconds, count, Path(folder))
-            print(runs[NAMES[script]].row(NAMES[script]), flush=True)
+        compared: list[tuple[str, str, tuple[str, ...]]] = [("worker", WORKER, options)]
+        if args.concurrency is not None:
+            fixed = ("--concurrency", str(args.concurrency))
+            compared.append((f"worker, the SDK's loop at {args.concurrency}", WORKER, (*options, *fixed)))
+        if args.fetch is None:
+            compared.append(("plain handler", PLAIN, ()))
+        for name, script, more in compared:
+            runs[name] = measure(script, chosen, seconds, count, Path(folder), *more)
+            print(runs[name].row(name), flush=True)
     if args.timeline is not None:
         draw(runs, args.timeline)
     return 0

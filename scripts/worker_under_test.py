@@ -1,10 +1,13 @@
 """A worker on the stand-in queue whose GPU is simulated or slowed down, and watched: run by benchmark_worker.
 
     python -m scripts.worker_under_test {handler.py|scripts/plain_handler.py} INTERVALS (--simulate|--slow) SECONDS
+        [--fetch SECONDS] [--concurrency N]
 
 `--simulate`: the GPU sleeps this long for a job and hands over a prepared picture of 1024x1024. `--slow`: micro draws,
 and its transformer sleeps this long in each step. Either way each interval in which the GPU is busy (with `--slow`: in
 which text encoder, transformer or VAE runs) is appended to INTERVALS as a line "begin end", in time.monotonic().
+`--fetch`: each reference takes this long to arrive. `--concurrency`: the SDK's own loop takes the jobs, this number of
+them in flight, and not ours.
 """
 
 from __future__ import annotations
@@ -91,9 +94,34 @@ def simulate(watch: Watch, seconds: float) -> None:
 
     diffusers.Flux2KleinPipeline = Pipe
     ours: Any = flux_pipeline.FluxPipeline
-    ours.load, ours.generate = load, generate
+    ours.load, ours.generate, ours.edit = load, generate, generate
     ours.encode_prompt = lambda self, prompt: flux_pipeline.Prompt(prompt, 0, [])
     ours.unload = lambda self: None
+
+
+def fetch(seconds: float) -> None:
+    """Lets each reference take this long to arrive."""
+    from imagegen import references, service
+
+    def late(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return references.load_reference(*arguments)
+
+    patched: Any = service
+    patched.load_reference = late
+
+
+def take_with_the_sdk(concurrency: int) -> None:
+    """Replaces our loop over the queue by the SDK's own, with a `concurrency_modifier` of this number."""
+    from runpod.serverless.modules.rp_scale import JobScaler
+
+    from imagegen import worker
+
+    def scaler(_: Any, door: Any, config: dict[str, Any]) -> JobScaler:
+        return JobScaler({**config, "concurrency_modifier": lambda _: concurrency})
+
+    patched: Any = worker
+    patched.Scaler = scaler
 
 
 def slow(watch: Watch, seconds: float) -> None:
@@ -117,6 +145,8 @@ def main() -> None:
     parser.add_argument("intervals", type=Path)
     parser.add_argument("--simulate", type=float)
     parser.add_argument("--slow", type=float)
+    parser.add_argument("--fetch", type=float)
+    parser.add_argument("--concurrency", type=int)
     args = parser.parse_args()
     sys.argv = [args.script]
     sys.path.insert(0, str(ROOT))
@@ -125,6 +155,10 @@ def main() -> None:
         simulate(watch, args.simulate)
     if args.slow is not None:
         slow(watch, args.slow)
+    if args.fetch is not None:
+        fetch(args.fetch)
+    if args.concurrency is not None:
+        take_with_the_sdk(args.concurrency)
     runpy.run_path(args.script, run_name="__main__")
 
 

@@ -14,7 +14,9 @@ def test_half_a_second_of_work_is_ready_behind_the_job_that_runs(pace, ready):
     assert jobs_wanted(1 + ready, pace, 0) == 0
 
 
-@pytest.mark.parametrize(("pace", "preparing", "ready"), [(0.6, 0.1, 1), (0.6, 0.2, 2), (0.6, 3.0, 6), (0.0, 3.0, 1)])
+@pytest.mark.parametrize(
+    ("pace", "preparing", "ready"), [(0.6, 0.1, 1), (0.6, 0.2, 2), (0.6, 3.0, 6), (1.0, 60.0, 6), (0.0, 3.0, 1)]
+)
 def test_jobs_that_take_long_to_get_ready_are_taken_earlier(pace, preparing, ready):
     assert jobs_wanted(0, pace, preparing) == 1 + ready
 

@@ -92,8 +92,13 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with running(tmp_path, "-m", "imagegen", PORT_HEALTH=str(port)) as (process, url):
-        assert httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
+    with running(tmp_path, "-m", "imagegen", health="/ping", PORT_HEALTH=str(port)) as (process, url):
+        statuses = [httpx.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code]
+        while statuses[-1] == 204:
+            time.sleep(0.1)
+            statuses.append(httpx.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code)
+        assert statuses[0] == 204  # it loads
+        assert statuses[-1] == 200
         assert httpx.get(f"{url}/ping").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
