@@ -76,6 +76,28 @@ def test_what_is_too_large_to_send_goes_to_the_store(stored):
     assert httpx.get(answer.urls[0]).status_code == 200
     (warning,) = answer.warnings
     assert warning.endswith("MB are too large to send; they are at the URLs")
+    as_asked = run(stored, max_answer=4000, allow_format_change=True)  # a store is better than another format
+    assert (as_asked.output_format, len(as_asked.urls)) == ("png", 1)
+
+
+def test_a_url_is_good_for_as_long_as_the_setting_says(bucket):
+    mine = settings(
+        bucket_endpoint_url=f"{bucket[0]}/pictures", bucket_access_key_id="id", bucket_secret_access_key="secret",
+        url_expiry=120,
+    )  # fmt: skip
+    service = Service(mine)
+    assert "X-Amz-Expires=120&" in run(service, delivery="url").urls[0]
+    service.close()
+
+
+def test_a_bucket_that_is_not_there_is_named_as_the_cause(bucket):
+    mine = settings(
+        bucket_endpoint_url=f"{bucket[0]}/canary", bucket_access_key_id="id", bucket_secret_access_key="secret"
+    )
+    service = Service(mine)
+    (warning,) = run(service, delivery="url").warnings
+    assert warning == "the object store has no such bucket (NoSuchBucket); the pictures came as base64"
+    service.close()
 
 
 def test_a_store_that_fails_costs_a_warning_or_an_error_and_never_the_pictures(stored):
