@@ -16,7 +16,7 @@ AUDIT := $(VENV)/audit
 AUDITED ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check serve micro eval bench audit sbom licences clean
+.PHONY: help run test slow check serve micro eval bench fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -53,6 +53,9 @@ bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against
 	$(BIN)/python -m scripts.benchmark_worker --memory
 	$(BIN)/python -m scripts.benchmark_server
 
+fuzz: $(VENV)/.fuzz ## five minutes of broken pictures, which atheris looks for
+	$(BIN)/python -m scripts.fuzz_references --seconds 300
+
 audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI; a package that it does not know is a failure)
 	$(AUDIT)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
@@ -65,6 +68,10 @@ licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that
 
 $(VENV)/.slow: $(VENV)/.dev
 	{ command -v chromium && command -v curl; } >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@touch $@
 
 clean: ## remove .venv, outputs and caches (not build/micro, which takes hours to make)

@@ -165,7 +165,8 @@ def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished, moved
 
     try:
         prompt = pipeline.encode_prompt(plan.prompt)
-        job.timings.encode_prompt, job.warnings = prompt.seconds, prompt.warnings
+        job.timings.encode_prompt = prompt.seconds
+        job.warnings += prompt.warnings
         one = partial(pipeline.edit, prompt, job.references) if job.references else partial(pipeline.generate, prompt)
         for seed in plan.seeds:
             drawn = one(

@@ -156,13 +156,19 @@ def translate(
     if edit:
         images = fields.get("images", fields.get("image"))
         if images is not None:
-            native["images"] = [images] if isinstance(images, str) else images
+            images = images if isinstance(images, list) else [images]
+            native["images"] = [_reference(image) for image in images]
     try:
         job = jobs.parse(EditRequest, native) if edit else jobs.parse(GenerateRequest, native)
         jobs.check(job, spec, settings)
     except InvalidInput as error:
         raise in_their_names(error) from None
     return job, warnings
+
+
+def _reference(image: Any) -> Any:
+    """A reference as the JSON form of edits has it, {"image_url": ...}, or as it is."""
+    return image["image_url"] if isinstance(image, dict) and image.keys() == {"image_url"} else image
 
 
 def _size(size: Any) -> dict[str, int]:

@@ -84,6 +84,30 @@ class Settings(BaseSettings):
         validation_alias="IMAGEGEN_MAX_REFERENCE_MB",
         description="Largest reference picture, in megabytes.",
     )
+    fetch_urls: bool = Field(
+        True,
+        validation_alias="IMAGEGEN_FETCH_URLS",
+        description="Whether references may be http(s) URLs, which are fetched.",
+    )
+    url_hosts: str = Field(
+        "",
+        validation_alias="IMAGEGEN_URL_HOSTS",
+        description="The only hosts to fetch references from, separated by commas (*.example.com: all under it). "
+        "Unset: any that is public.",
+    )
+    url_timeout: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        validation_alias="IMAGEGEN_URL_TIMEOUT",
+        description="Seconds for fetching a reference, redirects and all.",
+    )
+    private_hosts: str = Field(
+        "",
+        validation_alias="IMAGEGEN_PRIVATE_HOSTS",
+        description="Hosts without a public address that a job's URLs may lead to nonetheless, such as "
+        "minio.internal:9000, separated by commas.",
+    )
     max_prompt: int = Field(
         4000, ge=1, le=4000, validation_alias="IMAGEGEN_MAX_PROMPT", description="Longest prompt, in characters."
     )

@@ -13,16 +13,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import socket
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
-from imagegen import __version__
+from imagegen import __version__, addresses
 from imagegen.errors import ConfigurationError, DeliveryFailed, InvalidInput
 from imagegen.settings import Settings
 
@@ -35,6 +37,8 @@ logging.getLogger("botocore").setLevel(logging.INFO)
 _CONNECT_SECONDS, _READ_SECONDS = 5, 10
 #: A store that answers 5xx or breaks off is asked once more; a dead one then costs ten seconds, and not a minute.
 _ATTEMPTS = 2
+#: Of a name with many addresses so many are tried: one of either kind.
+_ADDRESSES = 2
 #: Signing a request wants a region where the URL names none; R2, Spaces and MinIO take this one.
 _DEFAULT_REGION = "us-east-1"
 
@@ -76,6 +80,7 @@ class ObjectStore:
         endpoint_url: the store, without the bucket.
         addressing: "virtual": the bucket goes into the host's name, as the URL had it; "path": into the path.
         expiry: seconds that a presigned URL is good for.
+        strangers: a job named it: it must have a public address, or be one of `private_hosts`.
     """
 
     endpoint_url: str
@@ -85,6 +90,8 @@ class ObjectStore:
     access_key_id: str = field(repr=False)
     secret_access_key: SecretStr
     expiry: int
+    strangers: bool = False
+    private_hosts: str = ""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ObjectStore | None:
@@ -109,7 +116,8 @@ class ObjectStore:
 
     @classmethod
     def from_job(cls, config: Any, settings: Settings) -> ObjectStore:
-        """The store that a job brings: RunPod's {accessId, accessSecret, bucketName, endpointUrl}.
+        """The store that a job brings: RunPod's {accessId, accessSecret, bucketName, endpointUrl}. Its address is
+        checked when it is connected to (`_keep_outside`); one that is written in the URL, already here.
 
         Raises:
             InvalidInput: naming the field at fault, such as "s3Config.bucketName"; it never shows what the field held.
@@ -117,7 +125,13 @@ class ObjectStore:
         if not isinstance(config, dict):
             keys = ", ".join(name.split(".")[1] for name in _FIELDS)
             raise InvalidInput(f"s3Config: must be an object with {keys}", "s3Config")
-        return cls._from(tuple(config.get(name.split(".")[1]) for name in _FIELDS), _FIELDS, settings.url_expiry)
+        store = cls._from(tuple(config.get(name.split(".")[1]) for name in _FIELDS), _FIELDS, settings.url_expiry)
+        url = urlsplit(store.endpoint_url)
+        host = str(url.hostname)
+        trusted = addresses.named(host, url.port, settings.private_hosts)
+        if _is_address(host) and not trusted and not addresses.is_public(host):
+            raise InvalidInput(f"{_FIELDS.endpoint}: must have a public address", _FIELDS.endpoint)
+        return replace(store, strangers=True, private_hosts=settings.private_hosts)
 
     @classmethod
     def _from(cls, values: tuple[Any, ...], names: _Names, expiry: int) -> ObjectStore:
@@ -176,7 +190,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _check_endpoint(url: str, name: str) -> SplitResult:
-    """Checks a store's URL. A job's own is a stranger's: where its host may lead to is to be checked here too."""
+    """Checks how a store's URL is written."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -192,6 +206,14 @@ def _check_endpoint(url: str, name: str) -> SplitResult:
     if parts.query or parts.fragment or not _PATH.fullmatch(parts.path):
         raise InvalidInput(f"{name}: must end after its host or path, without ? and #", name)
     return parts
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _resolve(url: SplitResult, bucket: str, names: _Names) -> tuple[str, str, str, bool]:
@@ -242,6 +264,8 @@ def _client(store: ObjectStore) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         user_agent=f"image-gen/{__version__}",
+        # A proxy would look up the name itself, behind our back.
+        proxies={} if store.strangers else None,
     )
     with _making:
         client = boto3.client(
@@ -253,7 +277,55 @@ def _client(store: ObjectStore) -> Any:
             config=config,
         )
     client.meta.events.register("before-call.s3", _stay)
+    if store.strangers:
+        _keep_outside(client, store.private_hosts)
     return client
+
+
+def _keep_outside(client: Any, private_hosts: str) -> None:
+    """Lets a client connect to public addresses alone. A name is looked up once, and what it meant is connected to; an
+    address that is refused is, to the caller, one that does not answer. botocore has no public place for this: it rests
+    on names inside of it, which is pinned, and tests/test_store_addresses.py would see them go."""
+    from botocore import awsrequest
+
+    class Plain(awsrequest.AWSHTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, super()._new_conn, private_hosts)
+
+    class Secure(awsrequest.AWSHTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, super()._new_conn, private_hosts)
+
+    class PlainPool(awsrequest.AWSHTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(awsrequest.AWSHTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    client._endpoint.http_session._pool_classes_by_scheme.update(http=PlainPool, https=SecurePool)
+
+
+def _connect(connection: Any, connect: Callable[[], socket.socket], private_hosts: str) -> socket.socket:
+    """Opens urllib3's socket to an address that has been checked; the name stays what the certificate must hold."""
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+    name, port = connection._dns_host, connection.port
+    error: Exception = NewConnectionError(connection, "no public address")
+    try:
+        found = dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM))
+        for address in found:
+            addresses.check(address, addresses.named(name, port, private_hosts))
+    except (socket.gaierror, UnicodeError):
+        raise error from None
+    for address in list(found)[:_ADDRESSES]:
+        try:
+            connection._dns_host = address
+            return connect()
+        except (NewConnectionError, ConnectTimeoutError) as failure:  # the next one may answer
+            error = failure
+        finally:
+            connection._dns_host = name
+    raise error
 
 
 def _stay(params: dict[str, Any], **_: Any) -> None:

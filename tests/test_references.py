@@ -1,13 +1,24 @@
+import asyncio
 import base64
 import io
 import random
+import resource
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from imagegen import references
 from imagegen.errors import BadReference, PayloadTooLarge
-from imagegen.jobs import MEGAPIXEL
+from imagegen.jobs import MEGAPIXEL, parse_job
 from imagegen.references import load_reference
 from tests.conftest import scene, to_base64, to_bytes
 
@@ -15,7 +26,7 @@ LIMIT = 1_000_000
 
 
 def load(value: str, limit: int = LIMIT) -> Image.Image:
-    return load_reference(value, "images[1]", limit)
+    return load_reference(value, "images[1]", limit).picture
 
 
 def colour_at(picture: Image.Image, x: int, y: int) -> np.ndarray:
@@ -44,7 +55,6 @@ def test_base64_may_be_wrapped_in_lines():
 
 PNG = to_bytes(PICTURE)
 BOMB = to_bytes(Image.new("1", (13_000, 13_000)))
-ANIMATION = to_bytes(PICTURE, "WEBP", save_all=True, append_images=[scene("star", "green", "white")])
 
 
 @pytest.mark.parametrize(
@@ -62,11 +72,11 @@ ANIMATION = to_bytes(PICTURE, "WEBP", save_all=True, append_images=[scene("star"
         (base64.b64encode(BOMB).decode(), "13000x13000 pixels are too many; 50 megapixels are allowed"),
         (to_base64(Image.new("1", (20000, 10000))), "its pixels are too many; 50 megapixels are allowed"),
         (to_base64(Image.new("1", (8000, 8000))), "8000x8000 pixels are too many; 50 megapixels are allowed"),
-        (base64.b64encode(ANIMATION).decode(), "animation"),
+        (to_base64(PICTURE, "AVIF"), "is HEIC or AVIF; PNG, JPEG and WebP are allowed"),
         (to_base64(Image.new("RGB", (900, 100))), "900x100 is too long and thin"),
         ("data:image/png;base64", "data: URI"),
         ("data:image/png,abc", "data: URI"),
-        ("https://example.com/a.png", "URLs are not fetched"),
+        ("file:///etc/passwd", "is not base64"),
     ],
 )
 def test_what_is_no_picture_is_named(value, says):
@@ -197,8 +207,126 @@ def test_the_model_takes_what_comes_out():
         assert Flux2ImageProcessor._resize_if_exceeds_area(loaded) is loaded
 
 
-def test_a_phones_jpeg_of_several_frames_gives_its_first():
-    file = io.BytesIO()
-    PICTURE.save(file, "MPO", save_all=True, append_images=[scene("star", "green", "white")])
-    loaded = load(base64.b64encode(file.getvalue()).decode())
-    assert np.abs(np.asarray(loaded).astype(int) - np.asarray(PICTURE)).mean() < 4
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "MPO"])
+def test_of_several_frames_the_first_is_used_with_a_warning(service, file_format):
+    """An animation, or a phone's JPEG with a second picture behind the first."""
+    more = [scene("star", "green", "white"), scene("star", "blue", "white")]
+    sent = to_base64(PICTURE, file_format, save_all=True, append_images=more)
+    loaded = load_reference(sent, "images[1]", LIMIT)
+    assert np.abs(np.asarray(loaded.picture).astype(int) - np.asarray(PICTURE)).mean() < 4
+    assert loaded.warnings == ["images[1]: has 3 frames; the first is used"]
+    job = {"prompt": "make the circle green " + "please " * 40, "images": [to_base64(PICTURE), sent]}
+    warnings = asyncio.run(service.run(parse_job(job))).warnings
+    assert warnings[0] == loaded.warnings[0] and warnings[1].startswith("prompt:")
+
+
+def scans(count, size):
+    """A progressive JPEG with its last scan repeated until there are so many."""
+    data = to_bytes(Image.effect_noise(size, 30).convert("RGB"), "JPEG", progressive=True, quality=30)
+    begin = data.rindex(b"\xff\xda")
+    return data[:begin] + data[begin:-2] * (count - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+    """Each scan is a pass over the whole picture, and may be a few bytes long."""
+    assert load(to_base64(scans(20, (64, 64)))).size == (64, 64)
+    with pytest.raises(BadReference, match=r"images\[1\]: is a JPEG of too many parts; 40 scans are allowed"):
+        load(to_base64(scans(41, (64, 64))))
+    # What looks like a scan, or like the end, is none inside of a segment, and none behind the end.
+    comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 995 + b"\xff\xd9" * 5
+    good, bad = to_bytes(PICTURE, "JPEG"), scans(41, (64, 64))
+    assert load(to_base64(good[:2] + comment + good[2:] + b"\xff\xda" * 1000)).size == (128, 128)
+    for place in (2, bad.index(b"\xff\xda")):
+        with pytest.raises(BadReference, match="too many parts"):
+            load(to_base64(bad[:place] + comment + bad[place:]))
+    with pytest.raises(BadReference, match="too many parts"):
+        load(to_base64(good[:2] + b"\xff\xfe\x00\x02" * 5000 + good[2:]))
+
+
+def test_a_png_of_a_million_chunks_is_refused():
+    flood = (struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))) * 1_000_000
+    for place in (33, len(PNG) - 12):
+        with pytest.raises(BadReference, match="a file of too many parts"):
+            load(to_base64(PNG[:place] + flood + PNG[place:]), 20_000_000)
+    few = flood[:12] * 5000
+    assert load(to_base64(PNG[:33] + few + PNG[33:])).size == (128, 128)
+
+
+def test_a_picture_that_takes_too_long_is_given_up(monkeypatch):
+    """Seconds of the processor, so that a busy machine refuses nothing."""
+    monkeypatch.setattr(references, "DECODE_SECONDS", 0.02)
+    slow = Image.effect_noise((4000, 4000), 90)
+    before = time.thread_time()
+    for file_format in ("PNG", "JPEG"):
+        with pytest.raises(BadReference, match=r"images\[1\]: takes more than 0.02 s to decode"):
+            load(to_base64(slow, file_format), 100_000_000)
+    assert load(to_base64(PICTURE)).size == (128, 128)
+    assert time.thread_time() > before
+
+
+def test_large_pictures_are_decoded_one_after_another(monkeypatch):
+    """And small ones side by side: what counts is the pixels that are in memory."""
+    inside, most = [], []
+    monkeypatch.setattr(references, "_room", references._Room(1_000_000))
+    load_pixels = references._load
+
+    def watch(picture):
+        pixels = picture.width * picture.height
+        inside.append(pixels)
+        most.append(sum(inside))
+        time.sleep(0.05)
+        load_pixels(picture)
+        inside.remove(pixels)
+
+    monkeypatch.setattr(references, "_load", watch)
+    pictures = [to_base64(Image.new("RGB", size)) for size in ((800, 800), (400, 400), (400, 400), (900, 900)) * 2]
+    with ThreadPoolExecutor(8) as threads:
+        assert [loaded.mode for loaded in threads.map(load, pictures)] == ["RGB"] * 8
+    assert max(most) <= 1_000_000
+    assert set(most) & {320_000, 800_000, 960_000}
+
+
+def test_a_claim_costs_no_memory():
+    """20 KB that claim 13,000 x 13,000 are refused on their header."""
+    value = to_base64(BOMB)
+    assert len(BOMB) < 30_000
+    tracemalloc.start()
+    try:
+        before, peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+        with pytest.raises(BadReference, match="13000x13000 pixels are too many"):
+            load(value)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000  # KB
+
+
+def test_a_large_picture_is_in_memory_once():
+    """Fifty megapixels with transparency and a palette; a copy of them as RGBA would be 200 MB."""
+    size = (7000, 7000)
+    picture = Image.new("P", size, 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    value = to_base64(picture, transparency=0)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK],
+        input=value,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    colour, grown = done.stdout.split(maxsplit=1)
+    assert colour == "0,0,255"
+    assert int(grown) < 49_000 * 2 + 60_000
+
+
+PEAK = """
+import resource, sys
+from imagegen.references import load_reference
+value = sys.stdin.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+picture = load_reference(value, "images[0]", 10**8).picture
+print(*picture.getpixel((5, 5)), sep=",", end=" ")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""

@@ -127,6 +127,7 @@ def test_a_store_that_fails_costs_a_warning_or_an_error_and_never_the_pictures(s
 
 def test_a_job_brings_a_store_of_its_own(bucket, service, monkeypatch):
     monkeypatch.setattr(handler, "service", lambda: service)
+    monkeypatch.setenv("IMAGEGEN_PRIVATE_HOSTS", bucket[0].removeprefix("http://"))
     config = {"accessId": "id", "accessSecret": "secret", "bucketName": "pictures", "endpointUrl": bucket[0]}
     job = {"id": "job-3", "input": {**PROMPT, "delivery": "url"}}
     output = asyncio.run(handler.handler({**job, "s3Config": config}))
