@@ -4,7 +4,7 @@
     ├── ConfigurationError        the operator's: a setting, a token, weights that are not there
     └── ImageGenError             the caller's answer: a code, an HTTP status, a message, the field at fault
         ├── InvalidInput          invalid_input 422       a field is missing, unknown, or out of its bounds
-        ├── BadReference          bad_reference 422       a reference cannot be fetched, or is not a picture that can be read
+        ├── BadReference          bad_reference 422       a reference cannot be fetched, or cannot be read
         ├── PayloadTooLarge       payload_too_large 413   a reference is over the limit in bytes
         ├── Unauthorized          unauthorized 401        no API key came, or a wrong one
         ├── NotFound              not_found 404           there is no such page or job

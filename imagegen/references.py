@@ -32,12 +32,12 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 #: The most pixels that a reference may have before it is made smaller: twice a 24-megapixel camera's. It is below the
 #: number at which Pillow warns of a bomb, so that each of its warnings is an error here.
 MAX_PIXELS = 50_000_000
-#: A progressive JPEG has about ten, one of four channels at most 24. Each is a pass over the whole picture, and a hundred
-#: bytes are enough to ask for it.
+#: A progressive JPEG has about ten, one of four channels at most 24. Each is a pass over the whole picture, and a
+#: hundred bytes are enough to ask for it.
 MAX_SCANS = 40
 #: A camera's JPEG has some dozens, one with megabytes of metadata some hundreds.
 _MAX_SEGMENTS = 4096
-#: How often a decoder may ask for more bytes: three times for each of a PNG's chunks, of which 20 MB have some thousands.
+#: How often a decoder may ask for more bytes: three times for each of a PNG's chunks, and 20 MB have some thousands.
 _MAX_READS = 100_000
 #: Seconds of the processor for one picture; 50 megapixels take about two. The clock is looked at when the decoder asks
 #: for more bytes, which WebP's does once.

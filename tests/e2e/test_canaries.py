@@ -34,6 +34,7 @@ SECRETS = {
     "BUCKET_ENDPOINT_URL": "http://127.0.0.1:9/canary-bucket",
     "BUCKET_ACCESS_KEY_ID": "canary-access-key",
     "BUCKET_SECRET_ACCESS_KEY": "canary-secret-key",
+    "IMAGEGEN_PRIVATE_HOSTS": "127.0.0.1:9",  # so that what leads there fails late, with all that is known of it
 }
 KEY = {"Authorization": "Bearer canary-api-key"}
 S3 = {
@@ -75,7 +76,7 @@ BAD = [
     {"prompt": PROMPT, "width": 1000, "height": 512},
     {"prompt": PROMPT, "image": "canary!"},
     {"prompt": PROMPT, "image": BROKEN},
-    {"prompt": PROMPT, "image": URL},
+    *({"prompt": PROMPT, "image": url} for url in (URL, URL.replace("canary:canary@", ""), "https://canary.invalid/")),
     {"prompt": PROMPT, "image": "data:image/png,canary"},
     {"prompt": PROMPT, "images": [{"canary": URL}]},
     {"prompt": PROMPT, "timeout": 1, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512},
