@@ -10,7 +10,7 @@ JOB = {"accessId": "canary-id", "accessSecret": "canary-secret", "endpointUrl": 
 
 
 def from_job(**changes):
-    return ObjectStore.from_job({**JOB, **changes}, settings(url_expiry=120))
+    return ObjectStore.from_job({**JOB, **changes}, settings(url_expiry=120, private_hosts="127.0.0.1, [::1]"))
 
 
 @pytest.mark.parametrize(
