@@ -356,7 +356,8 @@ def test_a_length_over_the_cap_ends_before_the_body():
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_a_bomb_ends_at_the_cap_of_what_comes_out_of_it(coding):
-    packed = bomb(100, coding)
+    packed = bomb(50, coding)
+    assert len(packed) < 100_000
     tracemalloc.start()
     try:
         error, _ = from_server(lambda path: http(packed, Content_Encoding=coding, Content_Length=len(packed)))
