@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from imagegen import weights
+from imagegen import quantization, weights
 from imagegen.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class Quantizer:
         per_tensor: str | None = None,
     ) -> None:
         self._source, self._target = source, target
-        precisions = {"transformer": precision, "text_encoder": text_encoder}
-        self._recipes = {p: weights.recipe(p, how, per_tensor) for p, how in precisions.items() if how != "bf16"}
+        wanted = {"transformer": precision, "text_encoder": text_encoder}
+        self._recipes = {p: quantization.recipe(p, how, per_tensor) for p, how in wanted.items() if how != "bf16"}
         try:
             self._indexes = {part: _index(source / part) for part in _PARTS}
             self._layers: int = _read(source / "text_encoder" / "config.json")["num_hidden_layers"]
@@ -149,9 +149,9 @@ class Quantizer:
         records: dict[str, str] = {}
         for name in kept:
             tensor = _tensor(source, name)
-            config = weights.layer_config(recipe, name.removesuffix(".weight")) if recipe else None
+            config = quantization.layer_config(recipe, name.removesuffix(".weight")) if recipe else None
             if config is not None:
-                tensor = weights.quantize(tensor, config)
+                tensor = quantization.quantize(tensor, config)
             flat, record = flatten_tensor_state_dict({name: tensor})
             tensors.update(flat)
             records.update(record)

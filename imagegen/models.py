@@ -12,6 +12,7 @@ from typing import Any
 
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings
+from imagegen.weights import header
 
 log = logging.getLogger(__name__)
 
@@ -179,14 +180,9 @@ def find_fault(folder: Path) -> str | None:
 
 
 def _expected_size(file: Path) -> int:
-    """Bytes that a safetensors file must have by its header: 8 bytes of length, the header, the tensors.
-
-    https://github.com/huggingface/safetensors#format
-    """
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(min(length, 100_000_000)))
-    return int(8 + length + max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"))
+    """Bytes that a safetensors file must have by its header."""
+    tensors, start = header(file)
+    return int(start + max(tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"))
 
 
 def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False) -> Path:

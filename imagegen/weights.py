@@ -1,24 +1,48 @@
-"""The weights of a pipeline: which are needed, in which precision, and how they come from a folder to a device."""
+"""The weight files of a model's folder: which of them, and what of each, a picture needs. Knows nothing of torch."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from typing import TYPE_CHECKING, Any, Literal
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from torchao.quantization import FqnToConfig
+log = logging.getLogger(__name__)
 
 #: The pipeline reads the states after the text encoder's layers 9, 18 and 27 (diffusers' `text_encoder_out_layers`).
 TEXT_ENCODER_LAYERS = 27
-#: The Linear layers that are quantised, by their names in each part: those inside the blocks, with 96 % of the
-#: transformer's weights. What stands before and after them, and what modulates them, stays as it is.
-_QUANTIZED = {
-    "transformer": r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj)"
-    r"|transformer_blocks\.\d+\.ff(_context)?\.linear_\w+"
-    r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
-    "text_encoder": r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
-}
+#: Files that are pulled into the page cache at once, and bytes at a time.
+_PREFETCH_THREADS, _PREFETCH_BYTES = 4, 8 << 20
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: bytes `begin` to `end`, the type by safetensors' name."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def header(file: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and where their bytes begin.
+
+    https://github.com/huggingface/safetensors#format: 8 bytes of length, the header, the tensors.
+
+    Raises:
+        OSError, ValueError, struct.error: it is no such file.
+    """
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        return json.loads(stream.read(min(length, _MAX_HEADER))), 8 + length
 
 
 def needed(part: str, name: str, layers: int) -> bool:
@@ -34,65 +58,60 @@ def needed(part: str, name: str, layers: int) -> bool:
     return not name.startswith("lm_head.") and not (name.startswith("model.norm.") and layers > TEXT_ENCODER_LAYERS)
 
 
-def recipe(part: str, precision: Literal["fp8", "int8"], per_tensor: str | None = None) -> FqnToConfig:
-    """torchao's settings for a part: 8-bit weights, and activations made 8-bit as they come.
+def text_encoder_layers(folder: Path) -> int:
+    """The layers that the text encoder of a model has by its config."""
+    return int(json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
 
-    One scale is kept for each row of a weight and each token; `per_tensor`, a pattern of layers' full names, chooses
-    those that have one for the whole tensor in fp8.
+
+def files(folder: Path, part: str) -> list[Path]:
+    """The weight files of a part that hold anything needed."""
+    index = next((folder / part).glob("*.safetensors.index.json"), None)
+    if index is None:
+        return sorted((folder / part).glob("*.safetensors"))
+    layers = text_encoder_layers(folder)
+    weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return sorted({folder / part / file for name, file in weight_map.items() if needed(part, name, layers)})
+
+
+def stored(folder: Path, part: str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The needed tensors of a part, and what its files note beside them (torchao's record of what it quantised).
+
+    Raises:
+        OSError, ValueError: a file is not there, or is none of safetensors.
     """
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        FqnToConfig,
-        Int8DynamicActivationInt8WeightConfig,
-        PerRow,
-        PerTensor,
-    )
-
-    if precision == "int8":
-        return FqnToConfig({f"re:{_QUANTIZED[part]}": Int8DynamicActivationInt8WeightConfig()})
-    configs = {f"re:{_QUANTIZED[part]}": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())}
-    if per_tensor:
-        configs = {f"re:{per_tensor}": Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor()), **configs}
-    return FqnToConfig(configs)
-
-
-def layer_config(recipe: FqnToConfig, name: str) -> Any:
-    """What a recipe says of the layer called `name`; None where it stays as it is."""
-    return next((c for pattern, c in recipe.fqn_to_config.items() if re.fullmatch(pattern[3:], name)), None)
+    layers = text_encoder_layers(folder)
+    tensors: dict[str, Stored] = {}
+    notes: dict[str, str] = {}
+    for file in files(folder, part):
+        entries, start = header(file)
+        notes.update(entries.pop("__metadata__", {}))
+        for name, entry in entries.items():
+            if needed(part, name, layers):
+                begin, end = entry["data_offsets"]
+                tensors[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
+    if not tensors:
+        raise ValueError(f"{part} has no weights")
+    return tensors, notes
 
 
-def quantize(weight: torch.Tensor, config: Any) -> torch.Tensor:
-    """The weight (out, in) as torchao's `quantize_` would leave it, made on the device that it is on.
+def prefetch(folder: Path) -> threading.Thread:
+    """Begins to pull a model's files into the page cache, so that they are there when torch has been imported. What
+    fails here fails again, and is told, where they are loaded."""
 
-    `quantize_` refuses fp8 where there is no card that could run it; the weight itself can be made anywhere.
-    """
-    import torch
-    from torchao.quantization import Float8Tensor, Int8DynamicActivationInt8WeightConfig, Int8Tensor
-    from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs, QuantizeTensorToInt8Kwargs
+    def pull(file: Path) -> None:
+        buffer = bytearray(_PREFETCH_BYTES)
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
 
-    weight = weight.to(torch.bfloat16)  # what it is quantised from on a card, and what PerRow asks for
-    activations, weights = config.granularity if isinstance(config.granularity, list) else [config.granularity] * 2
-    if isinstance(config, Int8DynamicActivationInt8WeightConfig):
-        int8 = QuantizeTensorToInt8Kwargs(
-            granularity=activations, mapping_type=config.act_mapping_type, reduce_range=config.reduce_range
-        )
-        quantized: torch.Tensor = Int8Tensor.from_hp(
-            weight, granularity=weights, act_quant_kwargs=int8, reduce_range=config.reduce_range
-        )
-        return quantized
-    fp8 = QuantizeTensorToFloat8Kwargs(
-        config.activation_dtype,
-        activations,
-        hp_value_lb=config.activation_value_lb,
-        hp_value_ub=config.activation_value_ub,
-        kernel_preference=config.kernel_preference,
-    )
-    quantized = Float8Tensor.from_hp(
-        weight,
-        float8_dtype=config.weight_dtype,
-        granularity=weights,
-        mm_config=config.mm_config,
-        kernel_preference=config.kernel_preference,
-        act_quant_kwargs=fp8,
-    )
-    return quantized
+    def pull_all() -> None:
+        try:
+            everything = [file for part in ("text_encoder", "transformer", "vae") for file in files(folder, part)]
+            with ThreadPoolExecutor(_PREFETCH_THREADS, "prefetch") as pool:
+                list(pool.map(pull, everything))
+        except (OSError, ValueError, KeyError) as error:
+            log.debug("the weights are not read ahead: %s", error)
+
+    thread = threading.Thread(target=pull_all, name="prefetch", daemon=True)
+    thread.start()
+    return thread

@@ -15,7 +15,7 @@ from torchao.quantization import Float8Tensor, Int8Tensor, PerRow, PerTensor, qu
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from builder.quantize import _NOT_CONVERTED, Quantizer
-from imagegen import weights
+from imagegen import quantization, weights
 from imagegen.errors import ConfigurationError
 from imagegen.models import MICRO_PATH, find_fault
 
@@ -96,7 +96,7 @@ def test_a_weight_is_what_torchao_makes_on_a_card(whole, tmp_path, monkeypatch, 
     loaded = Flux2Transformer2DModel.from_pretrained(result / "transformer", dtype=torch.bfloat16)
     expected = Flux2Transformer2DModel.from_pretrained(whole / "transformer", dtype=torch.bfloat16)
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)  # there is no card here
-    quantize_(expected, weights.recipe("transformer", precision), filter_fn=None)
+    quantize_(expected, quantization.recipe("transformer", precision), filter_fn=None)
     count = 0
     for name, weight in expected.named_parameters():
         got = loaded.get_parameter(name)
@@ -140,14 +140,25 @@ def test_layers_can_have_one_scale_for_a_tensor(whole, tmp_path):
     assert isinstance(block.to_qkv_mlp_proj.weight.act_quant_kwargs.granularity, PerRow)
 
 
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_rows_and_tokens_of_zeros_stay_zeros(precision):
+    (config,) = quantization.recipe("transformer", precision).fqn_to_config.values()
+    weight, tokens = torch.randn(32, 64), torch.randn(3, 64)
+    weight[5] = tokens[1] = 0
+    states = torch.nn.functional.linear(tokens, quantization.quantize(weight, config))
+    assert states.isfinite().all()
+    assert not states[1].any() and not states[:, 5].any()
+    assert states[0, 0] == pytest.approx(float(tokens[0] @ weight[0]), abs=1)
+
+
 def test_all_that_is_not_quantised_is_named(whole):
     """Else a module that a new diffusers brings would be taken for a quantised one."""
     transformer = Flux2Transformer2DModel.from_pretrained(whole / "transformer")
-    recipe = weights.recipe("transformer", "fp8")
+    recipe = quantization.recipe("transformer", "fp8")
     for name, module in transformer.named_modules():
         if isinstance(module, torch.nn.Linear):
             plain = any(part in name for part in _NOT_CONVERTED)
-            assert plain == (weights.layer_config(recipe, name) is None), name
+            assert plain == (quantization.layer_config(recipe, name) is None), name
 
 
 def test_an_interrupted_run_goes_on(whole, tmp_path):
