@@ -161,7 +161,7 @@ class _Filler:
         pieces = {piece: _read(self._stored[piece], pin) for piece in self._quantized.get(name, [name])}
         read = time.monotonic()
         if hosted:
-            self._module.set_submodule(layer, HostEmbedding(pieces[name].to(self._dtype)))
+            self._module.set_submodule(layer, HostEmbedding(pieces[name].to(self._dtype), self.home))
         elif self._nf4 and quantization.has_layer(self._part, layer):
             weight = pieces[name].to(self._device, non_blocking=True).to(self._dtype)
             quantization.set_nf4(self._module, layer, weight, self.home)

@@ -13,9 +13,11 @@ class HostEmbedding(torch.nn.Module):
     A prompt reads 512 of its 151,936 rows: those go to the card, and not 1.2 GB.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, device: str) -> None:
         super().__init__()
         self._table = [weight]  # in a list, where neither a state dict nor a move finds it
+        #: A model's device and type are those of its first parameter.
+        self.first = torch.nn.Parameter(weight.new_empty(0, device=device), requires_grad=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows (batch, tokens, hidden) of `ids` (batch, tokens), on the device of `ids`."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pydantic import BaseModel, Field
-
-log = logging.getLogger(__name__)
 
 
 class StartTimes(BaseModel):
@@ -17,7 +14,8 @@ class StartTimes(BaseModel):
     moving to the card go on side by side: what both took together is shared between them by the work of each."""
 
     process: float = Field(0.0, description="From the process's beginning until loading began.")
-    find: float = Field(0.0, description="Finding the weights, or downloading them; checking the card.")
+    find: float = Field(0.0, description="Finding the weights, or downloading them.")
+    check: float = Field(0.0, description="Checking the card.")
     imports: float = Field(0.0, description="Importing torch, diffusers and transformers.")
     build: float = Field(0.0, description="Making the model's modules, without weights.")
     read: float = Field(0.0, description="Reading the weights.")
@@ -35,11 +33,12 @@ class StartTimes(BaseModel):
         finally:
             setattr(self, stage, getattr(self, stage) + time.monotonic() - begun)
 
-    def note_process(self) -> None:
-        """Sets `process`: what this process has taken until now."""
+    @classmethod
+    def of_process(cls) -> StartTimes:
+        """Those of a process that begins to load now."""
         import psutil
 
-        self.process = time.time() - psutil.Process().create_time()
+        return cls(process=max(0.0, time.time() - psutil.Process().create_time()))
 
     def show(self) -> str:
         """The stages that took any time, on a line."""

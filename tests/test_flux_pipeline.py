@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit_name_the_setting_that_helps(config, monkeypatch
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Flux2KleinPipeline, "to", fail)
+    monkeypatch.setattr("imagegen.assembly._read", fail)
     with pytest.raises(ConfigurationError, match="IMAGEGEN_OFFLOAD=model"):
         FluxPipeline(config).load()
 

@@ -90,10 +90,10 @@ class FluxPipeline:
     with `generator=torch.Generator(device).manual_seed(seed)`.
     """
 
-    def __init__(self, config: FluxConfig) -> None:
+    def __init__(self, config: FluxConfig, times: StartTimes | None = None) -> None:
         self.config = config
-        #: What loading took.
-        self.times = StartTimes()
+        #: What the start took; `load` adds its own.
+        self.times = times or StartTimes()
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
 
     @property
