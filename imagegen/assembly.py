@@ -19,6 +19,7 @@ import diffusers
 import torch
 import transformers
 from torch import nn
+from tqdm import tqdm
 
 from imagegen import quantization, weights
 from imagegen.offload import HostEmbedding, Visit
@@ -50,11 +51,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
     path, offload = config.path, config.offload
     home = "cpu" if offload in ("model", "group") else device
     with times.measure("build"):
-        modules = {
-            "text_encoder": _empty_text_encoder(path),
-            "transformer": _empty(diffusers.Flux2Transformer2DModel, path / "transformer"),
-            "vae": _empty(diffusers.AutoencoderKLFlux2, path / "vae"),
-        }
+        modules = empty_modules(path)
         precisions: dict[str, Precision] = {"text_encoder": config.text_encoder, "transformer": config.transformer}
         fillers = {
             part: _Filler(path, part, module, precisions.get(part, "bf16"), device, home, dtype)
@@ -68,7 +65,8 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
     with ThreadPoolExecutor(_THREADS, "weights") as pool:
         jobs = [pool.submit(fill, name) for fill, name in _tasks(list(fillers.values()))]
         try:
-            seconds = [job.result() for job in jobs]
+            bar = tqdm(jobs, "loading weights", disable=not config.progress)
+            seconds = [job.result() for job in bar]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -85,6 +83,25 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
     elif offload == "group":
         pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=True)
     return pipe
+
+
+def empty_modules(path: Path) -> dict[str, Any]:
+    """The parts of a folder that have weights, on meta."""
+    return {
+        "text_encoder": _empty_text_encoder(path),
+        "transformer": _empty(diffusers.Flux2Transformer2DModel, path / "transformer"),
+        "vae": _empty(diffusers.AutoencoderKLFlux2, path / "vae"),
+    }
+
+
+def missing(path: Path) -> str | None:
+    """What a folder lacks of its model's weights, or has in another shape; None where nothing. Reads no weight."""
+    try:
+        for part, module in empty_modules(path).items():
+            _Filler(path, part, module, "bf16", "meta", "meta", torch.bfloat16)
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    return None
 
 
 def _empty_text_encoder(path: Path) -> Any:

@@ -51,7 +51,7 @@ class FluxConfig:
         offload: what waits on the CPU. "none": nothing; "embeddings": the text encoder's embedding table, of which a
             prompt reads a few rows; "text_encoder": that, and its layers, which come for their turn; "model": each part
             comes for its turn; "group": each layer does, while the one before it works.
-        progress: show bars on stderr for the steps.
+        progress: show bars on stderr for loading and steps.
     """
 
     spec: ModelSpec
