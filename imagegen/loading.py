@@ -85,7 +85,7 @@ def load(
         path = path or find_weights(spec, settings)
         if path is None:
             note("downloading the weights")
-            path = download_weights(spec, settings, progress)
+            path = download_weights(spec, settings, progress, note)
     with times.measure("imports"):
         device = settings.device or default_device()
     if device.startswith("cuda"):
