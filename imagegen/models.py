@@ -254,7 +254,7 @@ def _meter(here: int, total: int, note: Callable[[str], None]) -> type[Any]:
     """A class of bars for `snapshot_download` that tells `note` how much of `total` bytes is here."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Meter(tqdm):  # type: ignore[misc]
+    class Meter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             # Of its three bars, that of the bytes on the disk; the others count files, and bytes on the wire.
             self._counts = kwargs.get("name") == "huggingface_hub.snapshot_download"
