@@ -51,6 +51,8 @@ RUN --mount=type=bind,source=locks/worker.txt,target=/locks/worker.txt \
 ARG MODEL=klein-9b
 ARG PRECISION=fp8
 ARG REVISION=
+# A mirror of the hub.
+ARG HF_ENDPOINT=https://huggingface.co
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
     --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \

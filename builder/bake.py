@@ -120,7 +120,8 @@ class Hub:
         return cls(spec, spec.repository, token, str(info.sha), files)
 
     def data_files(self) -> list[str]:
-        """The files that are read as data: JSON, text and safetensors, at the top or one folder down.
+        """The files that are read as data: JSON, text and safetensors, one folder down; and the licence, which goes where
+        the weights go.
 
         Raises:
             BrokenModel: a part has weights in another format alone, which would be code.
@@ -136,8 +137,12 @@ class Hub:
                 left_out.append(name)
         if left_out:
             _say(f"left out, since they may hold code: {', '.join(left_out)}")
-        parts = [PurePosixPath(name) for name in self.files]
-        return [str(p) for p in parts if str(p) == "model_index.json" or (len(p.parts) == 2 and p.suffix in DATA_ENDINGS)]
+        return [
+            name
+            for name in self.files
+            if name in ("model_index.json", "LICENSE.md")
+            or (name.count("/") == 1 and PurePosixPath(name).suffix in DATA_ENDINGS)
+        ]
 
     def fetch(self, name: str, folder: Path) -> Path:
         """Brings a file into `folder` and compares it with the hub's hash.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from imagegen import driver
 from imagegen.errors import ConfigurationError
 from imagegen.memory import check_card
 from imagegen.models import ModelSpec, download_weights, find_weights, get_model
@@ -31,13 +33,23 @@ def choose_model(settings: Settings) -> ModelSpec:
         return spec or get_model("klein-9b")
     if settings.device is None and default_device() == "cuda":
         return spec or get_model("klein-9b")
+    why = _why_no_card()
     if spec is not None:
         raise ConfigurationError(
-            f"{spec.name} needs a CUDA card and none can be used; IMAGEGEN_MODEL=micro draws without one, "
+            f"{spec.name} needs a CUDA card and none can be used{why}; IMAGEGEN_MODEL=micro draws without one, "
             "IMAGEGEN_DEVICE=cpu insists"
         )
-    log.warning("no CUDA card was found: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses")
+    log.warning(
+        "no CUDA card was found%s: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses", why
+    )
     return micro
+
+
+def _why_no_card() -> str:
+    import torch
+
+    fault = driver.find_fault(torch.version.cuda)
+    return f" ({fault})" if fault else ""
 
 
 def default_device() -> str:
@@ -83,7 +95,10 @@ def load(
     with times.measure("find"):
         note("looking for the weights")
         path = path or find_weights(spec, settings)
-        if path is None:
+        if path is not None:
+            # Before its client is imported: no library asks the hub for what lies here.
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        else:
             note("downloading the weights")
             path = download_weights(spec, settings, progress, note)
     with times.measure("imports"):

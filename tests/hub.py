@@ -166,5 +166,6 @@ def client_of(url: str):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", url)
         patch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)  # what is lost of a file where it breaks off
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)  # a service that found its weights has set it
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
         yield

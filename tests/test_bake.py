@@ -40,6 +40,7 @@ def repository(folder):
     files["transformer/diffusion_pytorch_model.safetensors.index.json"] = json.dumps(index).encode()
     files["flux-2-klein-4b.safetensors"] = b"the whole model in another layout"
     files["teaser.png"] = b"a picture"
+    files["LICENSE.md"] = b"what may be done with it"
     return files
 
 
@@ -89,6 +90,7 @@ def test_a_model_is_baked_and_the_worker_finds_and_loads_it(hub, bake, tmp_path)
     assert drawn.image.size == (64, 64)
     fetched = {name for name, _ in hub.gets}
     assert {*SHARDS, "model_index.json"} < fetched
+    assert (folder / "LICENSE.md").read_bytes() == hub.files["LICENSE.md"]
     assert not {"flux-2-klein-4b.safetensors", "teaser.png", "README.md"} & fetched
     assert not list((tmp_path / "bake").iterdir())  # nothing of the original is left
 
@@ -237,7 +239,7 @@ def test_what_needs_no_baking(hub, bake, tmp_path, model):
 def test_the_process_ends_with_the_status(hub, tmp_path):
     """One line says why, and nothing of how it was found out."""
     hub.tokens = {}
-    environment = {k: v for k, v in os.environ.items() if "TOKEN" not in k}
+    environment = {k: v for k, v in os.environ.items() if "TOKEN" not in k and k != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": SECRET, "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "builder.bake", "klein-9b"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
