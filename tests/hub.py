@@ -37,6 +37,8 @@ class Hub:
         self.cuts: dict[str, int] = {}
         #: The files that are never answered.
         self.hangs_up_on: set[str] = set()
+        #: Files that come half, and the other half when the event is set.
+        self.halves: dict[str, threading.Event] = {}
         #: (file, Range) of each GET.
         self.gets: list[tuple[str, str | None]] = []
 
@@ -131,6 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if (rest := self.hub.halves.get(name)) is not None:
+            self.wfile.write(data[start : len(data) // 2])
+            start = len(data) // 2
+            rest.wait(30)
         end = self.hub.cuts.pop(name, None)
         self.wfile.write(data[start:end])
         if end is not None:
