@@ -2,10 +2,10 @@
 
     python -m builder.bake klein-9b --precision fp8 [--revision COMMIT] [--into HF_HOME] [--work FOLDER]
 
-A weight file is fetched, compared with the hub's hash, made smaller by `builder.quantize` and deleted before the next
-one comes: beside the result the disk holds one file of the original. Whatever was done stays done, so that a run that
-broke off goes on at its file; a connection that breaks goes on at its byte. The snapshot is a real one for whoever looks
-into the cache, and its manifest (`imagegen.manifest`) says what it was made of.
+A weight file is fetched, compared with the hub's hash, made smaller by `builder.quantize` and deleted before the next one
+comes: beside the result the disk holds one file of the original. Whatever was done stays done: a run that broke off goes
+on at its file, a connection within the file. The snapshot is a real one for whoever looks into the cache, and its manifest
+(`imagegen.manifest`) says what it was made of.
 
 Exit status: 0 done, 2 wrong arguments, 3 no token or a wrong one, 4 licence not accepted, 5 disk full, 6 a file or a
 model that is not what it must be, 7 the hub does not answer.
@@ -35,7 +35,10 @@ Precision = Literal["bf16", "fp8", "int8"]
 
 _ATTEMPTS = 4
 #: What of a file's bytes is left of it, at most: 8-bit weights, with scales and what stays bf16; 27 of 36 layers.
-_LEFT = {"transformer": {"fp8": 0.55, "int8": 0.55, "bf16": 1.0}, "text_encoder": dict.fromkeys(get_args(Precision), 0.8)}
+_LEFT = {
+    "transformer": {"fp8": 0.55, "int8": 0.55, "bf16": 1.0},
+    "text_encoder": dict.fromkeys(get_args(Precision), 0.8),
+}
 
 
 class BakeError(ConfigurationError):
@@ -120,8 +123,8 @@ class Hub:
         return cls(spec, spec.repository, token, str(info.sha), files)
 
     def data_files(self) -> list[str]:
-        """The files that are read as data: JSON, text and safetensors, one folder down; and the licence, which goes where
-        the weights go.
+        """The files that are read as data: JSON, text and safetensors, one folder down; and the licence, which goes
+        where the weights go.
 
         Raises:
             BrokenModel: a part has weights in another format alone, which would be code.

@@ -2,8 +2,8 @@
 
     python -m imagegen.manifest FOLDER...      reads every byte and compares the hashes
 
-At start the sizes are compared: that finds what was cut off and costs nothing. To read 20 GB for their hashes would cost
-each cold start seconds of a GPU; a registry has checked them when the image was pulled.
+At start the sizes are compared: that finds what was cut off and costs nothing. To read 20 GB for their hashes would
+cost each cold start seconds of a GPU; they were checked when the image was pulled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def write(folder: Path, model: str, repository: str, commit: str, precision: str
         precision: of the transformer's weights.
     """
     files = {
-        name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(_names(folder))
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in sorted(_names(folder))
     }
     content = {"model": model, "repository": repository, "commit": commit, "precision": precision, "files": files}
     unfinished = folder / f"{NAME}.part"
@@ -83,9 +84,7 @@ def _names(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _faults(
-    folder: Path, content: dict[str, Any], more: Callable[[Path, dict[str, Any]], str | None]
-) -> Iterator[str]:
+def _faults(folder: Path, content: dict[str, Any], more: Callable[[Path, dict[str, Any]], str | None]) -> Iterator[str]:
     for name, entry in content["files"].items():
         path = folder / name
         if not path.is_file():

@@ -54,7 +54,14 @@ class Hub:
         for name in self.files:
             entry = self.entry(name)
             siblings.append({"rfilename": name, "blobId": entry.pop("oid"), **entry})
-        return {"_id": "1", "id": "a/b", "modelId": "a/b", "sha": _commit(revision) or self.commit, "private": False, "siblings": siblings}
+        return {
+            "_id": "1",
+            "id": "a/b",
+            "modelId": "a/b",
+            "sha": _commit(revision) or self.commit,
+            "private": False,
+            "siblings": siblings,
+        }
 
     def tree(self) -> list:
         entries = []

@@ -1,8 +1,8 @@
 """The image: built and run, by docker or by what IMAGE_BUILDER names. `make image-test`; too long for a place among the
 others, whose names begin with test_.
 
-A builder takes `DIR TAG [--build-arg ...]` to build, `--run TAG COMMAND` to run, and `--sealed TAG COMMAND` to run without
-a network on a read-only root with a tmpfs at /tmp; it keeps its images where buildah finds them.
+A builder takes `DIR TAG [--build-arg ...]` to build, `--run TAG COMMAND` to run, and `--sealed TAG COMMAND` to run
+without a network on a read-only root with a tmpfs at /tmp; it keeps its images where buildah finds them.
 """
 
 import base64
@@ -16,8 +16,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from tests.test_bake import repository
 from tests.hub import Hub, serve
+from tests.test_bake import repository
 
 BUILDER = os.environ.get("IMAGE_BUILDER")
 TAG = "image-gen:test"

@@ -86,7 +86,8 @@ def test_a_model_is_baked_and_the_worker_finds_and_loads_it(hub, bake, tmp_path)
     folder = snapshot(tmp_path)
     assert folder == tmp_path / "hub" / "models--black-forest-labs--FLUX.2-klein-4B" / "snapshots" / COMMIT
     with FluxPipeline(FluxConfig(get_model("micro"), folder, device="cpu")) as pipeline:
-        drawn = pipeline.generate("a red circle", width=64, height=64, num_inference_steps=1, guidance_scale=1.0, seed=1)
+        size = {"width": 64, "height": 64}
+        drawn = pipeline.generate("a circle", **size, num_inference_steps=1, guidance_scale=1.0, seed=1)
     assert drawn.image.size == (64, 64)
     fetched = {name for name, _ in hub.gets}
     assert {*SHARDS, "model_index.json"} < fetched
@@ -144,7 +145,7 @@ def test_layers_are_baked_one_file_at_a_time_of_one_commit(hub, bake, tmp_path):
         (None, "klein-4b", 3, "the hub refuses the token, or wants one"),
     ],
 )
-def test_a_gated_model_wants_a_token_whose_account_accepted_the_licence(hub, bake, tmp_path, token, model, status, says):
+def test_a_gated_model_wants_a_token_of_who_accepted_the_licence(hub, bake, tmp_path, token, model, status, says):
     hub.tokens = {f"{SECRET}_stranger": 403, f"{SECRET}_friend": 200}
     done = bake(tmp_path, token=token, model=model)
     assert done.returncode == status
