@@ -2,10 +2,10 @@
 
     python -m builder.bake klein-9b --precision fp8 [--revision COMMIT] [--into HF_HOME] [--work FOLDER]
 
-A weight file is fetched, compared with the hub's hash, made smaller by `builder.quantize` and deleted before the next one
-comes: beside the result the disk holds one file of the original. Whatever was done stays done: a run that broke off goes
-on at its file, a connection within the file. The snapshot is a real one for whoever looks into the cache, and its manifest
-(`imagegen.manifest`) says what it was made of.
+A weight file is fetched, compared with the hub's hash, made smaller by `builder.quantize` and deleted before the next
+one comes: beside the result the disk holds one file of the original. Whatever was done stays done: a run that broke
+off goes on at its file, a connection within the file. The snapshot is a real one for whoever looks into the cache, and
+its manifest (`imagegen.manifest`) says what it was made of.
 
 Exit status: 0 done, 2 wrong arguments, 3 no token or a wrong one, 4 licence not accepted, 5 disk full, 6 a file or a
 model that is not what it must be, 7 the hub does not answer.

@@ -28,6 +28,6 @@ def find_fault(cuda: str | None, version_file: Path = _VERSION_FILE) -> str | No
     if version is None or first is None or int(version[1]) >= first:
         return None
     return (
-        f"the host's driver {version[1]}.{version[2]} is too old: torch was built with CUDA {cuda}, which needs {first} "
-        "or newer; choose another host, or build the image with a TORCH_INDEX for an older CUDA"
+        f"the host's driver {version[1]}.{version[2]} is too old: torch was built with CUDA {cuda}, which needs "
+        f"{first} or newer; choose another host, or build the image with a TORCH_INDEX for an older CUDA"
     )

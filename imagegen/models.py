@@ -258,7 +258,7 @@ def _meter(here: int, total: int, note: Callable[[str], None]) -> type[Any]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             # Of its three bars, that of the bytes on the disk; the others count files, and bytes on the wire.
             self._counts = kwargs.get("name") == "huggingface_hub.snapshot_download"
-            super().__init__(*args, **kwargs)
+            tqdm.__init__(self, *args, **kwargs)
 
         def update(self, n: float | None = 1) -> bool | None:
             nonlocal here

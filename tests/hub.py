@@ -7,8 +7,10 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -27,7 +29,7 @@ class Hub:
     that is not in it is unknown. None: nobody needs one.
     """
 
-    def __init__(self, files: dict[str, bytes]):
+    def __init__(self, files: Mapping[str, bytes | memoryview]) -> None:
         self.files = dict(files)
         self.commit = COMMIT
         self.tokens: dict[str, int] | None = None
@@ -42,14 +44,14 @@ class Hub:
         #: (file, Range) of each GET.
         self.gets: list[tuple[str, str | None]] = []
 
-    def entry(self, name: str) -> dict:
+    def entry(self, name: str) -> dict[str, Any]:
         data = self.files[name]
-        entry = {"size": len(data), "oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+        entry = {"size": len(data), "oid": hashlib.sha1(b"blob %d\0" % len(data) + bytes(data)).hexdigest()}
         if len(data) >= LARGE:
             entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
         return entry
 
-    def info(self, revision: str | None) -> dict:
+    def info(self, revision: str | None) -> dict[str, Any]:
         siblings = []
         for name in self.files:
             entry = self.entry(name)
@@ -63,7 +65,7 @@ class Hub:
             "siblings": siblings,
         }
 
-    def tree(self) -> list:
+    def tree(self) -> list[dict[str, Any]]:
         entries = []
         for name in self.files:
             entry = self.entry(name)
@@ -81,16 +83,16 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
-    def log_message(self, *_):
+    def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self):
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         self._answer()
 
-    def _answer(self):
+    def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         if match := re.match(r"/api/models/[^/]+/[^/]+(?:/revision/([^/]+))?$", path):
             return self._json(self.hub.info(match[1]))
@@ -109,13 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         return self.hub.tokens.get(token, 401)
 
-    def _refuse(self, status: int, code: str):
+    def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _json(self, content):
+    def _json(self, content: object) -> None:
         data = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -123,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _file(self, name: str, commit: str):
+    def _file(self, name: str, commit: str) -> None:
         entry, data = self.hub.entry(name), self.hub.sent.get(name, self.hub.files[name])
         asked = self.headers.get("Range")
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
@@ -145,18 +147,18 @@ class _Handler(BaseHTTPRequestHandler):
             start = len(data) // 2
             rest.wait(30)
         end = self.hub.cuts.pop(name, None)
-        self.wfile.write(data[start:end])
+        self.wfile.write(memoryview(data)[start:end])
         if end is not None:
             self._hang_up()
 
-    def _hang_up(self):
+    def _hang_up(self) -> None:
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
 
 
 @contextmanager
-def serve(hub: Hub):
+def serve(hub: Hub) -> Iterator[str]:
     """The hub's address, while the block runs."""
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -172,7 +174,7 @@ def serve(hub: Hub):
 
 
 @contextmanager
-def client_of(url: str):
+def client_of(url: str) -> Iterator[None]:
     """The client of this process asks `url`, as HF_ENDPOINT would have made it from the start."""
     from huggingface_hub import constants
 
