@@ -12,7 +12,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS baker
 COPY imagegen/__init__.py imagegen/errors.py imagegen/manifest.py imagegen/models.py imagegen/settings.py imagegen/weights.py \
     /baker/imagegen/
-COPY builder/__init__.py builder/bake.py builder/layer.sh builder/quantize.py /baker/builder/
+COPY builder/__init__.py builder/bake.py builder/hub.py builder/layer.sh builder/quantize.py /baker/builder/
 
 # The code, compiled: on a read-only disk, as another user, it could not be later. By hash, since times are rewritten.
 FROM ${BASE_IMAGE} AS code

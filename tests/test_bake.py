@@ -110,6 +110,9 @@ def test_the_manifest_says_what_it_is_and_finds_what_changed(hub, bake, tmp_path
     assert manifest.verify(folder) == []
     with pytest.raises(ConfigurationError, match="it was baked as klein-4b"):
         find_weights(get_model("klein-9b"), settings(model="klein-9b", model_path=folder))
+    again = bake(tmp_path, precision="bf16")
+    assert again.returncode == 6
+    assert "is baked in fp8 already" in again.stderr
     shard = folder / SHARDS[0]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
