@@ -36,6 +36,8 @@ _LEFT = {
     "transformer": {"fp8": 0.55, "int8": 0.55, "bf16": 1.0},
     "text_encoder": dict.fromkeys(get_args(Precision), 0.8),
 }
+#: The worker that reads them is another user, and safetensors writes for its own alone.
+_MODE = 0o644
 
 
 def bake(
@@ -89,6 +91,7 @@ def bake(
         for shard in missing[:files]:
             path = hub.fetch(shard, source)
             quantizer.add(shard)
+            (snapshot / shard).chmod(_MODE)  # now: in a later layer of an image it would be the whole file again
             path.unlink()
             say(f"{shard}: {hub.files[shard].size / 1e9:.2f} GB became {(snapshot / shard).stat().st_size / 1e9:.2f}")
         if files is not None and len(missing) > files:
@@ -99,6 +102,8 @@ def bake(
         if (fault := find_fault(snapshot)) is not None:
             raise BrokenModel(f"{spec.name}: {fault}")
         manifest.write(snapshot, spec.name, hub.repository, hub.commit, precision)
+        for small in (path for path in snapshot.rglob("*.*") if path.suffix != ".safetensors"):
+            small.chmod(_MODE)
         shutil.rmtree(source)
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -6,6 +6,7 @@ without a network on a read-only root with a tmpfs at /tmp; it keeps its images 
 """
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -75,6 +76,10 @@ def holds(path, text):
             stream = archive.extractfile(member)
             if stream is None:
                 continue
+            if stream.read(2) == b"\x1f\x8b":  # docker may save layers as they are pushed
+                stream.seek(0)
+                stream = gzip.GzipFile(fileobj=stream)
+            stream.seek(0)
             while block := stream.read(1 << 24):
                 if sought in tail + block:
                     return True

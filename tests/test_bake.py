@@ -93,6 +93,7 @@ def test_a_model_is_baked_and_the_worker_finds_and_loads_it(hub, bake, tmp_path)
     assert {*SHARDS, "model_index.json"} < fetched
     assert (folder / "LICENSE.md").read_bytes() == hub.files["LICENSE.md"]
     assert not {"flux-2-klein-4b.safetensors", "teaser.png", "README.md"} & fetched
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*.*")} == {0o644}  # the worker is another user
     assert not list((tmp_path / "bake").iterdir())  # nothing of the original is left
 
 
