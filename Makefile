@@ -57,7 +57,7 @@ image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=
 	$(IMAGE_BUILD) --build-arg MODEL=$(MODEL) $(IMAGE_ARGS)
 
 image-test: $(VENV)/.dev ## build the image with micro and run it (docker, or the builder that IMAGE_BUILDER names; as root)
-	IMAGE_BUILDER=$(IMAGE_BUILDER) $(BIN)/pytest tests/image.py
+	IMAGE_BUILDER=$(IMAGE_BUILDER) $(BIN)/pytest -s tests/image.py
 
 serve: $(VENV)/.run ## the HTTP server and its page, on PORT (7000)
 	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
