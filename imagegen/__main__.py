@@ -75,7 +75,7 @@ def main() -> int:
     try:
         settings = get_settings()
         logs.configure(settings)
-        if settings.serve == "queue" or (settings.serve == "auto" and settings.queue_url is not None):
+        if settings.serves_queue:
             from handler import serve
 
             return serve(settings)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from imagegen import driver
 from imagegen.errors import ConfigurationError
 from imagegen.memory import check_card
 from imagegen.models import ModelSpec, download_weights, find_weights, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import Settings
+from imagegen.startup import StartTimes
+from imagegen.weights import prefetch
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +33,23 @@ def choose_model(settings: Settings) -> ModelSpec:
         return spec or get_model("klein-9b")
     if settings.device is None and default_device() == "cuda":
         return spec or get_model("klein-9b")
+    why = _why_no_card()
     if spec is not None:
         raise ConfigurationError(
-            f"{spec.name} needs a CUDA card and none can be used; IMAGEGEN_MODEL=micro draws without one, "
+            f"{spec.name} needs a CUDA card and none can be used{why}; IMAGEGEN_MODEL=micro draws without one, "
             "IMAGEGEN_DEVICE=cpu insists"
         )
-    log.warning("no CUDA card was found: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses")
+    log.warning(
+        "no CUDA card was found%s: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses", why
+    )
     return micro
+
+
+def _why_no_card() -> str:
+    import torch
+
+    fault = driver.find_fault(torch.version.cuda)
+    return f" ({fault})" if fault else ""
 
 
 def default_device() -> str:
@@ -44,33 +59,63 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[str], None]) -> FluxPipeline:
+def read_ahead(settings: Settings) -> Path | None:
+    """Begins to pull the weights of the model that the settings name into the page cache, so that they are read while
+    torch and diffusers are imported; returns their folder, None where it is not known or not there yet.
+
+    Raises:
+        ConfigurationError: there is no such model, or its folder holds none.
+    """
+    path = find_weights(get_model(settings.model), settings) if settings.model else None
+    if path is not None:
+        prefetch(path)
+    return path
+
+
+def load(
+    spec: ModelSpec,
+    settings: Settings,
+    progress: bool,
+    note: Callable[[str], None],
+    path: Path | None = None,
+    times: StartTimes | None = None,
+) -> FluxPipeline:
     """Finds or downloads the weights of a model and loads them.
 
     Args:
         progress: show bars on stderr.
         note: told each stage as it begins.
+        path: where the weights are, if they have been found.
+        times: of the start until now.
 
     Raises:
         ConfigurationError: the weights cannot be had or loaded.
     """
-    begun = time.monotonic()
-    note("looking for the weights")
-    path = find_weights(spec, settings)
-    if path is None:
-        note("downloading the weights")
-        path = download_weights(spec, settings, progress)
-    device = settings.device or default_device()
+    begun, times = time.monotonic(), times or StartTimes()
+    with times.measure("find"):
+        note("looking for the weights")
+        path = path or find_weights(spec, settings)
+        if path is not None:
+            # Before its client is imported: no library asks the hub for what lies here.
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        else:
+            note("downloading the weights")
+            path = download_weights(spec, settings, progress, note)
+    with times.measure("imports"):
+        device = settings.device or default_device()
     if device.startswith("cuda"):
         note("checking the card")
-        check_card(spec, path, device, settings.offload)
+        with times.measure("check"):
+            check_card(spec, path, device, settings.offload)
     note("loading the weights")
-    pipeline = FluxPipeline(FluxConfig(spec, path, device=device, offload=settings.offload, progress=progress))
+    config = FluxConfig(spec, path, device=device, offload=settings.offload, progress=progress)
+    pipeline = FluxPipeline(config, times)
     try:
         pipeline.load()
     except ConfigurationError as error:
         # No caller's words can be in this one, and the operator needs it.
         log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__)
         raise
-    log.info("%s is loaded on %s in %.1f s", spec.name, pipeline.device, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    log.info("%s is loaded on %s in %.1f s: %s", spec.name, pipeline.device, seconds, times.show())
     return pipeline

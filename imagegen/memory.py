@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from imagegen.errors import ConfigurationError, OutOfMemory
 from imagegen.jobs import MEGAPIXEL, MULTIPLE
 from imagegen.models import ModelSpec
+
+Precision = Literal["bf16", "fp8", "int8", "nf4"]
+Offload = Literal["none", "embeddings", "text_encoder", "model", "group"]
 
 #: Bytes that the transformer needs for each token of klein-9b beside its weights, and the VAE's decoder and encoder for
 #: each pixel. Computed from traces of the model on meta tensors with flash attention: 0.75, 1.47 and 3.61 GB with 0, 1

@@ -6,12 +6,15 @@ import json
 import logging
 import shutil
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagegen import manifest
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings
+from imagegen.weights import header
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,8 @@ log = logging.getLogger(__name__)
 MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
 _RUNPOD_VOLUME = Path("/runpod-volume")
 _ROOT = Path("/")
+#: The endings of what is read of a model: data, and nothing that could hold code.
+DATA_ENDINGS = (".json", ".safetensors", ".txt", ".jinja")
 #: The parts of a pipeline that have weights.
 _WEIGHTED = ("transformer", "text_encoder", "vae")
 _NON_COMMERCIAL = "FLUX Non-Commercial License"
@@ -114,9 +119,9 @@ def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOL
         ConfigurationError: IMAGEGEN_MODEL_PATH, or the repository, holds no whole diffusers model.
     """
     if settings.model_path is not None:
-        return _model_folder(settings.model_path, "IMAGEGEN_MODEL_PATH")
+        return _model_folder(settings.model_path, "IMAGEGEN_MODEL_PATH", spec)
     if spec.repository is None:
-        return _model_folder(MICRO_PATH, "the embedded model")
+        return _model_folder(MICRO_PATH, "the embedded model", spec)
     caches = {
         "the cache of HF_HOME": settings.hf_home.expanduser() / "hub",
         "RunPod's cached models": volume / "huggingface-cache" / "hub",
@@ -127,7 +132,7 @@ def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOL
         snapshot = _snapshot(cache, spec.repository, spec.revision)
         if snapshot is None:
             continue
-        if (fault := find_fault(snapshot)) is not None:
+        if (fault := manifest.find_fault(snapshot, spec.name) or find_fault(snapshot)) is not None:
             log.warning("the weights in %s are passed over: %s", name, fault)
             continue
         log.info("the weights come from %s: %s", name, snapshot)
@@ -135,11 +140,16 @@ def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOL
     return None
 
 
-def _model_folder(path: Path, name: str) -> Path:
-    if (fault := find_fault(path)) is not None:
+def _model_folder(path: Path, name: str, spec: ModelSpec) -> Path:
+    if (fault := manifest.find_fault(path, spec.name) or find_fault(path)) is not None:
         raise ConfigurationError(f"{name}: the folder holds no whole diffusers model: {fault}")
     log.info("the weights come from %s: %s", name, path)
     return path
+
+
+def cache_folder(cache: Path, repository: str) -> Path:
+    """A repository's folder in a Hugging Face cache."""
+    return cache / f"models--{repository.replace('/', '--')}"
 
 
 def _snapshot(cache: Path, repository: str, revision: str | None) -> Path | None:
@@ -147,7 +157,7 @@ def _snapshot(cache: Path, repository: str, revision: str | None) -> Path | None
 
     Read by hand rather than with huggingface_hub: RunPod writes the same layout, and a read-only disk must do.
     """
-    folder = cache / f"models--{repository.replace('/', '--')}"
+    folder = cache_folder(cache, repository)
     try:
         commit = revision or (folder / "refs" / "main").read_text().strip()
     except OSError:
@@ -180,18 +190,19 @@ def find_fault(folder: Path) -> str | None:
 
 
 def _expected_size(file: Path) -> int:
-    """Bytes that a safetensors file must have by its header: 8 bytes of length, the header, the tensors.
-
-    https://github.com/huggingface/safetensors#format
-    """
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(min(length, 100_000_000)))
-    return int(8 + length + max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"))
+    """Bytes that a safetensors file must have by its header."""
+    tensors, start = header(file)
+    return int(start + max(tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"))
 
 
-def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False) -> Path:
-    """Downloads the model into the cache of HF_HOME, with a bar if `progress`, and returns its folder.
+def download_weights(
+    spec: ModelSpec, settings: Settings, progress: bool = False, note: Callable[[str], None] | None = None
+) -> Path:
+    """Downloads the model into the cache of HF_HOME and returns its folder.
+
+    Args:
+        progress: show a bar on stderr.
+        note: told how far it is, in GB.
 
     Raises:
         ConfigurationError: the model is gated and there is no token, the disk is too small, or the download failed.
@@ -217,7 +228,7 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
         "cache_dir": cache,
         "token": token.get_secret_value() if token else False,
         # The repositories also hold the whole model as one file, in other layouts.
-        "allow_patterns": ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"],
+        "allow_patterns": ["model_index.json", *(f"*/*{ending}" for ending in DATA_ENDINGS)],
     }
     try:
         plan = snapshot_download(spec.repository, dry_run=True, **arguments)
@@ -225,6 +236,10 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
             spec, sum(file.file_size or 0 for file in plan if file.will_download), cache, settings.queue_url is not None
         )
         log.info("%s is downloaded from %s", spec.name, spec.repository)
+        if note is not None:
+            total = sum(file.file_size or 0 for file in plan)
+            here = total - sum(file.file_size or 0 for file in plan if file.will_download)
+            arguments["tqdm_class"] = _meter(here, total, note)
         return Path(snapshot_download(spec.repository, **arguments))
     except ConfigurationError:
         raise
@@ -236,6 +251,27 @@ def download_weights(spec: ModelSpec, settings: Settings, progress: bool = False
         raise ConfigurationError(
             f"{spec.name}: the download of {spec.repository} failed ({type(error).__name__})"
         ) from error
+
+
+def _meter(here: int, total: int, note: Callable[[str], None]) -> type[Any]:
+    """A class of bars for `snapshot_download` that tells `note` how much of `total` bytes is here."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Meter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Of its three bars, that of the bytes on the disk; the others count files, and bytes on the wire.
+            self._counts = kwargs.get("name") == "huggingface_hub.snapshot_download"
+            tqdm.__init__(self, *args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal here
+            if self._counts:
+                here += int(n or 0)
+                note(f"downloading the weights: {here / 1e9:.1f} of {total / 1e9:.1f} GB")
+            shown: bool | None = super().update(n)
+            return shown
+
+    return Meter
 
 
 def _check_disk(spec: ModelSpec, needed: int, cache: Path, on_runpod: bool) -> None:

@@ -8,6 +8,7 @@ is. A job that is cancelled, or whose time runs out, leaves the lane after the s
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import threading
@@ -29,7 +30,7 @@ from imagegen.errors import (
 )
 from imagegen.events import Event, Listener, Queued, References
 from imagegen.lane import PACE_WEIGHT, Job, Lane
-from imagegen.loading import choose_model, load
+from imagegen.loading import choose_model, load, read_ahead
 from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
 from imagegen.references import Reference, is_url, load_reference
@@ -44,7 +45,10 @@ from imagegen.server.schemas import (
 )
 from imagegen.settings import Settings
 from imagegen.signing import Signer, load_signer
+from imagegen.startup import StartTimes
 from imagegen.store import ObjectStore
+
+log = logging.getLogger(__name__)
 
 #: Threads for pictures' bytes; Pillow lets go of the interpreter while it decodes and compresses.
 _CPU_THREADS = 4
@@ -111,10 +115,14 @@ class Service:
 
     def _load(self) -> FluxPipeline:
         try:
+            times = StartTimes.of_process()
+            with times.measure("find"):
+                path = read_ahead(self.settings)
             self._note_stage("choosing the model")
-            self._spec = choose_model(self.settings)
+            with times.measure("imports"):  # of torch, to ask for a card
+                self._spec = choose_model(self.settings)
             self._signer = load_signer(self.settings)
-            return load(self._spec, self.settings, self._progress, self._note_stage)
+            return load(self._spec, self.settings, self._progress, self._note_stage, path, times)
         except BaseException:
             self._failed_at = time.monotonic()
             raise
@@ -155,6 +163,7 @@ class Service:
             pipeline = loading.result()
             state.status = "busy" if self._admitted else "ready"
             state.device, state.gpu_memory = pipeline.device, pipeline.gpu_memory()
+            state.start = pipeline.times
         if self.draining and state.status != "failed":
             state.status = "draining"
         return state
@@ -280,6 +289,9 @@ class Service:
         clock = time.monotonic()
         pictures = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
         await self.lane.run(job, plan, pipeline, pictures.begin)
+        if not pipeline.times.first_picture:
+            pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
+            log.info("the first picture is there: %s", pipeline.times.show())
 
         # 4. Delivery
         clock = time.monotonic()

@@ -225,6 +225,11 @@ class Settings(BaseSettings):
         description="Where `python handler.py --test_input` writes its pictures.",
     )
 
+    @property
+    def serves_queue(self) -> bool:
+        """Whether this process is a worker of RunPod's queue, rather than an HTTP server."""
+        return self.serve == "queue" or (self.serve == "auto" and self.queue_url is not None)
+
 
 @lru_cache
 def get_settings() -> Settings:

@@ -1,3 +1,6 @@
+import contextlib
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +13,9 @@ from safetensors.numpy import save_file
 from imagegen.errors import ConfigurationError
 from imagegen.jobs import MULTIPLE
 from imagegen.models import MICRO_PATH, MODELS, download_weights, find_weights, get_model
+from imagegen.service import Service
 from tests.conftest import settings
+from tests.hub import Hub, client_of, serve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -190,3 +195,26 @@ def test_micro_is_in_the_repository_and_small():
     assert find_weights(get_model("micro"), settings()) == MICRO_PATH
     assert sum(path.stat().st_size for path in MICRO_PATH.rglob("*.safetensors")) <= 8_000_000
     assert not [path for path in MICRO_PATH.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
+
+
+def test_health_says_how_far_a_download_is(tmp_path):
+    """With the real client: 120 MB, of which half has come."""
+    files = {path.relative_to(MICRO_PATH).as_posix(): path.read_bytes() for path in MICRO_PATH.rglob("*.*")}
+    large = "vae/large.txt"
+    hub = Hub({**files, large: bytes(120_000_000)})
+    hub.halves[large] = threading.Event()
+    with serve(hub) as url, client_of(url):
+        service = Service(settings(model="klein-4b", hf_home=tmp_path))
+        loading = service.start()
+        stages = []
+        while not hub.halves[large].is_set():
+            stages.append(service.health().stage)
+            assert not loading.done(), loading.exception()
+            if stages[-1] == "downloading the weights: 0.1 of 0.1 GB":
+                hub.halves[large].set()
+            time.sleep(0.01)
+        with contextlib.suppress(ConfigurationError):  # the miniature is no klein
+            loading.result(60)
+        service.close()
+    assert "downloading the weights: 0.0 of 0.1 GB" in stages
+    assert find_weights(get_model("klein-4b"), settings(hf_home=tmp_path), tmp_path / "none") is not None

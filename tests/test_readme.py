@@ -36,7 +36,7 @@ EXAMPLES = [json.loads(block) for block in blocks("json")]
 
 
 def test_every_command_is_run_by_a_test():
-    assert {line.split()[0] for line in COMMANDS} == {"make", "python", "curl"}
+    assert {line.split()[0] for line in COMMANDS} == {"make", "python", "curl", "docker"}  # docker: tests/image.py
     assert [line for line in COMMANDS if line.startswith("make")] == ["make run", "make test", "make serve"]
 
 

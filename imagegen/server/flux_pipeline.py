@@ -19,11 +19,12 @@ from PIL import Image
 
 from imagegen import logs, prompts
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
+from imagegen.memory import Offload, Precision
 from imagegen.models import ModelSpec
+from imagegen.startup import StartTimes
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
 
 T = TypeVar("T")
 
@@ -45,8 +46,11 @@ class FluxConfig:
         path: a diffusers folder with its weights.
         device: "cuda", "cuda:1", "cpu"; None: a CUDA card where there is one.
         dtype: of the weights; None: bfloat16 on a card, float32 on a CPU.
-        offload: "model" keeps text encoder, transformer and VAE on the CPU and brings each to the card for its turn
-            (klein 9B in bf16 then fits 24 GB).
+        transformer, text_encoder: the precision in which each runs. A folder that was quantised has its own; one that
+            was not is quantised while it is loaded. "bf16" leaves the weights as they are, in `dtype`.
+        offload: what waits on the CPU. "none": nothing; "embeddings": the text encoder's embedding table, of which a
+            prompt reads a few rows; "text_encoder": that, and its layers, which come for their turn; "model": each part
+            comes for its turn; "group": each layer does, while the one before it works.
         progress: show bars on stderr for loading and steps.
     """
 
@@ -54,7 +58,9 @@ class FluxConfig:
     path: Path
     device: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    offload: Literal["none", "model"] = "none"
+    transformer: Precision = "bf16"
+    text_encoder: Precision = "bf16"
+    offload: Offload = "none"
     progress: bool = False
 
 
@@ -84,8 +90,10 @@ class FluxPipeline:
     with `generator=torch.Generator(device).manual_seed(seed)`.
     """
 
-    def __init__(self, config: FluxConfig) -> None:
+    def __init__(self, config: FluxConfig, times: StartTimes | None = None) -> None:
         self.config = config
+        #: What the start took; `load` adds its own.
+        self.times = times or StartTimes()
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
 
     @property
@@ -114,24 +122,21 @@ class FluxPipeline:
         """
         if self.loaded:
             return
-        import diffusers
-        import torch
-        from transformers.utils import logging as transformers_logging
+        with self.times.measure("imports"):
+            import diffusers
+            import torch
+            from transformers.utils import logging as transformers_logging
+
+            from imagegen import assembly
 
         logs.adopt()
         config = self.config
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, config.dtype or ("float32" if device == "cpu" else "bfloat16"))
-        if not config.progress:
-            diffusers.utils.logging.disable_progress_bar()
-            transformers_logging.disable_progress_bar()
-        pipeline_class: type[DiffusionPipeline] = getattr(diffusers, config.spec.pipeline_class)
+        diffusers.utils.logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         try:
-            pipe = pipeline_class.from_pretrained(config.path, dtype=dtype, local_files_only=True, use_safetensors=True)
-            if config.offload == "model":
-                pipe.enable_model_cpu_offload(device=device)
-            else:
-                pipe.to(device)
+            pipe = assembly.assemble(config, device, dtype, self.times)
         except torch.OutOfMemoryError as error:
             message = f"{config.spec.name} does not fit the card's memory; IMAGEGEN_OFFLOAD=model needs less"
             raise ConfigurationError(message) from error

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from imagegen.prompts import MAX_PROMPT, clean
+from imagegen.startup import StartTimes
 
 MAX_REFERENCES = 4
 MAX_IMAGES = 8
@@ -170,6 +171,7 @@ class HealthResponse(BaseModel):
     model: str = Field(examples=["klein-9b"])
     device: str | None = Field(None, description="Where the model is, once it is loaded.", examples=["cuda"])
     gpu_memory: int | None = Field(None, description="Bytes of the card that the model and its work hold.")
+    start: StartTimes | None = Field(None, description="Seconds that the stages of the start took, once it is loaded.")
     queue: QueueState
     version: str = Field(description="The worker's version.", examples=["0.1.0"])
     message: str | None = Field(None, description="Why it failed.")

@@ -85,7 +85,7 @@ def test_a_person_who_watches_sees_bars(tmp_path):
             seen += data
     os.close(here)
     assert process.wait(30) == 0
-    assert b"Loading pipeline components" in seen
+    assert b"loading weights" in seen
     assert b"steps: 100%" in seen
 
 

@@ -1,0 +1,55 @@
+"""Weights that wait on the CPU. Nothing that draws has to know: ids and states go in and come out on the card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class HostEmbedding(torch.nn.Module):
+    """An embedding table that stays where it is, whatever device the model around it is moved to.
+
+    A prompt reads 512 of its 151,936 rows: those go to the card, and not 1.2 GB.
+    """
+
+    def __init__(self, weight: torch.Tensor, device: str) -> None:
+        super().__init__()
+        self._table = [weight]  # in a list, where neither a state dict nor a move finds it
+        #: A model's device and type are those of its first parameter.
+        self.first = torch.nn.Parameter(weight.new_empty(0, device=device), requires_grad=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows (batch, tokens, hidden) of `ids` (batch, tokens), on the device of `ids`."""
+        rows = torch.nn.functional.embedding(ids.to(self._table[0].device), self._table[0])
+        return rows.to(ids.device)
+
+
+class Visit:
+    """Brings a module's weights to a device for each forward pass, and lets go of them there after it, also after one
+    that failed. What lies on the CPU is kept, pinned, so that nothing is copied back."""
+
+    def __init__(self, module: torch.nn.Module, device: str) -> None:
+        self._device = torch.device(device)
+        self._home = [
+            (child, name, torch.nn.Parameter(self._pinned(parameter.data), requires_grad=False))
+            for child in module.modules()
+            for name, parameter in child.named_parameters(recurse=False)
+        ]
+        self._leave()
+        module.register_forward_pre_hook(self._come, with_kwargs=True)
+        module.register_forward_hook(self._leave, always_call=True)
+
+    def _pinned(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.pin_memory() if self._device.type == "cuda" else weight
+
+    def _come(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for child, name, home in self._home:
+            weight = home.data.to(self._device, non_blocking=True)
+            child.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
+        moved = {n: v.to(self._device) if isinstance(v, torch.Tensor) else v for n, v in kwargs.items()}
+        return tuple(v.to(self._device) if isinstance(v, torch.Tensor) else v for v in args), moved
+
+    def _leave(self, *_: Any) -> None:
+        for child, name, home in self._home:
+            child.register_parameter(name, home)

@@ -1,0 +1,45 @@
+"""What the start of a worker took, from its process's beginning to its first picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import BaseModel, Field
+
+
+class StartTimes(BaseModel):
+    """Seconds of each stage of the start, in the order in which they come; 0.0 where one was not met. Reading and
+    moving to the card go on side by side: what both took together is shared between them by the work of each."""
+
+    process: float = Field(0.0, description="From the process's beginning until loading began.")
+    find: float = Field(0.0, description="Finding the weights, or downloading them.")
+    check: float = Field(0.0, description="Checking the card.")
+    imports: float = Field(0.0, description="Importing torch, diffusers and transformers.")
+    build: float = Field(0.0, description="Making the model's modules, without weights.")
+    read: float = Field(0.0, description="Reading the weights.")
+    to_card: float = Field(0.0, description="Moving them to the card, and quantising what is quantised there.")
+    compile: float = Field(0.0, description="Compiling, or loading what was compiled.")
+    warm_up: float = Field(0.0, description="Drawing pictures that nobody sees.")
+    first_picture: float = Field(0.0, description="The first job's time on the card.")
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds what the block takes to a stage."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.monotonic() - begun)
+
+    @classmethod
+    def of_process(cls) -> StartTimes:
+        """Those of a process that begins to load now."""
+        import psutil
+
+        return cls(process=max(0.0, time.time() - psutil.Process().create_time()))
+
+    def show(self) -> str:
+        """The stages that took any time, on a line."""
+        return ", ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in self if seconds)

@@ -1,0 +1,44 @@
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from imagegen import healthcheck
+from imagegen.settings import get_settings
+
+
+@pytest.fixture
+def check(monkeypatch):
+    def run(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        return healthcheck.main()
+
+    return run
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
+def test_it_says_what_the_server_says(check, capsys, status, expected):
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+            self.wfile.write(b'{"stage": "loading the weights"}')
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request).start()
+        assert check(PORT=str(server.server_port)) == expected
+    assert "loading the weights" in capsys.readouterr().out
+
+
+def test_nobody_there_is_not_healthy(check, capsys):
+    assert check(PORT="9") == 1
+    assert "nothing answers on port 9" in capsys.readouterr().out
+
+
+def test_a_worker_of_the_queue_has_no_port(check):
+    assert check(PORT="9", RUNPOD_WEBHOOK_GET_JOB="http://queue") == 0
