@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from imagegen.errors import ConfigurationError
-from imagegen.memory import check_card
+from imagegen.memory import Card, MemoryPlan, read_card
 from imagegen.models import ModelSpec, download_weights, find_weights, get_model
+from imagegen.planning import choose, stored_precisions
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import Settings
 
@@ -44,6 +46,26 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def plan(spec: ModelSpec, settings: Settings, path: Path | None, card: Card | None) -> MemoryPlan:
+    """Where each part of a model will live, and in which precision.
+
+    Args:
+        path: the folder with its weights, which may be quantised already; None: they are not here.
+        card: None: a CPU.
+
+    Raises:
+        ConfigurationError: what the settings ask for does not fit the card.
+    """
+    return choose(
+        spec,
+        card,
+        references=min(spec.max_references, settings.max_references),
+        precision=settings.precision,
+        offload=settings.offload,
+        stored=stored_precisions(path) if path else (None, None),
+    )
+
+
 def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[str], None]) -> FluxPipeline:
     """Finds or downloads the weights of a model and loads them.
 
@@ -52,7 +74,7 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
         note: told each stage as it begins.
 
     Raises:
-        ConfigurationError: the weights cannot be had or loaded.
+        ConfigurationError: the weights cannot be had or loaded, or do not fit the card.
     """
     begun = time.monotonic()
     note("looking for the weights")
@@ -61,11 +83,21 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
         note("downloading the weights")
         path = download_weights(spec, settings, progress)
     device = settings.device or default_device()
-    if device.startswith("cuda"):
-        note("checking the card")
-        check_card(spec, path, device, settings.offload)
+    note("checking the card")
+    chosen = plan(spec, settings, path, read_card(device))
+    log.info("memory: %s", chosen)
     note("loading the weights")
-    pipeline = FluxPipeline(FluxConfig(spec, path, device=device, offload=settings.offload, progress=progress))
+    config = FluxConfig(
+        spec,
+        path,
+        device=device,
+        transformer=chosen.transformer,
+        text_encoder=chosen.text_encoder,
+        offload=chosen.offload,
+        progress=progress,
+        plan=chosen,
+    )
+    pipeline = FluxPipeline(config)
     try:
         pipeline.load()
     except ConfigurationError as error:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from imagegen import logs, prompts
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
+from imagegen.memory import MemoryPlan, Offload, Precision
 from imagegen.models import ModelSpec
 
 if TYPE_CHECKING:
@@ -45,17 +46,22 @@ class FluxConfig:
         path: a diffusers folder with its weights.
         device: "cuda", "cuda:1", "cpu"; None: a CUDA card where there is one.
         dtype: of the weights; None: bfloat16 on a card, float32 on a CPU.
-        offload: "model" keeps text encoder, transformer and VAE on the CPU and brings each to the card for its turn
-            (klein 9B in bf16 then fits 24 GB).
+        transformer, text_encoder: the precision in which each runs.
+        offload: what waits on the CPU; "model" keeps text encoder, transformer and VAE there and brings each to the
+            card for its turn (klein 9B in bf16 then fits 24 GB).
         progress: show bars on stderr for loading and steps.
+        plan: from which these follow, and which knows what fits beside them; None: nothing is known.
     """
 
     spec: ModelSpec
     path: Path
     device: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    offload: Literal["none", "model"] = "none"
+    transformer: Precision = "bf16"
+    text_encoder: Precision = "bf16"
+    offload: Offload = "none"
     progress: bool = False
+    plan: MemoryPlan | None = None
 
 
 @dataclass
@@ -120,6 +126,8 @@ class FluxPipeline:
 
         logs.adopt()
         config = self.config
+        if {config.transformer, config.text_encoder} != {"bf16"} or config.offload not in ("none", "model"):
+            raise ConfigurationError(f"{config.spec.name} can be loaded in bf16, with IMAGEGEN_OFFLOAD none or model")
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, config.dtype or ("float32" if device == "cpu" else "bfloat16"))
         if not config.progress:
