@@ -34,8 +34,9 @@ _DECODE_BYTES, _ENCODE_BYTES = 1.61e9 / MEGAPIXEL, 1.34e9 / MEGAPIXEL
 #: The same for the step that fills the cache of the references' keys and values, for a reference's token and any other:
 #: 4.3, 7.5, 10.7 and 13.9 GB with 1 to 4 references, of which the cache is 2.15 GB a reference.
 _KV_REFERENCE_BYTES, _KV_TOKEN_BYTES = 3.2e9 / 4096, 1.1e9 / (4096 + 512)
-#: bitsandbytes' 4 bits: weights for which there is one scale, and the table of 16 values that each tensor has.
-_NF4_BLOCK, _NF4_TABLE = 64, 64
+#: bitsandbytes' 4 bits: weights that share a scale of a byte, scales that share a float32, and what each tensor has
+#: beside them: a table of 16 values, one of 256 for the scales, and their offset, all float32.
+_NF4_BLOCK, _NF4_SCALES, _NF4_TABLES = 64, 256, (16 + 256 + 1) * 4
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,19 @@ def linear_bytes(linears: Sequence[Linears], precision: Precision, element: int 
     """Bytes of Linear layers without bias, in bf16 with `element` bytes a weight (4: float32, on a CPU).
 
     fp8 and int8 as torchao keeps them with one scale a row: a byte a weight and a float32 a row, in int8 a zero point
-    of one byte more. nf4 as bitsandbytes without double quantisation: half a byte a weight, a float32 for each 64.
+    of one byte more. nf4 as bitsandbytes keeps it: half a byte a weight, and scales that are quantised too.
     """
     if precision == "bf16":
         return sum(count * rows * columns for count, rows, columns in linears) * element
     if precision == "nf4":
-        return sum(
-            count * (rows * columns // 2 + 4 * math.ceil(rows * columns / _NF4_BLOCK) + _NF4_TABLE)
-            for count, rows, columns in linears
-        )
+        return sum(count * _nf4_bytes(rows * columns) for count, rows, columns in linears)
     row = 4 if precision == "fp8" else 5
     return sum(count * rows * (columns + row) for count, rows, columns in linears)
+
+
+def _nf4_bytes(weights: int) -> int:
+    scales = math.ceil(weights / _NF4_BLOCK)
+    return math.ceil(weights / 2) + scales + 4 * math.ceil(scales / _NF4_SCALES) + _NF4_TABLES
 
 
 def transformer_rest(a: Architecture) -> int:
@@ -151,14 +154,9 @@ def part_bytes(
     )
 
 
-def block_bytes(spec: ModelSpec, transformer: Precision, text_encoder: Precision) -> tuple[int, int]:
-    """Bytes of the largest block of the transformer, and of a layer of the text encoder."""
-    a = spec.architecture
-    linears = transformer_linears(a)
-    double = [(count // a.double_blocks, rows, columns) for count, rows, columns in linears[:3]]
-    single = [(count // a.single_blocks, rows, columns) for count, rows, columns in linears[3:]]
-    largest = max(linear_bytes(double, transformer), linear_bytes(single, transformer))
-    return largest, linear_bytes(text_linears(a, 1), text_encoder)
+def largest_linear(linears: Sequence[Linears], precision: Precision) -> int:
+    """Bytes of the largest Linear layer."""
+    return max(linear_bytes([(1, rows, columns)], precision) for _, rows, columns in linears)
 
 
 def activations(spec: ModelSpec, size: Size, references: Sequence[Size]) -> Activations:

@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from imagegen.errors import ConfigurationError, OutOfMemory
-from imagegen.footprint import Parts, Size, activations, block_bytes, kv_bytes, transformer_rest
+from imagegen.footprint import (
+    Parts,
+    Size,
+    activations,
+    kv_bytes,
+    largest_linear,
+    text_linears,
+    transformer_linears,
+)
 from imagegen.jobs import MEGAPIXEL, MULTIPLE
 from imagegen.models import ModelSpec
 
 #: In which precision a part runs. bf16 is the reference, and on a CPU float32; the others are of its blocks' weights.
 Precision = Literal["bf16", "fp8", "int8", "nf4"]
 #: What is not on the card all the time: nothing; the text encoder's table of words; the whole text encoder, which comes
-#: for its turn; every part, each of which comes for its turn; every part, of which a block at a time comes.
+#: for its turn; every part, each of which comes for its turn; every part, of which a layer at a time comes.
 Offload = Literal["none", "embeddings", "text_encoder", "model", "group"]
 
 #: Bytes of a CUDA context with its libraries' handles (about 0.5 GiB on cards of the last generations).
@@ -85,10 +93,10 @@ class MemoryPlan:
         if self.offload == "text_encoder":
             return CONTEXT + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.picture)
         transformer, text_encoder = parts.transformer, parts.text_encoder + parts.embeddings
-        if self.offload == "group":  # the block that runs, the next one on its way, and what is in no block
-            block, layer = block_bytes(self.spec, self.transformer, self.text_encoder)
-            transformer = 2 * block + 2 * transformer_rest(self.spec.architecture)
-            text_encoder = 2 * layer + parts.embeddings
+        if self.offload == "group":  # the layer that runs, and the next one on its way
+            a = self.spec.architecture
+            transformer = 2 * largest_linear(transformer_linears(a), self.transformer)
+            text_encoder = parts.embeddings + largest_linear(text_linears(a, 1), self.text_encoder)
         return CONTEXT + max(
             text_encoder + needs.encode_prompt,
             transformer + needs.denoise,
@@ -133,7 +141,7 @@ class MemoryPlan:
             "embeddings": "all on the card but the embeddings",
             "text_encoder": "all on the card, the text encoder for its turn",
             "model": "each on the card for its turn",
-            "group": "on the card block by block",
+            "group": "on the card layer by layer",
         }[self.offload]
         parts = self.parts
         return (

@@ -21,7 +21,7 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuple[Precision, Precisi
     """Precision of the transformer and of the text encoder, and offload, from what is best to what needs least.
 
     All on the card comes before a text encoder that is fetched for each new prompt, and that before 4 bits; parts that
-    are fetched for each picture come after them, and blocks that are fetched for each step last. Inside of each, what
+    are fetched for each picture come after them, and layers that are fetched for each step last. Inside of each, what
     is most exact comes first: the other precisions are measured against bf16, and are chosen where they buy room, or by
     whoever wants their speed (IMAGEGEN_PRECISION=fp8).
     """

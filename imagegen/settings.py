@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         "auto",
         validation_alias="IMAGEGEN_OFFLOAD",
         description="What waits on the CPU: none; the embeddings; the text_encoder; each part of the model until its "
-        "turn (model); each block (group). auto: as little as the card allows.",
+        "turn (model); each layer (group). auto: as little as the card allows.",
     )
     timeout: float = Field(
         600.0,
