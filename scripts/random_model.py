@@ -1,10 +1,10 @@
-"""A model's folder with the architecture of its spec, full-size where that is klein's, and random weights: what memory and
-time need, without a download. Pictures of it are noise.
+"""A model's folder with the architecture of its spec, full-size where that is klein's, and random weights: it needs the
+memory and the time of the real one, and no download. Its pictures are noise.
 
     python -m scripts.random_model klein-9b FOLDER [--device cuda]
 
 Modules are made on the meta device and their weights a file of at most 4 GB at a time, so that 35 GB pass through a
-machine with little memory. The tokenizer and the scheduler are micro's: prompts are padded to the model's length anyway.
+machine with little memory. Tokenizer and scheduler are micro's: prompts are padded to the model's length anyway.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _write_weights(module: Any, folder: Path, name: str, device: str) -> None:
     tied = set(getattr(module, "_tied_weights_keys", None) or ()) if _is_tied(module) else set()
     weights = [(key, tensor) for key, tensor in module.state_dict().items() if key not in tied]
     shards = list(_shards(weights))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"{name}.safetensors" if len(shards) == 1 else f"{name}-{number:05}-of-{len(shards):05}.safetensors"
         save_file({key: _random(key, tensor, device).cpu() for key, tensor in shard}, folder / file, {"format": "pt"})
