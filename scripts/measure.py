@@ -113,6 +113,14 @@ class Device:
 
         return torch.cuda.max_memory_allocated(self.name), torch.cuda.max_memory_reserved(self.name)
 
+    def memory_summary(self) -> str:
+        """What torch knows of the card's memory, as a table of its own; empty on the CPU."""
+        if not self.is_cuda:
+            return ""
+        import torch
+
+        return str(torch.cuda.memory_summary(self.name, abbreviated=True))
+
 
 @dataclass
 class Case:

@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from imagegen.errors import ConfigurationError
+from imagegen.footprint import part_bytes
+from imagegen.memory import gib
 from imagegen.models import MICRO_PATH, Architecture, ModelSpec, get_model
 
 #: Bytes of a file.
@@ -64,6 +67,9 @@ def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
 
     Args:
         device: where the random numbers are drawn.
+
+    Raises:
+        ConfigurationError: the disk has no room for it.
     """
     import torch
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
@@ -72,6 +78,12 @@ def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
     done = folder / "model_index.json"
     if done.is_file():
         return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = part_bytes(spec, "bf16", "bf16", trimmed=False).total, shutil.disk_usage(folder).free
+    if needed * 1.01 > free:
+        raise ConfigurationError(
+            f"random weights of {spec.name} need {gib(needed)} of disk, and {folder} has {gib(free)} free"
+        )
     for part in ("tokenizer", "scheduler"):
         shutil.copytree(MICRO_PATH / part, folder / part, dirs_exist_ok=True)
     makers: dict[str, Any] = {

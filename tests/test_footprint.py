@@ -10,6 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from imagegen.footprint import TEXT_LAYERS, activations, kv_bytes, part_bytes
 from imagegen.models import MICRO_PATH, get_model
+from scripts.random_model import configs
 
 SQUARE = (1024, 1024)
 MODELS = ("klein-9b", "klein-4b", "micro")
@@ -126,6 +127,22 @@ def test_the_table_of_what_is_resident_of_klein_9b(transformer, expected):
     resident = [part_bytes(spec, transformer, "bf16", trimmed=False).total, trimmed["bf16"].total]
     resident += [parts.total - parts.embeddings for parts in trimmed.values()]
     assert tuple(round(number / 2**30, 1) for number in resident) == expected
+
+
+def test_a_random_model_has_the_same_shapes(built):
+    """`scripts.random_model` stands in for the real weights in benchmarks."""
+    spec, transformer, text_encoder, vae = built
+    read = configs(spec.architecture)
+    with torch.device("meta"):
+        made = (
+            Flux2Transformer2DModel.from_config(read["transformer"]),
+            Qwen3ForCausalLM(Qwen3Config.from_dict(read["text_encoder"])),
+            AutoencoderKLFlux2.from_config(read["vae"]),
+        )
+    for one, other in zip(made, (transformer, text_encoder, vae), strict=True):
+        assert {key: w.shape for key, w in one.state_dict().items()} == {
+            key: w.shape for key, w in other.state_dict().items()
+        }
 
 
 @pytest.mark.parametrize(("references", "gigabytes"), [(0, 0.75), (1, 1.47), (2, 2.18), (4, 3.61)])
