@@ -11,6 +11,7 @@ go on.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import signal
 import sys
@@ -295,6 +296,9 @@ class Benchmark:
         """A pipeline as the worker would have it on a card of `gigabytes`; on a CPU in full precision."""
         spec, card = spec or self.spec, self.device.card(gigabytes)
         plan = choose(spec, card, precision=precision, offload=offload) if card else choose(spec, None)
+        if card is not None and "attention" in _levers():  # the kernel that the worker itself would take
+            acceleration = importlib.import_module("imagegen.acceleration")
+            levers["attention"], _ = acceleration.choose_attention(card.capability)
         config = FluxConfig(
             spec,
             self.folder,
