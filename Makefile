@@ -3,6 +3,7 @@ PYTHON ?= python3
 # What `make run` and `make serve` draw with: micro wherever you are, or MODEL=klein-9b on a card.
 MODEL ?= micro
 PORT ?= 7000
+OUTPUT ?= outputs
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
@@ -25,10 +26,10 @@ IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . 
 AUDITED ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check lint lock image image-test serve micro eval bench fuzz audit sbom licences clean
+.PHONY: help run test slow check lint lock image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=klein-9b: the real model)
 	$(MODEL_ENV) $(BIN)/python handler.py --test_input
@@ -79,6 +80,9 @@ bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against
 
 fuzz: $(VENV)/.fuzz ## five minutes of broken pictures, which atheris looks for
 	$(BIN)/python -m scripts.fuzz_references --seconds 300
+
+benchmark-gpu: ## what is promised of a card, in nine minutes at most, by the interpreter PYTHON=; into outputs/ (OUTPUT=)
+	$(PYTHON) -m scripts.benchmark_gpu --output $(OUTPUT)
 
 audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI; a package that it does not know is a failure)
 	$(AUDIT)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off

@@ -1,11 +1,15 @@
 """`python -m imagegen`, the container's entry: RunPod's queue where there is one, else HTTP on PORT.
 
+    python -m imagegen --plan                                    what would be on this machine's card, in one line
+    python -m imagegen --plan --card-gb 24 --capability 8.9      on another card; nothing is loaded
+
 SIGTERM drains: what runs is finished, what comes is refused, and the process ends with status 0. After a dead card it
 ends with status 1, so that whoever watches over it starts another.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -15,6 +19,7 @@ from typing import NoReturn
 
 from imagegen import logs
 from imagegen.errors import ConfigurationError
+from imagegen.models import find_weights, get_model
 from imagegen.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -70,11 +75,47 @@ def serve_http(settings: Settings) -> NoReturn:
     os._exit(status)
 
 
+def show_plan(settings: Settings, gigabytes: float | None, capability: tuple[int, int]) -> int:
+    """Prints where the model's parts would live on a card, this machine's unless named; returns the exit status.
+
+    Raises:
+        ConfigurationError: nothing that the settings ask for fits.
+    """
+    from imagegen import loading
+    from imagegen.memory import Card, read_card
+
+    if gigabytes is None:
+        spec = loading.choose_model(settings)
+        card = read_card(settings.device or loading.default_device())
+    else:
+        spec, card = get_model(settings.model or "klein-9b"), Card.of(gigabytes, capability)
+    print(loading.plan(spec, settings, find_weights(spec, settings), card))
+    return 0
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
+
+
 def main() -> int:
     """Chooses the door; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", action="store_true", help="print the plan of the card's memory, and load nothing")
+    parser.add_argument("--card-gb", type=float, metavar="N", help="of a card of N GB; without it, of this machine's")
+    parser.add_argument(
+        "--capability",
+        type=_capability,
+        default=(8, 9),
+        metavar="X.Y",
+        help="of that card; 8.9 where it is left out",
+    )
+    args = parser.parse_args()
     try:
         settings = get_settings()
         logs.configure(settings)
+        if args.plan:
+            return show_plan(settings, args.card_gb, args.capability)
         if settings.serves_queue:
             from handler import serve
 

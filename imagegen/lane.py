@@ -121,7 +121,7 @@ class Lane:
         except OutOfMemory:
             sizes = [reference.size for reference in job.references]
             raise memory.out_of_memory(
-                pipeline.config.spec, (plan.width, plan.height), sizes, pipeline.device
+                pipeline.config.plan, (plan.width, plan.height), sizes, pipeline.device
             ) from None
         except GpuFailed as error:
             self.dead = error.message

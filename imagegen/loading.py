@@ -10,8 +10,9 @@ from pathlib import Path
 
 from imagegen import driver
 from imagegen.errors import ConfigurationError
-from imagegen.memory import check_card
+from imagegen.memory import Card, MemoryPlan, read_card
 from imagegen.models import ModelSpec, download_weights, find_weights, get_model
+from imagegen.planning import choose, stored_precisions
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import Settings
 from imagegen.startup import StartTimes
@@ -72,6 +73,26 @@ def read_ahead(settings: Settings) -> Path | None:
     return path
 
 
+def plan(spec: ModelSpec, settings: Settings, path: Path | None, card: Card | None) -> MemoryPlan:
+    """Where each part of a model will live, and in which precision.
+
+    Args:
+        path: the folder with its weights, which may be quantised already; None: they are not here.
+        card: None: a CPU.
+
+    Raises:
+        ConfigurationError: what the settings ask for does not fit the card.
+    """
+    return choose(
+        spec,
+        card,
+        references=min(spec.max_references, settings.max_references),
+        precision=settings.precision,
+        offload=settings.offload,
+        stored=stored_precisions(path) if path else (None, None),
+    )
+
+
 def load(
     spec: ModelSpec,
     settings: Settings,
@@ -89,7 +110,7 @@ def load(
         times: of the start until now.
 
     Raises:
-        ConfigurationError: the weights cannot be had or loaded.
+        ConfigurationError: the weights cannot be had or loaded, or do not fit the card.
     """
     begun, times = time.monotonic(), times or StartTimes()
     with times.measure("find"):
@@ -103,12 +124,21 @@ def load(
             path = download_weights(spec, settings, progress, note)
     with times.measure("imports"):
         device = settings.device or default_device()
-    if device.startswith("cuda"):
-        note("checking the card")
-        with times.measure("check"):
-            check_card(spec, path, device, settings.offload)
+    note("checking the card")
+    with times.measure("check"):
+        chosen = plan(spec, settings, path, read_card(device))
+    log.info("memory: %s", chosen)
     note("loading the weights")
-    config = FluxConfig(spec, path, device=device, offload=settings.offload, progress=progress)
+    config = FluxConfig(
+        spec,
+        path,
+        device=device,
+        transformer=chosen.transformer,
+        text_encoder=chosen.text_encoder,
+        offload=chosen.offload,
+        progress=progress,
+        plan=chosen,
+    )
     pipeline = FluxPipeline(config, times)
     try:
         pipeline.load()

@@ -1,56 +1,188 @@
-"""What fits a card: the weights before they are loaded, and the largest picture after one did not fit."""
+"""What fits a card: where each part of a model lives and in which precision, chosen before anything is loaded, and the
+largest picture that the plan has room for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from imagegen.errors import ConfigurationError, OutOfMemory
+from imagegen.footprint import (
+    Parts,
+    Size,
+    activations,
+    kv_bytes,
+    largest_linear,
+    text_linears,
+    transformer_linears,
+)
 from imagegen.jobs import MEGAPIXEL, MULTIPLE
 from imagegen.models import ModelSpec
 
+#: In which precision a part runs. bf16 is the reference, and on a CPU float32; the others are of its blocks' weights.
 Precision = Literal["bf16", "fp8", "int8", "nf4"]
+#: What is not on the card all the time: nothing; the text encoder's table of words; the whole text encoder, which comes
+#: for its turn; every part, each of which comes for its turn; every part, of which a layer at a time comes.
 Offload = Literal["none", "embeddings", "text_encoder", "model", "group"]
 
-#: Bytes that the transformer needs for each token of klein-9b beside its weights, and the VAE's decoder and encoder for
-#: each pixel. Computed from traces of the model on meta tensors with flash attention: 0.75, 1.47 and 3.61 GB with 0, 1
-#: and 4 references of a megapixel (4,096 tokens each, 512 of text); 1.61 and 1.34 GB a megapixel.
-_TOKEN_BYTES = (3.61e9 - 0.75e9) / (4 * 4096)
-_DECODE_BYTES, _ENCODE_BYTES = 1.61e9 / MEGAPIXEL, 1.34e9 / MEGAPIXEL
-#: For the CUDA context and what the allocator cannot use.
-_RESERVE = 1.0e9
-
-Size = tuple[int, int]
-
-
-def picture_bytes(spec: ModelSpec, size: Size, references: Sequence[Size]) -> int:
-    """Estimated bytes of the card that a picture needs beside the weights: its parts run one after another."""
-    pixels, all_pixels = size[0] * size[1], sum(w * h for w, h in (size, *references))
-    transformer = (all_pixels / MULTIPLE**2 + spec.max_sequence_length) * _TOKEN_BYTES * spec.width_ratio
-    encode = max((w * h * _ENCODE_BYTES for w, h in references), default=0)
-    return int(max(transformer, pixels * _DECODE_BYTES, encode))
+#: Bytes of a CUDA context with its libraries' handles (about 0.5 GiB on cards of the last generations).
+CONTEXT = 2**29
+#: Bytes that must be left over: torch's allocator takes memory in blocks, and some of it fits nothing.
+RESERVE = 2**29
+#: What of a card of N GB a process can have: an RTX 4090 of 24 has 23.6 GiB, an RTX 5090 of 32 has 31.4, an H100 of 80
+#: 79.1, and the driver keeps a little.
+USABLE = 0.98
+#: The largest reference that reaches the model, a megapixel.
+REFERENCE: Size = (math.isqrt(MEGAPIXEL), math.isqrt(MEGAPIXEL))
 
 
-def largest_fit(spec: ModelSpec, size: Size, references: Sequence[Size], free: int) -> Size | None:
-    """The largest picture of the shape of `size`, and smaller than it, for which `free` bytes do by the estimate.
+@dataclass(frozen=True)
+class Card:
+    """A card: the bytes that this process can have of it, its context included, and its compute capability."""
 
-    None where not even the smallest fits.
+    bytes: int
+    capability: tuple[int, int]
+
+    @classmethod
+    def of(cls, gigabytes: float, capability: tuple[int, int]) -> Card:
+        """A card as it is sold, empty."""
+        return cls(int(gigabytes * 2**30 * USABLE), capability)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where each part of a model lives and in which precision, the bytes of each, and why.
+
+    `card` is None on a CPU, where nothing is offloaded and no picture is refused. The plan is made for pictures of
+    `size` with `references` references of a megapixel; what is larger is checked when it is asked for.
     """
+
+    spec: ModelSpec
+    card: Card | None
+    transformer: Precision
+    text_encoder: Precision
+    offload: Offload
+    references: int
+    size: Size
+    parts: Parts
+    why: str = ""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of the weights that stay on the card."""
+        parts = self.parts
+        kept: dict[Offload, int] = {
+            "none": parts.total,
+            "embeddings": parts.total - parts.embeddings,
+            "text_encoder": parts.transformer + parts.vae,
+        }
+        return kept.get(self.offload, 0)
+
+    @property
+    def peak(self) -> int:
+        """Estimated bytes of the card in use at most, for what the plan is made for."""
+        return self.peak_of(self.size, [REFERENCE] * self.references)
+
+    def peak_of(self, size: Size, references: Sequence[Size]) -> int:
+        """Estimated bytes of the card in use at most while a picture is made: weights, activations, CUDA's context."""
+        parts, needs = self.parts, activations(self.spec, size, references)
+        if self.offload in ("none", "embeddings"):
+            return CONTEXT + self.resident + max(needs.encode_prompt, needs.picture)
+        if self.offload == "text_encoder":
+            return CONTEXT + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.picture)
+        transformer, text_encoder = parts.transformer, parts.text_encoder + parts.embeddings
+        if self.offload == "group":  # the layer that runs, and the next one on its way
+            a = self.spec.architecture
+            transformer = 2 * largest_linear(transformer_linears(a), self.transformer)
+            text_encoder = parts.embeddings + largest_linear(text_linears(a, 1), self.text_encoder)
+        return CONTEXT + max(
+            text_encoder + needs.encode_prompt,
+            transformer + needs.denoise,
+            parts.vae + max(needs.encode_references, needs.decode),
+        )
+
+    def kv_fits(self, size: Size, references: Sequence[Size]) -> bool:
+        """Whether the path that keeps the references' keys and values has room; on a CPU always."""
+        if self.card is None:
+            return True
+        transformer = self.resident or self.parts.transformer
+        return CONTEXT + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.card.bytes
+
+    def fits(self, card: Card | None) -> bool:
+        """Whether a card has room for what the plan is made for, and something to spare."""
+        return card is None or self.peak + RESERVE <= card.bytes
+
+    def largest(self, size: Size, references: Sequence[Size], available: int) -> Size | None:
+        """The largest picture of the shape of `size`, and smaller than it, for which `available` bytes of the card do.
+
+        None where not even the smallest fits.
+        """
+        return _largest(self.spec, size, lambda smaller: self.peak_of(smaller, references) + RESERVE <= available)
+
+    def check(self, size: Size, references: Sequence[Size]) -> None:
+        """Checks that a picture can fit, before the card works for it.
+
+        Raises:
+            OutOfMemory: it cannot by the estimate; with the largest size that can.
+        """
+        if self.card is None or self.peak_of(size, references) <= self.card.bytes:
+            return
+        raise _out_of_memory(size, references, self.largest(size, references, self.card.bytes))
+
+    def __str__(self) -> str:
+        """The plan in one readable line."""
+        if self.card is None:
+            kept = "float32" if self.transformer == "bf16" else self.transformer
+            return f"{self.spec.name} on the CPU: {kept}, {gib(self.parts.total)} of weights; {self.why}"
+        where = {
+            "none": "all on the card",
+            "embeddings": "all on the card but the embeddings",
+            "text_encoder": "all on the card, the text encoder for its turn",
+            "model": "each on the card for its turn",
+            "group": "on the card layer by layer",
+        }[self.offload]
+        parts = self.parts
+        return (
+            f"{self.spec.name}: transformer {self.transformer} {gib(parts.transformer)}, "
+            f"text encoder {self.text_encoder} {gib(parts.text_encoder)}, embeddings {gib(parts.embeddings)}, "
+            f"VAE {gib(parts.vae)}, {where}; peak {gib(self.peak)} of {gib(self.card.bytes)} for "
+            f"{describe(self.size, self.references)}; {self.why}"
+        )
+
+
+def gib(number: int) -> str:
+    """Bytes as people say them."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def describe(size: Size, references: int) -> str:
+    """A picture as an error names it."""
+    names = {0: "", 1: " with 1 reference"}
+    return f"{size[0]}x{size[1]}" + names.get(references, f" with {references} references")
+
+
+def _largest(spec: ModelSpec, size: Size, fits: Callable[[Size], bool]) -> Size | None:
     ratio = max(size) / min(size)
     for side in range(min(size) - MULTIPLE, spec.min_size - MULTIPLE, -MULTIPLE):
         long = math.floor(side * ratio / MULTIPLE) * MULTIPLE
         smaller = (side, long) if size[0] <= size[1] else (long, side)
-        if picture_bytes(spec, smaller, references) <= free:
+        if fits(smaller):
             return smaller
     return None
 
 
-def out_of_memory(spec: ModelSpec, size: Size, references: Sequence[Size], device: str | None) -> OutOfMemory:
-    """The error for a picture that did not fit, with the largest size of its shape that does by the estimate."""
-    came = f"{size[0]}x{size[1]}" + (f" with {len(references)} references" if references else "")
-    smaller = largest_fit(spec, size, references, free_bytes(device)) if device and device.startswith("cuda") else None
+def out_of_memory(plan: MemoryPlan | None, size: Size, references: Sequence[Size], device: str | None) -> OutOfMemory:
+    """The error for a picture that did not fit although the plan had room for it, with the largest size that should."""
+    smaller = None
+    if plan is not None and device is not None and device.startswith("cuda"):
+        smaller = plan.largest(size, references, available_bytes(device))
+    return _out_of_memory(size, references, smaller)
+
+
+def _out_of_memory(size: Size, references: Sequence[Size], smaller: Size | None) -> OutOfMemory:
+    came = describe(size, len(references))
     if smaller is not None:
         return OutOfMemory(f"width: {came} does not fit the card's memory; {smaller[0]}x{smaller[1]} does", "width")
     advice = "fewer references" if references else "a smaller size"
@@ -65,36 +197,28 @@ def free_bytes(device: str) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + unused
 
 
-def weight_bytes(path: Path) -> dict[str, int]:
-    """Bytes of the weights of each part of a model's folder, as they lie on the disk."""
-    parts: dict[str, int] = {}
-    for file in path.glob("*/*.safetensors"):
-        parts[file.parent.name] = parts.get(file.parent.name, 0) + file.stat().st_size
-    return parts
+def available_bytes(device: str) -> int:
+    """Bytes of a card that this process can have in all, its context, which is there already, included."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0]) + int(torch.cuda.memory_reserved(device)) + CONTEXT
 
 
-def check_card(spec: ModelSpec, path: Path, device: str, offload: str) -> None:
-    """Checks that the card works and has room for the weights and a picture, before they are read for a minute.
+def read_card(device: str) -> Card | None:
+    """The card as it is now, after a small calculation on it; None for a CPU.
 
     Raises:
-        ConfigurationError: it does not, or has not; with what to do.
+        ConfigurationError: it does not work.
     """
+    if not device.startswith("cuda"):
+        return None
     import torch
 
     try:
         torch.ones(64, 64, device=device).matmul(torch.ones(64, 64, device=device)).sum().item()
-        free, _ = torch.cuda.mem_get_info(device)
+        return Card(available_bytes(device), torch.cuda.get_device_capability(device))
     except Exception as error:  # a driver too old, a card that is gone, a card that another process holds
         raise ConfigurationError(
             f"the card does not work ({type(error).__name__}); torch was built for CUDA {torch.version.cuda}: "
             "choose a host whose driver is new enough, or another machine"
         ) from error
-    parts = weight_bytes(path)
-    weights = max(parts.values()) if offload == "model" else sum(parts.values())
-    if (needed := weights + picture_bytes(spec, (spec.size, spec.size), []) + _RESERVE) > free:
-        advice = "choose a larger card, or a smaller model"
-        if offload == "none":
-            advice += f"; IMAGEGEN_OFFLOAD=model needs {(needed - weights + max(parts.values())) / 1e9:.1f} GB"
-        raise ConfigurationError(
-            f"{spec.name} needs {needed / 1e9:.1f} GB of the card's memory and {free / 1e9:.1f} GB are free; {advice}"
-        )

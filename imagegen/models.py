@@ -30,6 +30,58 @@ _NON_COMMERCIAL = "FLUX Non-Commercial License"
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """The figures from which a model's bytes follow (`imagegen.footprint`), as its parts' config.json have them.
+
+    klein-9b's and klein-4b's: `Klein9BParams` and `Klein4BParams` of github.com/black-forest-labs/flux2, and the
+    configurations of Qwen3-8B and Qwen3-4B. The transformer's context is three of the text encoder's states wide.
+    """
+
+    hidden: int
+    heads: int
+    double_blocks: int
+    single_blocks: int
+    text_hidden: int
+    text_feed_forward: int
+    text_layers: int
+    text_heads: int
+    text_kv_heads: int
+    text_head_width: int
+    vocabulary: int
+    #: Whether the text encoder's head is its embedding table again.
+    tied: bool
+    channels: int = 128
+    timestep_channels: int = 256
+    mlp_ratio: int = 3
+    #: Counted: its convolutions have no short formula.
+    vae_parameters: int = 84_046_115
+    #: Channels of the VAE at the picture's full size.
+    vae_width: int = 128
+
+
+_KLEIN_9B = Architecture(4096, 32, 8, 24, 4096, 12288, 36, 32, 8, 128, 151_936, tied=False)
+_KLEIN_4B = Architecture(3072, 24, 5, 20, 2560, 9728, 36, 32, 8, 128, 151_936, tied=True)
+_MICRO = Architecture(
+    128,
+    4,
+    2,
+    4,
+    64,
+    64,
+    27,
+    4,
+    2,
+    16,
+    118,
+    tied=True,
+    channels=32,
+    timestep_channels=64,
+    vae_parameters=661_299,
+    vae_width=8,
+)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What differs between the models.
 
@@ -51,8 +103,7 @@ class ModelSpec:
     max_size: int = 2048
     max_references: int = 4
     max_sequence_length: int = 512
-    #: The transformer's hidden width against klein-9b's 4,096; what a token needs of the card grows with it.
-    width_ratio: float = 1.0
+    architecture: Architecture = _KLEIN_9B
     #: What it draws, where that is not everything; words that it does not know are then warned of.
     draws: str | None = None
 
@@ -61,10 +112,24 @@ class ModelSpec:
         """The model's page, where a gated licence is accepted."""
         return f"https://huggingface.co/{self.repository}" if self.repository else None
 
+    @property
+    def width_ratio(self) -> float:
+        """The transformer's hidden width against klein-9b's; what a token needs of the card grows with it."""
+        return self.architecture.hidden / _KLEIN_9B.hidden
 
-def _base(name: str, repository: str, licence: str, gated: bool) -> ModelSpec:
+
+def _base(name: str, repository: str, licence: str, gated: bool, architecture: Architecture) -> ModelSpec:
     # 50 steps and a guidance of 4.0 are Flux2KleinPipeline's own defaults, made for the undistilled models.
-    return ModelSpec(name, repository, licence, gated, distilled=False, num_inference_steps=50, guidance_scale=4.0)
+    return ModelSpec(
+        name,
+        repository,
+        licence,
+        gated,
+        distilled=False,
+        num_inference_steps=50,
+        guidance_scale=4.0,
+        architecture=architecture,
+    )
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -78,9 +143,9 @@ MODELS: dict[str, ModelSpec] = {
             gated=True,
             pipeline_class="Flux2KleinKVPipeline",
         ),
-        ModelSpec("klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0", width_ratio=0.75),
-        _base("klein-base-9b", "black-forest-labs/FLUX.2-klein-base-9B", _NON_COMMERCIAL, gated=True),
-        _base("klein-base-4b", "black-forest-labs/FLUX.2-klein-base-4B", "Apache-2.0", gated=False),
+        ModelSpec("klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0", architecture=_KLEIN_4B),
+        _base("klein-base-9b", "black-forest-labs/FLUX.2-klein-base-9B", _NON_COMMERCIAL, True, _KLEIN_9B),
+        _base("klein-base-4b", "black-forest-labs/FLUX.2-klein-base-4B", "Apache-2.0", False, _KLEIN_4B),
         ModelSpec(
             "micro",
             None,
@@ -89,6 +154,7 @@ MODELS: dict[str, ModelSpec] = {
             min_size=64,
             max_size=1024,
             max_sequence_length=32,
+            architecture=_MICRO,
             draws="circles, squares, triangles and stars in red, green, blue, yellow, white, black, orange and purple",
         ),
     )

@@ -40,6 +40,7 @@ from imagegen.server.schemas import (
     EditResponse,
     GenerateResponse,
     HealthResponse,
+    MemoryState,
     QueueState,
     Timings,
 )
@@ -164,6 +165,8 @@ class Service:
             state.status = "busy" if self._admitted else "ready"
             state.device, state.gpu_memory = pipeline.device, pipeline.gpu_memory()
             state.start = pipeline.times
+            if (plan := pipeline.config.plan) is not None:
+                state.memory = MemoryState.of(plan)
         if self.draining and state.status != "failed":
             state.status = "draining"
         return state
@@ -284,6 +287,8 @@ class Service:
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
         plan = jobs.plan(request, spec, job.references[0].size if job.references else None, seed)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
+        if pipeline.config.plan is not None:
+            pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()

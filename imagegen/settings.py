@@ -65,10 +65,16 @@ class Settings(BaseSettings):
         validation_alias="IMAGEGEN_DEVICE",
         description="A torch device. Unset: cuda where there is one, else cpu.",
     )
-    offload: Literal["none", "model"] = Field(
-        "none",
+    precision: Literal["auto", "bf16", "fp8", "int8", "nf4"] = Field(
+        "auto",
+        validation_alias="IMAGEGEN_PRECISION",
+        description="The transformer's; the text encoder has it or a better one. auto: the most exact that fits.",
+    )
+    offload: Literal["auto", "none", "embeddings", "text_encoder", "model", "group"] = Field(
+        "auto",
         validation_alias="IMAGEGEN_OFFLOAD",
-        description="model: keep each part on the CPU until it is needed, for bf16 on a card of 24 GB.",
+        description="What waits on the CPU: none; the embeddings; the text_encoder; each part of the model until its "
+        "turn (model); each layer (group). auto: as little as the card allows.",
     )
     timeout: float = Field(
         600.0,
@@ -112,7 +118,11 @@ class Settings(BaseSettings):
         4000, ge=1, le=4000, validation_alias="IMAGEGEN_MAX_PROMPT", description="Longest prompt, in characters."
     )
     max_references: int = Field(
-        4, ge=1, le=4, validation_alias="IMAGEGEN_MAX_REFERENCES", description="Most references of an edit."
+        4,
+        ge=1,
+        le=4,
+        validation_alias="IMAGEGEN_MAX_REFERENCES",
+        description="Most references of an edit; the card must have room for them.",
     )
     max_images: int = Field(
         8, ge=1, le=8, validation_alias="IMAGEGEN_MAX_IMAGES", description="Most pictures that one job may ask for."

@@ -1,72 +1,111 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from imagegen import memory
-from imagegen.errors import ConfigurationError
-from imagegen.models import MICRO_PATH, get_model
+from imagegen.errors import ConfigurationError, OutOfMemory
+from imagegen.footprint import activations, part_bytes
+from imagegen.memory import CONTEXT, RESERVE, Card, gib
+from imagegen.models import get_model
+from imagegen.planning import choose
 
 KLEIN = get_model("klein-9b")
 SQUARE = (1024, 1024)
+ADA_24 = choose(KLEIN, Card.of(24, (8, 9)))
 
 
-@pytest.mark.parametrize(("references", "gigabytes"), [(0, 1.61), (1, 1.61), (2, 2.18), (4, 3.61)])
-def test_the_estimate_is_that_of_the_traced_model(references, gigabytes):
-    # 1.61 is the VAE's decoder, which needs more than the transformer up to one reference (1.47).
-    assert memory.picture_bytes(KLEIN, SQUARE, [SQUARE] * references) / 1e9 == pytest.approx(gigabytes, rel=0.03)
+def test_four_references_on_24_gb():
+    """fp8 transformer, bf16 text encoder of 27 layers, embeddings on the CPU: about 22.6 GiB."""
+    assert (ADA_24.transformer, ADA_24.text_encoder, ADA_24.offload) == ("fp8", "bf16", "embeddings")
+    assert ADA_24.peak / 2**30 == pytest.approx(22.6, rel=0.01)
+    assert gib(ADA_24.resident) == "18.7 GiB"
+
+
+def test_a_part_that_waits_for_its_turn_is_in_the_peak_of_its_turn_alone():
+    plans = {offload: choose(KLEIN, Card.of(80, (9, 0)), offload=offload) for offload in ("none", "model", "group")}
+    needs = activations(KLEIN, SQUARE, [SQUARE] * 4)
+    parts = plans["model"].parts
+    assert plans["none"].peak == CONTEXT + parts.total + needs.denoise
+    assert plans["model"].peak == CONTEXT + parts.transformer + needs.denoise
+    assert CONTEXT + needs.denoise < plans["group"].peak < plans["model"].peak / 2
+    turn = choose(KLEIN, Card.of(16, (8, 9)))
+    assert turn.offload == "text_encoder"
+    assert turn.peak == CONTEXT + turn.resident + turn.parts.text_encoder + needs.encode_prompt
+
+
+def test_the_path_with_a_cache_of_references_fits_one_on_24_gb_and_two_with_an_fp8_text_encoder():
+    kv = get_model("klein-9b-kv")
+    bf16 = choose(kv, Card.of(24, (8, 9)))
+    fp8 = replace(bf16, text_encoder="fp8", parts=part_bytes(kv, "fp8", "fp8"))
+    assert [bf16.kv_fits(SQUARE, [SQUARE] * n) for n in (0, 1, 2)] == [True, False, False]
+    assert [fp8.kv_fits(SQUARE, [SQUARE] * n) for n in (1, 2, 3)] == [True, True, False]
+    assert choose(kv, None).kv_fits(SQUARE, [SQUARE] * 4)
+
+
+def test_a_picture_that_fits_is_let_through():
+    ADA_24.check(SQUARE, [SQUARE] * 4)
+    ADA_24.check((1536, 1536), [])
+
+
+def test_a_picture_that_cannot_fit_is_refused_with_the_largest_size_that_does():
+    with pytest.raises(OutOfMemory) as caught:
+        ADA_24.check((2048, 2048), [])
+    assert caught.value.message == "width: 2048x2048 does not fit the card's memory; 1632x1632 does"
+    assert caught.value.field == "width"
+    ADA_24.check((1632, 1632), [])
+    with pytest.raises(OutOfMemory, match="^1024x1024 with 30 references does not fit .*; ask for fewer references$"):
+        ADA_24.check(SQUARE, [SQUARE] * 30)
+
+
+def test_nothing_is_refused_on_a_cpu():
+    choose(KLEIN, None).check((2048, 2048), [SQUARE] * 40)
 
 
 @pytest.mark.parametrize("size", [(2048, 2048), (1024, 2048), (2048, 1024), (2048, 512), (512, 512)])
 def test_the_largest_size_that_fits_is_of_the_same_shape_and_smaller(size):
-    needed = memory.picture_bytes(KLEIN, size, [])
-    smaller = memory.largest_fit(KLEIN, size, [], needed // 2)
-    assert memory.picture_bytes(KLEIN, smaller, []) <= needed // 2
+    available = (ADA_24.peak_of(size, []) - ADA_24.peak_of((256, 256), [])) // 2 + ADA_24.peak_of((256, 256), [])
+    smaller = ADA_24.largest(size, [], available + RESERVE)
+    assert ADA_24.peak_of(smaller, []) <= available
     assert smaller[0] < size[0]
     assert smaller[1] < size[1]
     assert smaller[0] / smaller[1] == pytest.approx(size[0] / size[1], rel=0.1)
     assert all(side % 16 == 0 and side >= KLEIN.min_size for side in smaller)
 
 
-def test_nothing_fits_where_nothing_is_free():
-    assert memory.largest_fit(KLEIN, SQUARE, [SQUARE] * 4, 1_000_000_000) is None
-
-
-def test_out_of_memory_names_the_largest_size_that_fits(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000_000)
-    error = memory.out_of_memory(KLEIN, SQUARE, [], "cuda")
-    assert error.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"
-    assert error.field == "width"
-    error = memory.out_of_memory(KLEIN, SQUARE, [SQUARE] * 4, "cuda")
-    assert error.message == "1024x1024 with 4 references does not fit the card's memory; ask for fewer references"
-
-
 @pytest.fixture
 def card(monkeypatch):
-    """A card with 24 GB free, of which the CPU plays the part."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24_000_000_000, 24_000_000_000))
+    """A card with 24 GB free, of which the CPU plays the part; torch holds 1 GB of it, half of that for nothing."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24_000_000_000, 25_000_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1_000_000_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     return monkeypatch
 
 
-def test_a_card_with_room_passes(card):
-    memory.check_card(get_model("micro"), MICRO_PATH, "cpu", "none")
+def test_what_can_be_had_of_a_card(card):
+    assert memory.free_bytes("cuda") == 24_500_000_000
+    assert memory.available_bytes("cuda") == 25_000_000_000 + CONTEXT
 
 
-def test_a_card_that_is_too_small_says_what_is_needed(card):
-    card.setattr(memory, "weight_bytes", lambda path: {"transformer": 18_200_000_000, "text_encoder": 16_400_000_000})
-    with pytest.raises(ConfigurationError) as caught:
-        memory.check_card(KLEIN, MICRO_PATH, "cpu", "none")
-    assert str(caught.value) == (
-        "klein-9b needs 37.2 GB of the card's memory and 24.0 GB are free; choose a larger card, or a smaller model; "
-        "IMAGEGEN_OFFLOAD=model needs 20.8 GB"
-    )
-    memory.check_card(KLEIN, MICRO_PATH, "cpu", "model")
+def test_out_of_memory_on_the_card_names_the_largest_size_that_should_fit_now(card):
+    card.setattr(memory, "available_bytes", lambda device: ADA_24.peak_of((800, 800), []) + RESERVE)
+    error = memory.out_of_memory(ADA_24, SQUARE, [], "cuda")
+    assert error.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"
+    assert error.field == "width"
+    error = memory.out_of_memory(ADA_24, SQUARE, [SQUARE] * 4, "cuda")
+    assert error.message == "1024x1024 with 4 references does not fit the card's memory; ask for fewer references"
+    error = memory.out_of_memory(None, SQUARE, [], "cuda")
+    assert error.message == "1024x1024 does not fit the card's memory; ask for a smaller size"
+
+
+def test_a_card_is_read_after_a_calculation_on_it(card):
+    ones = torch.ones
+    card.setattr(torch, "ones", lambda *size, device: ones(*size))
+    assert memory.read_card("cuda:1") == Card(25_000_000_000 + CONTEXT, (8, 9))
+    assert memory.read_card("cpu") is None
 
 
 def test_a_card_that_does_not_work_is_named_before_the_weights_are_read():
     with pytest.raises(ConfigurationError, match=r"the card does not work \(\w+\).*driver"):
-        memory.check_card(KLEIN, MICRO_PATH, "cuda", "none")
-
-
-def test_weights_are_counted_by_part():
-    parts = memory.weight_bytes(MICRO_PATH)
-    assert set(parts) == {"transformer", "text_encoder", "vae"}
-    assert sum(parts.values()) == sum(file.stat().st_size for file in MICRO_PATH.glob("*/*.safetensors"))
+        memory.read_card("cuda")

@@ -20,6 +20,10 @@ from PIL import Image
 
 import handler
 from imagegen import provenance
+from imagegen.__main__ import main
+from imagegen.memory import Card, gib
+from imagegen.models import get_model
+from imagegen.planning import choose
 from imagegen.server.schemas import GenerateResponse
 from tests.conftest import scene, to_base64
 
@@ -32,6 +36,7 @@ def blocks(language):
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+PLAN = "python -m imagegen --plan --card-gb 24 --capability 8.9"
 EXAMPLES = [json.loads(block) for block in blocks("json")]
 
 
@@ -40,7 +45,9 @@ def test_every_command_is_run_by_a_test():
     assert [line for line in COMMANDS if line.startswith("make")] == ["make run", "make test", "make serve"]
 
 
-@pytest.mark.parametrize("command", ["make run", *(line for line in COMMANDS if line.startswith("python"))])
+@pytest.mark.parametrize(
+    "command", ["make run", *(line for line in COMMANDS if line.startswith("python") and line != PLAN)]
+)
 def test_a_command_leaves_a_picture(command, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -54,6 +61,21 @@ def test_a_command_leaves_a_picture(command, tmp_path):
     assert done.returncode == 0, done.stderr
     (picture,) = tmp_path.iterdir()
     assert str(picture) in done.stdout
+
+
+def test_the_plans_of_the_table_are_those_that_are_made(monkeypatch, capsys):
+    assert PLAN in COMMANDS
+    monkeypatch.setenv("IMAGEGEN_MODEL", "klein-9b")
+    monkeypatch.setattr(sys, "argv", PLAN.split()[2:])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith("klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB")
+    rows = re.findall(r"^\| (\d+) GB \| (\w+) \| (\w+) \| [^|]+ \| ([^|]+) \| (\d+) \|$", TEXT, re.MULTILINE)
+    assert len(rows) == 7
+    for gigabytes, *shown in rows:
+        plan = choose(get_model("klein-9b"), Card.of(int(gigabytes), (8, 9)))
+        side, _ = plan.largest((2064, 2064), [], plan.card.bytes)
+        peak = f"{gib(plan.peak)} of {gib(plan.card.bytes)}"
+        assert shown == [plan.transformer, plan.text_encoder, peak, str(side)]
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,26 @@ import asyncio
 import logging
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from imagegen.errors import BadReference, DeadlineExceeded, GpuFailed, Internal, InvalidInput, NotReady, ResultTooLarge
+from imagegen.errors import (
+    BadReference,
+    DeadlineExceeded,
+    GpuFailed,
+    Internal,
+    InvalidInput,
+    NotReady,
+    OutOfMemory,
+    ResultTooLarge,
+)
 from imagegen.jobs import parse_job
+from imagegen.memory import RESERVE, Card
+from imagegen.models import get_model
+from imagegen.planning import choose
 from imagegen.service import Service
 from tests.conftest import from_base64, scene, settings, to_base64
 
@@ -325,3 +338,22 @@ def test_a_wrong_size_does_not_wait_for_the_model(monkeypatch):
     with pytest.raises(InvalidInput, match="width: 1040"):
         run(idle, width=1040, height=512)
     idle.close()
+
+
+def test_a_picture_that_cannot_fit_is_refused_before_the_card_works_for_it(service, monkeypatch):
+    pipeline = service.start().result()
+    plan = choose(get_model("klein-9b"), Card.of(24, (8, 9)))
+    small = replace(plan, card=Card(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))
+    monkeypatch.setattr(pipeline, "config", replace(pipeline.config, plan=small))
+    monkeypatch.setattr(service.lane, "run", None)  # nothing comes as far as the lane
+    with pytest.raises(OutOfMemory) as caught:
+        run(service, width=1024, height=1024)
+    assert caught.value.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"
+    assert caught.value.field == "width"
+
+
+def test_health_shows_the_plan(service):
+    memory = service.health().memory
+    assert (memory.transformer, memory.offload, memory.card, memory.references) == ("bf16", "none", None, 4)
+    assert memory.weights["transformer"] > memory.weights["vae"] > 0
+    assert memory.plan.startswith("micro on the CPU: float32")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from imagegen import logs, prompts
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
-from imagegen.memory import Offload, Precision
+from imagegen.memory import MemoryPlan, Offload, Precision
 from imagegen.models import ModelSpec
 from imagegen.startup import StartTimes
 
@@ -52,6 +52,7 @@ class FluxConfig:
             prompt reads a few rows; "text_encoder": that, and its layers, which come for their turn; "model": each part
             comes for its turn; "group": each layer does, while the one before it works.
         progress: show bars on stderr for loading and steps.
+        plan: from which these follow, and which knows what fits beside them; None: nothing is known.
     """
 
     spec: ModelSpec
@@ -62,6 +63,7 @@ class FluxConfig:
     text_encoder: Precision = "bf16"
     offload: Offload = "none"
     progress: bool = False
+    plan: MemoryPlan | None = None
 
 
 @dataclass

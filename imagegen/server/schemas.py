@@ -6,12 +6,16 @@ What every model has in common is checked here; what the model's spec decides (i
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from imagegen.prompts import MAX_PROMPT, clean
 from imagegen.startup import StartTimes
+
+if TYPE_CHECKING:
+    from imagegen.memory import MemoryPlan
 
 MAX_REFERENCES = 4
 MAX_IMAGES = 8
@@ -161,6 +165,33 @@ class QueueState(BaseModel):
     limit: int = Field(description="Jobs that may wait.")
 
 
+class MemoryState(BaseModel):
+    """Where the model's parts live, and what the card has room for (an estimate)."""
+
+    transformer: str = Field(description="The precision in which it runs.", examples=["fp8"])
+    text_encoder: str = Field(description="The precision in which it runs.", examples=["bf16"])
+    offload: str = Field(description="What waits on the CPU.", examples=["embeddings"])
+    weights: dict[str, int] = Field(description="Bytes of each part's weights, wherever they are.")
+    peak: int = Field(description="Bytes in use at most, for a picture of the default size with `references`.")
+    card: int | None = Field(None, description="Bytes of the card that can be had; null on a CPU.")
+    references: int = Field(description="The most references that a picture may have.", examples=[4])
+    plan: str = Field(description="The same in words, and why.")
+
+    @classmethod
+    def of(cls, plan: MemoryPlan) -> MemoryState:
+        """What a plan says."""
+        return cls(
+            transformer=plan.transformer,
+            text_encoder=plan.text_encoder,
+            offload=plan.offload,
+            weights=asdict(plan.parts),
+            peak=plan.peak,
+            card=plan.card.bytes if plan.card else None,
+            references=plan.references,
+            plan=str(plan),
+        )
+
+
 class HealthResponse(BaseModel):
     """The state of the worker; it can take a job while idle, ready or busy."""
 
@@ -172,6 +203,7 @@ class HealthResponse(BaseModel):
     device: str | None = Field(None, description="Where the model is, once it is loaded.", examples=["cuda"])
     gpu_memory: int | None = Field(None, description="Bytes of the card that the model and its work hold.")
     start: StartTimes | None = Field(None, description="Seconds that the stages of the start took, once it is loaded.")
+    memory: MemoryState | None = Field(None, description="The plan of the card's memory, once the model is loaded.")
     queue: QueueState
     version: str = Field(description="The worker's version.", examples=["0.1.0"])
     message: str | None = Field(None, description="Why it failed.")

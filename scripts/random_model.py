@@ -1,0 +1,162 @@
+"""A model's folder with the architecture of its spec, full-size where that is klein's, and random weights: it needs the
+memory and the time of the real one, and no download. Its pictures are noise.
+
+    python -m scripts.random_model klein-9b FOLDER [--device cuda]
+
+Modules are made on the meta device and their weights a file of at most 4 GB at a time, so that 35 GB pass through a
+machine with little memory. Tokenizer and scheduler are micro's: prompts are padded to the model's length anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagegen.errors import ConfigurationError
+from imagegen.footprint import part_bytes
+from imagegen.memory import gib
+from imagegen.models import MICRO_PATH, Architecture, ModelSpec, get_model
+
+#: Bytes of a file.
+_SHARD = 4 * 10**9
+_NAMES = {
+    "transformer": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "vae": "diffusion_pytorch_model",
+}
+
+
+def configs(a: Architecture) -> dict[str, dict[str, Any]]:
+    """The config.json of each part: micro's, with the model's figures."""
+    read = {part: json.loads((MICRO_PATH / part / "config.json").read_text(encoding="utf-8")) for part in _NAMES}
+    read["transformer"] |= {
+        "attention_head_dim": a.hidden // a.heads,
+        "axes_dims_rope": [a.hidden // a.heads // 4] * 4,
+        "in_channels": a.channels,
+        "joint_attention_dim": 3 * a.text_hidden,
+        "num_attention_heads": a.heads,
+        "num_layers": a.double_blocks,
+        "num_single_layers": a.single_blocks,
+        "timestep_guidance_channels": a.timestep_channels,
+    }
+    read["text_encoder"] |= {
+        "head_dim": a.text_head_width,
+        "hidden_size": a.text_hidden,
+        "intermediate_size": a.text_feed_forward,
+        "layer_types": ["full_attention"] * a.text_layers,
+        "max_window_layers": a.text_layers,
+        "num_attention_heads": a.text_heads,
+        "num_hidden_layers": a.text_layers,
+        "num_key_value_heads": a.text_kv_heads,
+        "tie_word_embeddings": a.tied,
+        "vocab_size": a.vocabulary,
+        "dtype": "bfloat16",
+    }
+    if a.vae_width == 128:  # klein's VAE is what diffusers makes of no config at all
+        read["vae"] = {name: read["vae"][name] for name in ("_class_name", "_diffusers_version")}
+    return read
+
+
+def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
+    """Writes the folder, in bf16, unless it is there whole, and returns it.
+
+    Args:
+        device: where the random numbers are drawn.
+
+    Raises:
+        ConfigurationError: the disk has no room for it.
+    """
+    import torch
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    done = folder / "model_index.json"
+    if done.is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = part_bytes(spec, "bf16", "bf16", trimmed=False).total, shutil.disk_usage(folder).free
+    if needed * 1.01 > free:
+        raise ConfigurationError(
+            f"random weights of {spec.name} need {gib(needed)} of disk, and {folder} has {gib(free)} free"
+        )
+    for part in ("tokenizer", "scheduler"):
+        shutil.copytree(MICRO_PATH / part, folder / part, dirs_exist_ok=True)
+    makers: dict[str, Any] = {
+        "transformer": Flux2Transformer2DModel.from_config,
+        "text_encoder": lambda config: Qwen3ForCausalLM(Qwen3Config.from_dict(config)),
+        "vae": AutoencoderKLFlux2.from_config,
+    }
+    for part, config in configs(spec.architecture).items():
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        with torch.device("meta"):
+            module = makers[part](config)
+        _write_weights(module, folder / part, _NAMES[part], device)
+    shutil.copy(MICRO_PATH / "model_index.json", done)
+    return folder
+
+
+def _write_weights(module: Any, folder: Path, name: str, device: str) -> None:
+    """Writes a module's weights, drawn one after another, in files of at most `_SHARD` bytes with an index."""
+    from safetensors.torch import save_file
+
+    tied = set(getattr(module, "_tied_weights_keys", None) or ()) if _is_tied(module) else set()
+    weights = [(key, tensor) for key, tensor in module.state_dict().items() if key not in tied]
+    shards = list(_shards(weights))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{name}.safetensors" if len(shards) == 1 else f"{name}-{number:05}-of-{len(shards):05}.safetensors"
+        save_file({key: _random(key, tensor, device).cpu() for key, tensor in shard}, folder / file, {"format": "pt"})
+        weight_map |= {key: file for key, _ in shard}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(t.numel() * 2 for _, t in weights)}, "weight_map": weight_map}
+        (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _is_tied(module: Any) -> bool:
+    return bool(getattr(module.config, "tie_word_embeddings", False))
+
+
+def _shards(weights: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+    shard: list[tuple[str, Any]] = []
+    filled = 0
+    for key, tensor in weights:
+        size = tensor.numel() * 2
+        if shard and filled + size > _SHARD:
+            yield shard
+            shard, filled = [], 0
+        shard.append((key, tensor))
+        filled += size
+    yield shard
+
+
+def _random(key: str, like: Any, device: str) -> Any:
+    """Values of a trained model's size: norms near one, the rest small, so that nothing overflows on its way."""
+    import torch
+
+    if not like.is_floating_point():
+        return torch.zeros(like.shape, dtype=like.dtype)
+    if like.ndim <= 1:
+        value = 0.0 if key.endswith(("bias", "running_mean")) else 1.0
+        return torch.full(like.shape, value, dtype=torch.bfloat16)
+    return torch.empty(like.shape, dtype=torch.bfloat16, device=device).normal_(0, like[0].numel() ** -0.5)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="klein-9b, klein-4b, micro ...")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu", help="where the random numbers are drawn; a card is much faster")
+    args = parser.parse_args()
+    print(write_model(get_model(args.model), args.folder, args.device))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
