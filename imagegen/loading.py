@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from imagegen.acceleration import Attention, choose_attention
 from imagegen.errors import ConfigurationError
 from imagegen.memory import check_card
-from imagegen.models import ModelSpec, download_weights, find_weights, get_model
+from imagegen.models import ModelSpec, download_decoder, download_weights, find_decoder, find_weights, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import Settings
 
@@ -64,8 +66,22 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
     if device.startswith("cuda"):
         note("checking the card")
         check_card(spec, path, device, settings.offload)
+    decoder = None
+    if settings.decoder is not None:
+        decoder = find_decoder(settings) or download_decoder(settings, progress)
     note("loading the weights")
-    pipeline = FluxPipeline(FluxConfig(spec, path, device=device, offload=settings.offload, progress=progress))
+    config = FluxConfig(
+        spec,
+        path,
+        device=device,
+        offload=settings.offload,
+        progress=progress,
+        attention=_attention(settings, device),
+        compile=_wanted(settings.compile, device),
+        decoder=decoder,
+        prompt_cache=int(settings.prompt_cache_mb * 1e6),
+    )
+    pipeline = FluxPipeline(config)
     try:
         pipeline.load()
     except ConfigurationError as error:
@@ -73,4 +89,37 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
         log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__)
         raise
     log.info("%s is loaded on %s in %.1f s", spec.name, pipeline.device, time.monotonic() - begun)
+    if _wanted(settings.warm_up, device):
+        _warm_up(pipeline, settings.compile_cache, note)
     return pipeline
+
+
+def _wanted(setting: str, device: str) -> bool:
+    return setting == "on" or (setting == "auto" and device.startswith("cuda"))
+
+
+def _attention(settings: Settings, device: str) -> Attention | None:
+    """The kernel for attention that is asked for, else the card's; None on a CPU, where there is one alone."""
+    if settings.attention != "auto":
+        return settings.attention
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    attention, reason = choose_attention(torch.cuda.get_device_capability(device))
+    log.info("attention by %s: %s", attention, reason)
+    return attention
+
+
+def _warm_up(pipeline: FluxPipeline, folder: Path | None, note: Callable[[str], None]) -> None:
+    """The first pictures, drawn for nobody; what they compile is taken from the folder, or left there."""
+    cache = pipeline.compile_cache(folder) if folder and pipeline.config.compile else None
+    begun = time.monotonic()
+    if cache:
+        note("reading the compile cache")
+    found = cache is not None and cache.load()
+    note("warming up")
+    pipeline.warm_up()
+    log.info("warmed up in %.1f s%s", time.monotonic() - begun, ", with the compile cache" if found else "")
+    if cache and not found:
+        cache.save()

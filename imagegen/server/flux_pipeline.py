@@ -22,6 +22,7 @@ from PIL import Image
 
 from imagegen import acceleration, logs, prompts
 from imagegen.caches import PromptCache, References, encoded_once
+from imagegen.compile_cache import CompileCache, compile_key
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
 from imagegen.models import ModelSpec
 from imagegen.server.preview import estimate_end
@@ -263,6 +264,10 @@ class FluxPipeline:
         """
         references = images if isinstance(images, References) else References(list(images))
         return self._draw(prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step)
+
+    def compile_cache(self, folder: Path) -> CompileCache:
+        """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
+        return CompileCache(folder, compile_key(self._loaded(), self.config.spec))
 
     def warm_up(self) -> None:
         """Draws at the usual sizes, from words and from a reference, so that no job waits for what only a first picture
