@@ -45,13 +45,14 @@ micro: $(VENV)/.run ## make the miniature model from nothing (about an hour and 
 eval: $(VENV)/.run ## measure the miniature model
 	$(BIN)/python -m scripts.eval_micro
 
-bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against the plain handler
+bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against the plain handler, and the caches
 	$(BIN)/python -m scripts.benchmark_start
 	$(BIN)/python -m scripts.benchmark_worker --simulate 0.6
 	$(BIN)/python -m scripts.benchmark_worker --simulate 0.3
 	$(BIN)/python -m scripts.benchmark_worker --slow 0.1
 	$(BIN)/python -m scripts.benchmark_worker --memory
 	$(BIN)/python -m scripts.benchmark_server
+	$(BIN)/python -m scripts.benchmark_caches
 
 audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI; a package that it does not know is a failure)
 	$(AUDIT)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off

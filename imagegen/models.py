@@ -154,7 +154,7 @@ def _find_in_caches(
         if snapshot is None:
             continue
         if (fault := fault_of(snapshot)) is not None:
-            log.warning("the weights of %s in %s are passed over: %s", repository, name, fault)
+            log.warning("the weights in %s are passed over: %s", name, fault)
             continue
         log.info("the weights come from %s: %s", name, snapshot)
         return snapshot
