@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 
 PROMPT = "make the background green"
 PICTURES = 4
-SIDE = 256
+SIDE = 128
 
 
 def references(count: int) -> list[Image.Image]:
@@ -32,7 +33,7 @@ def references(count: int) -> list[Image.Image]:
 
 
 def draw(pipeline: FluxPipeline, images: References | None, seed: int = 0) -> None:
-    how = {"width": SIDE, "height": SIDE, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": seed}
+    how: dict[str, Any] = {"width": SIDE, "height": SIDE, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": seed}
     if images is None:
         pipeline.generate(PROMPT, **how)
     else:

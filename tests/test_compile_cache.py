@@ -129,9 +129,9 @@ def _run(folder: Path, own: Path) -> tuple[dict, str]:
 
 @pytest.mark.slow
 def test_compiled_pictures_are_the_eager_ones_and_the_code_outlives_its_process(tmp_path):
-    """With inductor on the CPU: one graph for each kind of block (double, single) and each way to use references (plain;
-    keys and values taken; used), whatever their number and the size. All are there after the warm-up, and in the file:
-    the second process, which has nothing else, compiles nothing."""
+    """With inductor on the CPU: one graph for each kind of block (double, single) and each way to use references
+    (plain; keys and values taken; used), whatever their number and the size. All are there after the warm-up, and in
+    the file: the second process, which has nothing else, compiles nothing."""
     graphs = 6
     first, said = _run(tmp_path / "cache", tmp_path / "a")
     assert first["stages"][-2:] == ["reading the compile cache", "warming up"]

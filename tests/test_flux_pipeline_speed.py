@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinKVPipeline, Flux2KleinPipeline
 from diffusers.models.transformers.transformer_flux2 import Flux2TransformerBlock
+from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
 from imagegen import acceleration
 from imagegen.caches import References
@@ -80,12 +81,12 @@ def test_references_are_encoded_once_for_a_jobs_pictures_which_are_bit_identical
     drawing = request.getfixturevalue(which)
     alone = [drawing.edit(PROMPT, REFERENCES[:count], seed=seed, **HOW).image.tobytes() for seed in (1, 2, 3)]
     assert len(set(alone)) == 3
-    encoded = counted(drawing._pipe.vae, "encode")
+    encoded, read = counted(drawing._pipe.vae, "encode"), counted(Flux2ImageProcessor, "preprocess")
     shared = References(REFERENCES[:count])
     assert [drawing.edit(PROMPT, shared, seed=seed, **HOW).image.tobytes() for seed in (1, 2, 3)] == alone
-    assert len(encoded) == count
+    assert len(encoded) == len(read) == count
     drawing.edit(PROMPT, REFERENCES[:count], seed=1, **HOW)  # another job's are its own
-    assert len(encoded) == 2 * count
+    assert len(encoded) == len(read) == 2 * count
 
 
 def test_a_stop_leaves_no_references_behind(pipeline):
