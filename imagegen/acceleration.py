@@ -140,6 +140,16 @@ def load_decoder(path: Path, dtype: torch.dtype) -> Any:
     return vae
 
 
+def plain_pipeline(pipe: Any) -> Any:
+    """The pipeline that knows no cache of keys and values, of the same parts; mostly `pipe` itself.
+
+    klein-9b-kv's processors of attention do what the others do where nothing is cached.
+    """
+    from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline
+
+    return Flux2KleinPipeline(**pipe.components, is_distilled=True) if isinstance(pipe, Flux2KleinKVPipeline) else pipe
+
+
 def kv_bytes(spec: ModelSpec, size: tuple[int, int], references: Sequence[tuple[int, int]]) -> int:
     """Estimated bytes of the card that a picture needs beside the weights by the path that caches its references' keys
     and values. Sizes in pixels."""

@@ -164,9 +164,7 @@ class FluxPipeline:
         except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
             message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
             raise ConfigurationError(message) from error
-        self._pipe = self._plain = pipe
-        if isinstance(pipe, diffusers.Flux2KleinKVPipeline):
-            self._plain = diffusers.Flux2KleinPipeline(**pipe.components, is_distilled=True)
+        self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):
             one.set_progress_bar_config(disable=not config.progress, desc="steps")
         if config.attention is not None:
@@ -206,7 +204,9 @@ class FluxPipeline:
             if kept is not None:
                 embeddings = kept[0].to(pipe._execution_device)
             else:
-                embeddings, _ = pipe.encode_prompt(prompt, max_sequence_length=self.config.spec.max_sequence_length)
+                embeddings, _ = self._plain.encode_prompt(
+                    prompt, max_sequence_length=self.config.spec.max_sequence_length
+                )
             self._synchronize()
             return embeddings
 
