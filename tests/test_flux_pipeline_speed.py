@@ -212,13 +212,14 @@ def test_without_a_compiler_it_is_drawn_all_the_same(config, pipeline, monkeypat
     draws_all_the_same(config, pipeline, caplog, "InductorError")
 
 
-def test_a_bug_while_nothing_is_compiled_stays_that(pipeline, monkeypatch):
+def test_a_bug_while_nothing_is_compiled_stays_that(pipeline, monkeypatch, caplog):
     def fail(*_, **__):
         raise torch._dynamo.exc.TorchDynamoException("a bug")
 
     monkeypatch.setattr(pipeline._pipe.transformer, "forward", fail)
     with pytest.raises(torch._dynamo.exc.TorchDynamoException):
         pipeline.generate("a red star", seed=1, **HOW)
+    assert not caplog.records
 
 
 def test_warming_up_draws_the_usual_sizes_both_ways(kv, counted):
