@@ -100,7 +100,7 @@ def compile_blocks(pipe: Any, decoder: bool = False) -> None:
     """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes.
 
     Args:
-        decoder: the VAE's decoder too.
+        decoder: the VAE's decoder too; its graph does not hold for all sizes.
     """
     pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
     if decoder:

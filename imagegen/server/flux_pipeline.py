@@ -57,7 +57,8 @@ class FluxConfig:
             (klein 9B in bf16 then fits 24 GB).
         progress: show bars on stderr for loading and steps.
         attention: the transformer's kernel for attention; None: diffusers' own choice.
-        compile: the transformer's blocks, when they first run; `compile_decoder`: the VAE's decoder too.
+        compile: the transformer's blocks, when they first run; `compile_decoder`: the VAE's decoder too, which is
+            compiled anew for each size and so is for benchmarks alone.
         decoder: a folder with a VAE to use in place of the model's own, FLUX.2-small-decoder for one.
         kv: whether edits with klein-9b-kv cache their references' keys and values; None: where that fits the card.
         prompt_cache: bytes of main memory for the embeddings of the prompts that came last.
