@@ -89,8 +89,7 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
         log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__)
         raise
     log.info("%s is loaded on %s in %.1f s", spec.name, pipeline.device, time.monotonic() - begun)
-    if _wanted(settings.warm_up, device):
-        _warm_up(pipeline, settings.compile_cache, note)
+    _warm_up(pipeline, settings.compile_cache, _wanted(settings.warm_up, device), note)
     return pipeline
 
 
@@ -111,13 +110,16 @@ def _attention(settings: Settings, device: str) -> Attention | None:
     return attention
 
 
-def _warm_up(pipeline: FluxPipeline, folder: Path | None, note: Callable[[str], None]) -> None:
-    """The first pictures, drawn for nobody; what they compile is taken from the folder, or left there."""
+def _warm_up(pipeline: FluxPipeline, folder: Path | None, wanted: bool, note: Callable[[str], None]) -> None:
+    """The first pictures, drawn for nobody, where they are wanted. What is compiled is taken from the folder; what they
+    compile is left there."""
     cache = pipeline.compile_cache(folder) if folder and pipeline.config.compile else None
     begun = time.monotonic()
     if cache:
         note("reading the compile cache")
     found = cache is not None and cache.load()
+    if not wanted:
+        return
     note("warming up")
     pipeline.warm_up()
     log.info("warmed up in %.1f s%s", time.monotonic() - begun, ", with the compile cache" if found else "")

@@ -66,6 +66,7 @@ def test_compiled_code_is_read_before_the_warm_up_and_written_after_it_where_the
     assert stages[-2:] == ["reading the compile cache", "warming up"]
     (tmp_path / "of-a-kind_micro.compiled").write_bytes(b"")
     assert loaded(device="cuda", compile_cache=tmp_path)[1] == ["load", "read", "warm up"]
+    assert loaded(device="cuda", compile_cache=tmp_path, warm_up="off")[1] == ["load", "read"]
     assert loaded(device="cuda", compile_cache=tmp_path, compile="off")[1] == ["load", "warm up"]
 
 
