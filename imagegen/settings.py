@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     compile_cache: Path | None = Field(
         None,
         validation_alias="IMAGEGEN_COMPILE_CACHE",
-        description="A folder for compiled code: read at start; a warm-up writes it where it has none for this machine.",
+        description="A folder for compiled code: read at start, and filled by a warm-up where it has none of use.",
     )
     warm_up: Literal["auto", "on", "off"] = Field(
         "auto",
