@@ -68,6 +68,7 @@ class CompileCache:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.file.parent, delete=False) as part:
                 part.write(content)
+            os.chmod(part.name, 0o644)  # workers under other users read it too
             os.replace(part.name, self.file)
         except OSError as error:
             log.warning("the compile cache %s cannot be written (%s)", self.file, type(error).__name__)

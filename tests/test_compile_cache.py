@@ -30,6 +30,7 @@ def test_what_is_saved_is_loaded_where_the_key_is_the_same(tmp_path, compiled, c
     cache.save()
     assert cache.file.name == "2.13.0_NVIDIA-H100-80GB-HBM3-x_klein-9b.compiled"
     assert list(cache.file.parent.iterdir()) == [cache.file]  # nothing half-written is left
+    assert cache.file.stat().st_mode & 0o777 == 0o644
     assert CompileCache(cache.file.parent, KEY).load()
     assert compiled == [b"code\nof a kind"]
 
