@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
 import tempfile
@@ -68,8 +67,8 @@ class CompileCache:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.file.parent, delete=False) as part:
                 part.write(content)
-            os.chmod(part.name, 0o644)  # workers under other users read it too
-            os.replace(part.name, self.file)
+            Path(part.name).chmod(0o644)  # workers under other users read it too
+            Path(part.name).replace(self.file)
         except OSError as error:
             log.warning("the compile cache %s cannot be written (%s)", self.file, type(error).__name__)
             return
