@@ -70,13 +70,14 @@ micro: $(VENV)/.run ## make the miniature model from nothing (about an hour and 
 eval: $(VENV)/.run ## measure the miniature model
 	$(BIN)/python -m scripts.eval_micro
 
-bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against the plain handler
+bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against the plain handler, and the caches
 	$(BIN)/python -m scripts.benchmark_start
 	$(BIN)/python -m scripts.benchmark_worker --simulate 0.6
 	$(BIN)/python -m scripts.benchmark_worker --simulate 0.3
 	$(BIN)/python -m scripts.benchmark_worker --slow 0.1
 	$(BIN)/python -m scripts.benchmark_worker --memory
 	$(BIN)/python -m scripts.benchmark_server
+	$(BIN)/python -m scripts.benchmark_caches
 
 fuzz: $(VENV)/.fuzz ## five minutes of broken pictures, which atheris looks for
 	$(BIN)/python -m scripts.fuzz_references --seconds 300

@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from imagegen import quantization, weights
+from imagegen.acceleration import load_decoder
 from imagegen.offload import HostEmbedding, Visit
 from imagegen.startup import StartTimes
 
@@ -56,6 +57,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
         fillers = {
             part: _Filler(path, part, module, precisions.get(part, "bf16"), device, home, dtype)
             for part, module in modules.items()
+            if part != "vae" or config.decoder is None
         }
     if offload in ("embeddings", "text_encoder"):
         fillers["text_encoder"].host_embedding = True
@@ -75,6 +77,8 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
     passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
     share = read / (sum(reading + moving for reading, moving in seconds) or 1)
     times.read, times.to_card = passed * share, passed * (1 - share)
+    if config.decoder is not None:
+        modules["vae"] = load_decoder(config.decoder, dtype).to(home)
     pipe = getattr(diffusers, config.spec.pipeline_class).from_pretrained(path, local_files_only=True, **modules)
     if offload == "text_encoder":
         Visit(modules["text_encoder"], device)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from imagegen.jobs import MEGAPIXEL, MULTIPLE
 from imagegen.models import Architecture, ModelSpec
+from imagegen.weights import TEXT_ENCODER_LAYERS
 
 if TYPE_CHECKING:
     from imagegen.memory import Precision
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 #: Linear layers of one shape: how many, rows, columns.
 Linears = tuple[int, int, int]
-
-#: The pipeline reads the states after the text encoder's layers 9, 18 and 27; what comes after them is left out.
-
 
 #: Bytes that the transformer of klein-9b needs for each token of a picture and of a text beside its weights, and the
 #: VAE's decoder and encoder for each pixel: 0.75, 1.47, 2.18 and 3.61 GB with 0, 1, 2 and 4 references of a megapixel
@@ -140,9 +138,9 @@ def part_bytes(
         norms = layers * 2 * (a.text_hidden + a.text_head_width)
         return linear_bytes(text_linears(a, layers), text_encoder, element) + norms * element
 
-    used, norm = min(a.text_layers, TEXT_LAYERS), a.text_hidden * element
+    used, norm = min(a.text_layers, TEXT_ENCODER_LAYERS), a.text_hidden * element
     unused = layer_bytes(a.text_layers) - layer_bytes(used)
-    if a.text_layers > TEXT_LAYERS:
+    if a.text_layers > TEXT_ENCODER_LAYERS:
         unused, norm = unused + norm, 0
     table = a.vocabulary * a.text_hidden * element
     return Parts(
@@ -162,7 +160,7 @@ def largest_linear(linears: Sequence[Linears], precision: Precision) -> int:
 def activations(spec: ModelSpec, size: Size, references: Sequence[Size]) -> Activations:
     """Estimated bytes beside the weights that a picture of `size` pixels with these references needs."""
     a = spec.architecture
-    layers = min(a.text_layers, TEXT_LAYERS)
+    layers = min(a.text_layers, TEXT_ENCODER_LAYERS)
     # Every layer's state is kept (`output_hidden_states`); the widest moment is inside a feed-forward layer.
     prompt = spec.max_sequence_length * ((layers + 1) * a.text_hidden + 3 * a.text_feed_forward) * 2
     tokens = sum(width * height for width, height in (size, *references)) / MULTIPLE**2

@@ -16,6 +16,7 @@ from typing import TypeVar
 from PIL import Image
 
 from imagegen import memory
+from imagegen.caches import References
 from imagegen.errors import GpuFailed, OutOfMemory
 from imagegen.events import Drawn, Event, Step
 from imagegen.jobs import Plan, Request
@@ -50,6 +51,8 @@ class Job:
     timings: Timings = field(default_factory=Timings)
     references: list[Image.Image] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    #: Whether the cache had the prompt's embeddings; None before they are there.
+    prompt_cached: bool | None = None
 
 
 #: Called with the seed and the picture as each is done.
@@ -128,6 +131,8 @@ class Lane:
             raise
         finally:
             self._moved = None
+            if job.prompt_cached is not None:
+                self._metrics.prompts.labels(str(job.prompt_cached).lower()).inc()
             self._metrics.gpu_busy.inc(time.monotonic() - begun)
             self._metrics.gpu_memory.set(pipeline.gpu_memory() or 0)
             job.notify(Drawn())
@@ -165,9 +170,10 @@ def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished, moved
 
     try:
         prompt = pipeline.encode_prompt(plan.prompt)
-        job.timings.encode_prompt = prompt.seconds
+        job.timings.encode_prompt, job.prompt_cached = prompt.seconds, prompt.cached
         job.warnings += prompt.warnings
-        one = partial(pipeline.edit, prompt, job.references) if job.references else partial(pipeline.generate, prompt)
+        references = References(job.references)
+        one = partial(pipeline.edit, prompt, references) if job.references else partial(pipeline.generate, prompt)
         for seed in plan.seeds:
             drawn = one(
                 width=plan.width,

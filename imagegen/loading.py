@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imagegen import driver
+from imagegen.acceleration import Attention, choose_attention
 from imagegen.errors import ConfigurationError
 from imagegen.memory import Card, MemoryPlan, read_card
-from imagegen.models import ModelSpec, download_weights, find_weights, get_model
+from imagegen.models import ModelSpec, download_decoder, download_weights, find_decoder, find_weights, get_model
 from imagegen.planning import choose, stored_precisions
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import Settings
@@ -113,9 +114,12 @@ def load(
         ConfigurationError: the weights cannot be had or loaded, or do not fit the card.
     """
     begun, times = time.monotonic(), times or StartTimes()
+    decoder = None
     with times.measure("find"):
         note("looking for the weights")
         path = path or find_weights(spec, settings)
+        if settings.decoder is not None:
+            decoder = find_decoder(settings) or download_decoder(settings, progress)
         if path is not None:
             # Before its client is imported: no library asks the hub for what lies here.
             os.environ["HF_HUB_OFFLINE"] = "1"
@@ -138,6 +142,11 @@ def load(
         offload=chosen.offload,
         progress=progress,
         plan=chosen,
+        attention=_attention(settings, device),
+        # Blocks that come to the card layer by layer cannot be compiled as a whole.
+        compile=_wanted(settings.compile, device) and not (settings.compile == "auto" and chosen.offload == "group"),
+        decoder=decoder,
+        prompt_cache=int(settings.prompt_cache_mb * 1e6),
     )
     pipeline = FluxPipeline(config, times)
     try:
@@ -146,6 +155,43 @@ def load(
         # No caller's words can be in this one, and the operator needs it.
         log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__)
         raise
+    _warm_up(pipeline, settings.compile_cache, _wanted(settings.warm_up, device), note)
+    # deploy/vast/worker.py waits for this line.
     seconds = time.monotonic() - begun
-    log.info("%s is loaded on %s in %.1f s: %s", spec.name, pipeline.device, seconds, times.show())
+    log.info("loaded %s on %s in %.1f s: %s", spec.name, pipeline.device, seconds, times.show())
     return pipeline
+
+
+def _wanted(setting: str, device: str) -> bool:
+    return setting == "on" or (setting == "auto" and device.startswith("cuda"))
+
+
+def _attention(settings: Settings, device: str) -> Attention | None:
+    """The kernel for attention that is asked for, else the card's; None on a CPU, where there is one alone."""
+    if settings.attention != "auto":
+        return settings.attention
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    attention, reason = choose_attention(torch.cuda.get_device_capability(device))
+    log.info("attention by %s: %s", attention, reason)
+    return attention
+
+
+def _warm_up(pipeline: FluxPipeline, folder: Path | None, wanted: bool, note: Callable[[str], None]) -> None:
+    """The first pictures, drawn for nobody, where they are wanted. What is compiled is taken from the folder; what they
+    compile is left there."""
+    cache = pipeline.compile_cache(folder) if folder and pipeline.config.compile else None
+    found = False
+    if cache:
+        note("reading the compile cache")
+        with pipeline.times.measure("compile"):
+            found = cache.load()
+    if not wanted:
+        return
+    note("warming up")
+    with pipeline.times.measure("warm_up"):  # what is not in the cache is compiled meanwhile
+        pipeline.warm_up()
+    if cache and not found:
+        cache.save()

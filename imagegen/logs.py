@@ -36,6 +36,8 @@ _OURS = ("imagegen", "handler")
 _KNOWN = ("uvicorn", "runpod")
 #: Libraries that write to stderr by themselves once they are imported.
 _LOUD = ("diffusers", "transformers", "huggingface_hub", "uvicorn", "uvicorn.access", "uvicorn.error")
+#: They warn while they are imported: of kernels for other cards, of what they will deprecate in each other.
+_NERVOUS = ("torchao", "diffusers.quantizers.torchao", "torch.utils._pytree")
 _HIDDEN = "***"
 #: Credentials before a host, a query (with or without its URL), and what is as long as a picture or a token.
 _PATTERNS = (
@@ -57,6 +59,8 @@ def configure(settings: Settings) -> None:
         logging.getLogger(name).setLevel(level)
     for name in _KNOWN:
         logging.getLogger(name).setLevel(max(level, logging.INFO))
+    for name in _NERVOUS:
+        logging.getLogger(name).setLevel(max(level, logging.ERROR))
     logging.captureWarnings(True)
     adopt()
     sys.excepthook = _on_crash

@@ -189,14 +189,6 @@ def _out_of_memory(size: Size, references: Sequence[Size], smaller: Size | None)
     return OutOfMemory(f"{came} does not fit the card's memory; ask for {advice}")
 
 
-def free_bytes(device: str) -> int:
-    """Bytes of a card that a picture can have: what nobody holds, and what torch holds for nothing."""
-    import torch
-
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + unused
-
-
 def available_bytes(device: str) -> int:
     """Bytes of a card that this process can have in all, its context, which is there already, included."""
     import torch

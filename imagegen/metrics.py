@@ -19,6 +19,12 @@ class Metrics:
             "imagegen_jobs", "Jobs by outcome: ok, or the code of their error.", ["outcome"], registry=self._registry
         )
         self.pictures = Counter("imagegen_pictures", "Pictures made.", registry=self._registry)
+        self.prompts = Counter(
+            "imagegen_prompts",
+            "Prompts by whether their embeddings were kept.",
+            ["cached"],
+            registry=self._registry,
+        )
         self.gpu_busy = Counter(
             "imagegen_gpu_busy_seconds", "Seconds in which the GPU's lane worked.", registry=self._registry
         )

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 #: The model that is part of the repository.
 MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
+#: A VAE with the encoder of FLUX.2's own and a smaller decoder, 28 M parameters for 50 M; Apache-2.0, not gated.
+SMALL_DECODER = "black-forest-labs/FLUX.2-small-decoder"
+#: What of it is read: it holds the same weights in other layouts too.
+_DECODER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 _RUNPOD_VOLUME = Path("/runpod-volume")
 _ROOT = Path("/")
 #: The endings of what is read of a model: data, and nothing that could hold code.
@@ -188,6 +192,31 @@ def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOL
         return _model_folder(settings.model_path, "IMAGEGEN_MODEL_PATH", spec)
     if spec.repository is None:
         return _model_folder(MICRO_PATH, "the embedded model", spec)
+
+    def fault_of(folder: Path) -> str | None:
+        return manifest.find_fault(folder, spec.name) or find_fault(folder)
+
+    return _find_in_caches(spec.repository, spec.revision, settings, volume, fault_of)
+
+
+def find_decoder(settings: Settings, volume: Path = _RUNPOD_VOLUME) -> Path | None:
+    """The folder with the VAE that IMAGEGEN_DECODER names: itself, or for "small" the one where FLUX.2-small-decoder
+    lies on this machine, looked for in the caches of `find_weights`; None if it must be downloaded.
+
+    Raises:
+        ConfigurationError: the folder that is named holds no whole VAE.
+    """
+    if settings.decoder == "small":
+        return _find_in_caches(SMALL_DECODER, None, settings, volume, _find_decoder_fault)
+    folder = Path(settings.decoder or "")
+    if (fault := _find_decoder_fault(folder)) is not None:
+        raise ConfigurationError(f"IMAGEGEN_DECODER: it is 'small' or a folder with a diffusers VAE: {fault}")
+    return folder
+
+
+def _find_in_caches(
+    repository: str, revision: str | None, settings: Settings, volume: Path, fault_of: Callable[[Path], str | None]
+) -> Path | None:
     caches = {
         "the cache of HF_HOME": settings.hf_home.expanduser() / "hub",
         "RunPod's cached models": volume / "huggingface-cache" / "hub",
@@ -195,10 +224,10 @@ def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOL
         "the volume": volume,
     }
     for name, cache in caches.items():
-        snapshot = _snapshot(cache, spec.repository, spec.revision)
+        snapshot = _snapshot(cache, repository, revision)
         if snapshot is None:
             continue
-        if (fault := manifest.find_fault(snapshot, spec.name) or find_fault(snapshot)) is not None:
+        if (fault := fault_of(snapshot)) is not None:
             log.warning("the weights in %s are passed over: %s", name, fault)
             continue
         log.info("the weights come from %s: %s", name, snapshot)
@@ -255,6 +284,18 @@ def find_fault(folder: Path) -> str | None:
     return None
 
 
+def _find_decoder_fault(folder: Path) -> str | None:
+    """What keeps a folder from being a whole diffusers VAE, None where nothing does."""
+    try:
+        json.loads((folder / _DECODER_FILES[0]).read_text(encoding="utf-8"))
+        file = folder / _DECODER_FILES[1]
+        if (size := file.stat().st_size) != (expected := _expected_size(file)):
+            return f"{file.name} has {size} bytes of {expected}"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, struct.error) as error:
+        return f"{' or '.join(_DECODER_FILES)} cannot be read ({type(error).__name__})"
+    return None
+
+
 def _expected_size(file: Path) -> int:
     """Bytes that a safetensors file must have by its header."""
     tensors, start = header(file)
@@ -282,41 +323,60 @@ def download_weights(
             f"({spec.licence}) at {spec.page}, then set HUGGING_FACE_TOKEN to a token of your "
             "account. IMAGEGEN_MODEL=micro needs none."
         )
+    # The repositories also hold the whole model as one file, in other layouts.
+    patterns = ["model_index.json", *(f"*/*{ending}" for ending in DATA_ENDINGS)]
+    return _download(spec.name, spec.repository, spec.revision, patterns, settings, progress, note)
+
+
+def download_decoder(settings: Settings, progress: bool = False) -> Path:
+    """Downloads FLUX.2-small-decoder into the cache of HF_HOME, and returns its folder.
+
+    Raises:
+        ConfigurationError: the disk is too small, or the download failed.
+    """
+    return _download("the small decoder", SMALL_DECODER, None, list(_DECODER_FILES), settings, progress)
+
+
+def _download(
+    name: str,
+    repository: str,
+    revision: str | None,
+    patterns: list[str],
+    settings: Settings,
+    progress: bool,
+    note: Callable[[str], None] | None = None,
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not progress:
         disable_progress_bars()
-    cache = settings.hf_home.expanduser() / "hub"
+    cache, token = settings.hf_home.expanduser() / "hub", settings.hugging_face_token
     arguments: dict[str, Any] = {
-        "revision": spec.revision,
+        "revision": revision,
         "cache_dir": cache,
         "token": token.get_secret_value() if token else False,
-        # The repositories also hold the whole model as one file, in other layouts.
-        "allow_patterns": ["model_index.json", *(f"*/*{ending}" for ending in DATA_ENDINGS)],
+        "allow_patterns": patterns,
     }
     try:
-        plan = snapshot_download(spec.repository, dry_run=True, **arguments)
-        _check_disk(
-            spec, sum(file.file_size or 0 for file in plan if file.will_download), cache, settings.queue_url is not None
-        )
-        log.info("%s is downloaded from %s", spec.name, spec.repository)
+        plan = snapshot_download(repository, dry_run=True, **arguments)
+        total = sum(file.file_size or 0 for file in plan)
+        needed = sum(file.file_size or 0 for file in plan if file.will_download)
+        _check_disk(name, needed, cache, settings.queue_url is not None)
+        log.info("%s is downloaded from %s", name, repository)
         if note is not None:
-            total = sum(file.file_size or 0 for file in plan)
-            here = total - sum(file.file_size or 0 for file in plan if file.will_download)
-            arguments["tqdm_class"] = _meter(here, total, note)
-        return Path(snapshot_download(spec.repository, **arguments))
+            arguments["tqdm_class"] = _meter(total - needed, total, note)
+        return Path(snapshot_download(repository, **arguments))
     except ConfigurationError:
         raise
     except GatedRepoError:
         raise ConfigurationError(
-            f"{spec.name}: this HUGGING_FACE_TOKEN may not read {spec.repository}; accept the licence at {spec.page}"
+            f"{name}: this HUGGING_FACE_TOKEN may not read {repository}; accept the licence at "
+            f"https://huggingface.co/{repository}"
         ) from None
     except Exception as error:  # the hub's client lets errors of several HTTP libraries through
-        raise ConfigurationError(
-            f"{spec.name}: the download of {spec.repository} failed ({type(error).__name__})"
-        ) from error
+        raise ConfigurationError(f"{name}: the download of {repository} failed ({type(error).__name__})") from error
 
 
 def _meter(here: int, total: int, note: Callable[[str], None]) -> type[Any]:
@@ -340,7 +400,7 @@ def _meter(here: int, total: int, note: Callable[[str], None]) -> type[Any]:
     return Meter
 
 
-def _check_disk(spec: ModelSpec, needed: int, cache: Path, on_runpod: bool) -> None:
+def _check_disk(name: str, needed: int, cache: Path, on_runpod: bool) -> None:
     """Raises ConfigurationError where the disk has no room for `needed` bytes more.
 
     On RunPod a tenth of the container's disk has to stay free: after a download that leaves less, its SDK would end the
@@ -352,6 +412,6 @@ def _check_disk(spec: ModelSpec, needed: int, cache: Path, on_runpod: bool) -> N
     if disk.free < needed + reserve:
         left = f" beside the {reserve / 1e9:.1f} GB that RunPod wants free" if reserve else ""
         raise ConfigurationError(
-            f"{spec.name}: the download needs {needed / 1e9:.1f} GB{left} and the disk of HF_HOME has "
+            f"{name}: the download needs {needed / 1e9:.1f} GB{left} and the disk of HF_HOME has "
             f"{disk.free / 1e9:.1f} GB free; give the container a larger disk, or set HF_HOME to a volume"
         )

@@ -76,6 +76,38 @@ class Settings(BaseSettings):
         description="What waits on the CPU: none; the embeddings; the text_encoder; each part of the model until its "
         "turn (model); each layer (group). auto: as little as the card allows.",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        validation_alias="IMAGEGEN_COMPILE",
+        description="Compile the transformer's blocks. auto: on a CUDA card.",
+    )
+    compile_cache: Path | None = Field(
+        None,
+        validation_alias="IMAGEGEN_COMPILE_CACHE",
+        description="A folder for compiled code: read at start, and filled by a warm-up where it has none of use.",
+    )
+    warm_up: Literal["auto", "on", "off"] = Field(
+        "auto",
+        validation_alias="IMAGEGEN_WARM_UP",
+        description="Draw pictures of the usual sizes before the first job. auto: on a CUDA card.",
+    )
+    attention: Literal["auto", "native", "cudnn", "flash", "flash3", "sage"] = Field(
+        "auto",
+        validation_alias="IMAGEGEN_ATTENTION",
+        description="Kernel for attention: native (torch's), cudnn, flash, flash3, sage. auto: by the card.",
+    )
+    decoder: str | None = Field(
+        None,
+        validation_alias="IMAGEGEN_DECODER",
+        description="small: FLUX.2-small-decoder, 1.4 times as fast; or a folder with a VAE. Unset: the model's own.",
+    )
+    prompt_cache_mb: float = Field(
+        512.0,
+        ge=0,
+        allow_inf_nan=False,
+        validation_alias="IMAGEGEN_PROMPT_CACHE_MB",
+        description="Main memory for the embeddings of the last prompts, in megabytes; 12.6 a prompt of klein-9b.",
+    )
     timeout: float = Field(
         600.0,
         ge=1,

@@ -2,9 +2,10 @@
 
     python -m scripts.compare_precision fp8 int8 fp8+fp8 [--pictures 200] [--output DIR]
 
-Each word is a precision of the transformer, after a plus that of the text encoder too. Beside it stands the noise floor: how far they drift from a change that means nothing, bf16 instead of float32 on a CPU,
-compiled instead of not on a card. Where the model is micro, what each picture shows is read from its pixels too. Prints
-Markdown for docs/benchmarks.md and writes DIR/compare.png.
+Each word is a precision of the transformer, after a plus that of the text encoder too. Beside them stands the noise
+floor: how far pictures drift by a change that means nothing, bf16 instead of float32 on a CPU, compiled instead of not
+on a card. Where the model is micro, what each picture shows is read from its pixels too. Prints Markdown for
+docs/benchmarks.md and writes DIR/compare.png.
 
 LPIPS is not among the figures: its package brings the last layers alone, and the network under them is a download.
 """
@@ -71,8 +72,8 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
 
 
 def ssim(one: Image.Image, other: Image.Image) -> float:
-    """Structural similarity, 1 for pictures that are the same: Wang et al. 2004, on luminance, with the paper's window (a
-    Gaussian of 11 pixels, sigma 1.5) and constants."""
+    """Structural similarity, 1 for pictures that are the same: Wang et al. 2004, on luminance, with the paper's window
+    (a Gaussian of 11 pixels, sigma 1.5) and constants."""
     a, b = (torch.from_numpy(np.array(picture.convert("L"), dtype=np.float64))[None, None] for picture in (one, other))
     line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     window = (line[:, None] * line[None, :] / line.sum() ** 2)[None, None]

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from imagegen.footprint import TEXT_LAYERS, activations, kv_bytes, part_bytes
+from imagegen.footprint import activations, kv_bytes, part_bytes
+from imagegen.weights import TEXT_ENCODER_LAYERS
 from imagegen.models import MICRO_PATH, get_model
 from scripts.random_model import configs
 
@@ -90,8 +91,8 @@ def built(request):
 def test_the_bytes_of_each_part_are_those_of_the_real_module(built, precision):
     spec, transformer, text_encoder, vae = built
     layers = text_encoder.config.num_hidden_layers
-    unused = tuple(f"model.layers.{i}." for i in range(TEXT_LAYERS, layers))
-    if layers > TEXT_LAYERS:
+    unused = tuple(f"model.layers.{i}." for i in range(TEXT_ENCODER_LAYERS, layers))
+    if layers > TEXT_ENCODER_LAYERS:
         unused += ("model.norm.",)
     if not text_encoder.config.tie_word_embeddings:
         unused += ("lm_head.",)

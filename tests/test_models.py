@@ -12,7 +12,16 @@ from safetensors.numpy import save_file
 
 from imagegen.errors import ConfigurationError
 from imagegen.jobs import MULTIPLE
-from imagegen.models import MICRO_PATH, MODELS, download_weights, find_weights, get_model
+from imagegen.models import (
+    MICRO_PATH,
+    MODELS,
+    SMALL_DECODER,
+    download_decoder,
+    download_weights,
+    find_decoder,
+    find_weights,
+    get_model,
+)
 from imagegen.service import Service
 from tests.conftest import settings
 from tests.hub import Hub, client_of, serve
@@ -218,3 +227,36 @@ def test_health_says_how_far_a_download_is(tmp_path):
         service.close()
     assert "downloading the weights: 0.0 of 0.1 GB" in stages
     assert find_weights(get_model("klein-4b"), settings(hf_home=tmp_path), tmp_path / "none") is not None
+
+def test_the_small_decoder_is_looked_for_where_weights_are(tmp_path, caplog):
+    home, volume = tmp_path / "home", tmp_path / "volume"
+    mine = settings(hf_home=home, decoder="small")
+    assert find_decoder(mine, volume) is None
+    cached = make_cache(volume / "huggingface-cache" / "hub", SMALL_DECODER)
+    assert find_decoder(mine, volume) is None
+    assert "FileNotFoundError" in caplog.records[0].getMessage()  # it says why this one is passed over
+    (cached / "config.json").write_text("{}")
+    save_file({"x": np.zeros(3)}, cached / "diffusion_pytorch_model.safetensors")
+    assert find_decoder(mine, volume) == cached
+    assert find_decoder(settings(decoder=str(cached)), volume) == cached
+
+
+@pytest.mark.parametrize(("name", "says"), [("large", "FileNotFoundError"), ("cut", "has 82 bytes of 88")])
+def test_a_decoder_that_is_none_is_an_error(tmp_path, monkeypatch, name, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "config.json").write_text("{}")
+    file = tmp_path / "cut" / "diffusion_pytorch_model.safetensors"
+    save_file({"x": np.zeros(3)}, file)
+    file.write_bytes(file.read_bytes()[:-6])
+    with pytest.raises(ConfigurationError, match=f"IMAGEGEN_DECODER: it is 'small' or a folder .*{says}"):
+        find_decoder(settings(decoder=name))
+
+
+def test_of_the_small_decoder_only_what_is_read_is_downloaded(hub, tmp_path):
+    hub.answer = str(tmp_path / "snapshot")
+    assert download_decoder(settings(hf_home=tmp_path)) == tmp_path / "snapshot"
+    ((repository, arguments),) = hub.calls
+    assert repository == "black-forest-labs/FLUX.2-small-decoder"
+    assert arguments["allow_patterns"] == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert arguments["token"] is False

@@ -106,6 +106,18 @@ def test_words_that_the_model_does_not_know_are_warned_of(service):
     assert run(service, prompt="...").images  # an empty overlap is still a picture
 
 
+def test_a_prompt_that_comes_again_is_counted_and_answered_with_the_same_warnings(service):
+    def counted(cached):
+        return service.metrics._registry.get_sample_value("imagegen_prompts_total", {"cached": cached}) or 0
+
+    known, new = counted("true"), counted("false")
+    answers = [run(service, prompt="an orange gnu on a purple background", seed=seed) for seed in (3, 4, 3)]
+    assert (counted("true") - known, counted("false") - new) == (2, 1)
+    assert answers[0].images == answers[2].images != answers[1].images
+    assert answers[0].warnings == answers[1].warnings
+    assert "gnu" in answers[0].warnings[0]
+
+
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_formats(service, output_format):
     answer = run(service, output_format=output_format, output_quality=80)

@@ -32,6 +32,8 @@ def test_the_example_read_as_it_is_gives_the_defaults(monkeypatch):
         ("IMAGEGEN_REQUEST_TIMEOUT", "0"),
         ("PORT", "x"),
         ("IMAGEGEN_OFFLOAD", "disk"),
+        ("IMAGEGEN_ATTENTION", "flash_hub"),
+        ("IMAGEGEN_PROMPT_CACHE_MB", "inf"),
         ("PRELOAD_MODELS", "perhaps"),
         ("LOG_LEVEL", "loud"),
     ],

@@ -8,25 +8,33 @@ seconds, in which a door can already answer.
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from PIL import Image
 
-from imagegen import logs, prompts
+from imagegen import acceleration, logs, prompts
+from imagegen.caches import PromptCache, References, encoded_once
+from imagegen.compile_cache import CompileCache, compile_key
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
 from imagegen.memory import MemoryPlan, Offload, Precision
 from imagegen.models import ModelSpec
+from imagegen.server.preview import estimate_end
 from imagegen.startup import StartTimes
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class StepCallback(Protocol):
@@ -53,6 +61,12 @@ class FluxConfig:
             comes for its turn; "group": each layer does, while the one before it works.
         progress: show bars on stderr for loading and steps.
         plan: from which these follow, and which knows what fits beside them; None: nothing is known.
+        attention: the transformer's kernel for attention; None: diffusers' own choice.
+        compile: the transformer's blocks, when they first run; `compile_decoder`: the VAE's decoder too, which is
+            compiled anew for each size and so is for benchmarks alone.
+        decoder: a folder with a VAE to use in place of the model's own, FLUX.2-small-decoder for one.
+        kv: whether edits with klein-9b-kv cache their references' keys and values; None: where that fits the card.
+        prompt_cache: bytes of main memory for the embeddings of the prompts that came last.
     """
 
     spec: ModelSpec
@@ -64,6 +78,12 @@ class FluxConfig:
     offload: Offload = "none"
     progress: bool = False
     plan: MemoryPlan | None = None
+    attention: acceleration.Attention | None = None
+    compile: bool = False
+    compile_decoder: bool = False
+    decoder: Path | None = None
+    kv: bool | None = None
+    prompt_cache: int = 0
 
 
 @dataclass
@@ -78,18 +98,19 @@ class Drawn:
 @dataclass
 class Prompt:
     """A prompt's embeddings (1, max_sequence_length, 3 * hidden), made once for all pictures of a job, and what of it
-    is not in them."""
+    is not in them; `cached` where they were there already."""
 
     embeddings: torch.Tensor
     seconds: float
     warnings: list[str]
+    cached: bool = False
 
 
 class FluxPipeline:
     """FLUX.2 [klein] with a life cycle. As a context manager it is loaded inside and unloaded after.
 
     For the same seed, sizes and references the pictures are bit-identical to a bare call of the diffusers pipeline
-    with `generator=torch.Generator(device).manual_seed(seed)`.
+    with `generator=torch.Generator(device).manual_seed(seed)`, as long as nothing is compiled.
     """
 
     def __init__(self, config: FluxConfig, times: StartTimes | None = None) -> None:
@@ -97,6 +118,9 @@ class FluxPipeline:
         #: What the start took; `load` adds its own.
         self.times = times or StartTimes()
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
+        self._plain: Any = None  # of the same parts, the one that knows no cache of keys and values; mostly the same
+        self._compiled = False
+        self._prompts = PromptCache(config.prompt_cache)
 
     @property
     def loaded(self) -> bool:
@@ -145,8 +169,14 @@ class FluxPipeline:
         except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
             message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
             raise ConfigurationError(message) from error
-        pipe.set_progress_bar_config(disable=not config.progress, desc="steps")
-        self._pipe = pipe
+        self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
+        for one in (self._pipe, self._plain):
+            one.set_progress_bar_config(disable=not config.progress, desc="steps")
+        if config.attention is not None:
+            acceleration.use_attention(pipe, config.attention, device)
+        if config.compile:
+            acceleration.compile_blocks(pipe, config.compile_decoder)
+        self._compiled = config.compile
 
     def unload(self) -> None:
         """Gives the memory back, the card's and the CPU's; does nothing when nothing is loaded."""
@@ -155,7 +185,8 @@ class FluxPipeline:
         import torch
 
         self._pipe.remove_all_hooks()
-        self._pipe = None
+        self._pipe = self._plain = None
+        self._prompts.clear()
         gc.collect()  # modules and hooks refer to each other in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -170,18 +201,28 @@ class FluxPipeline:
         self.unload()
 
     def encode_prompt(self, prompt: str) -> Prompt:
-        """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted."""
+        """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted; the same from the cache."""
         pipe = self._loaded()
+        kept = self._prompts.get(prompt)
 
         def encode() -> torch.Tensor:
-            embeddings, _ = pipe.encode_prompt(prompt, max_sequence_length=self.config.spec.max_sequence_length)
+            if kept is not None:
+                embeddings = kept[0].to(pipe._execution_device)
+            else:
+                embeddings, _ = self._plain.encode_prompt(
+                    prompt, max_sequence_length=self.config.spec.max_sequence_length
+                )
             self._synchronize()
-            return cast("torch.Tensor", embeddings)
+            return embeddings
 
         begun = time.monotonic()
         embeddings = self._guarded(encode)
         seconds = time.monotonic() - begun
-        return Prompt(embeddings, seconds, prompts.warnings(self.config.spec, prompt, pipe.tokenizer))
+        if kept is not None:
+            return Prompt(embeddings, seconds, kept[1], cached=True)
+        warnings = prompts.warnings(self.config.spec, prompt, pipe.tokenizer)
+        self._prompts.put(prompt, embeddings, warnings)
+        return Prompt(embeddings, seconds, warnings)
 
     def generate(
         self,
@@ -211,7 +252,7 @@ class FluxPipeline:
     def edit(
         self,
         prompt: str | Prompt,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image] | References,
         *,
         width: int,
         height: int,
@@ -223,14 +264,32 @@ class FluxPipeline:
         """Draws one picture from words and references; otherwise like `generate`.
 
         Args:
-            images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them.
+            images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them. As
+                one `References` for several pictures they are encoded once.
         """
-        return self._draw(prompt, list(images), width, height, num_inference_steps, guidance_scale, seed, on_step)
+        references = images if isinstance(images, References) else References(list(images))
+        return self._draw(prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step)
+
+    def compile_cache(self, folder: Path) -> CompileCache:
+        """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
+        return CompileCache(folder, compile_key(self._loaded(), self.config.spec))
+
+    def warm_up(self) -> None:
+        """Draws at the usual sizes, from words and from a reference, so that no job waits for what only a first picture
+        needs: kernels to be loaded and chosen, blocks to be compiled, memory to be had from the card. Two steps, since
+        the second differs from the first where keys and values are cached."""
+        spec = self.config.spec
+        for references in (None, References([Image.new("RGB", (spec.size, spec.size))])):
+            try:
+                self._draw("", references, spec.size, spec.size, 2, spec.guidance_scale, 0, None)
+            except OutOfMemory:
+                what = "with a reference" if references else "from words"
+                log.warning("a picture of %dx%d %s does not fit the card's memory", spec.size, spec.size, what)
 
     def _draw(
         self,
         prompt: str | Prompt,
-        images: list[Image.Image] | None,
+        references: References | None,
         width: int,
         height: int,
         num_inference_steps: int,
@@ -240,18 +299,23 @@ class FluxPipeline:
     ) -> Drawn:
         import torch
 
-        pipe = self._loaded()
+        # 1. The prompt, and the empty one where guidance compares with it
+        self._loaded()
         if isinstance(prompt, str):
             prompt = self.encode_prompt(prompt)
-        arguments: dict[str, Any] = {"guidance_scale": guidance_scale}
-        if self.config.spec.pipeline_class == "Flux2KleinKVPipeline":
-            arguments = {}  # it is distilled and knows no guidance
         begun = denoised = time.monotonic()
+        pipe = self._path(references, width, height)
+        arguments: dict[str, Any] = {}
+        if pipe is self._plain:  # the other knows no guidance
+            arguments = {"guidance_scale": guidance_scale}
+            if guidance_scale > 1 and not pipe.config.is_distilled:
+                arguments["negative_prompt_embeds"] = self.encode_prompt("").embeddings
 
+        # 2. What is told of the steps
         before: list[torch.Tensor] = []
 
         def note_latents(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
-            before[:] = [kwargs["hidden_states"]]
+            before[:] = [kwargs["hidden_states"][:, kwargs.get("num_ref_tokens", 0) :]]
 
         def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal denoised
@@ -260,52 +324,57 @@ class FluxPipeline:
                 denoised = time.monotonic()
             if on_step is not None:
                 latents = tensors["latents"]
-                on_step(step + 1, num_inference_steps, lambda: self._preview(before[0], latents, width, height))
+                preview = partial(estimate_end, self._pipe, before[0], latents, width, height)
+                on_step(step + 1, num_inference_steps, preview)
             return tensors
 
+        # 3. References are encoded, the steps run, the latents decoded
         def call() -> Image.Image:
-            picture: Image.Image = pipe(
-                image=images,
-                prompt_embeds=prompt.embeddings,
-                width=width,
-                height=height,
-                num_inference_steps=num_inference_steps,
-                generator=torch.Generator(pipe._execution_device).manual_seed(seed),
-                max_sequence_length=self.config.spec.max_sequence_length,
-                callback_on_step_end=after_step,
-                **arguments,
-            ).images[0]
+            with encoded_once(pipe, references) if references else nullcontext():
+                picture: Image.Image = pipe(
+                    image=references.images if references else None,
+                    prompt_embeds=prompt.embeddings,
+                    width=width,
+                    height=height,
+                    num_inference_steps=num_inference_steps,
+                    generator=torch.Generator(pipe._execution_device).manual_seed(seed),
+                    max_sequence_length=self.config.spec.max_sequence_length,
+                    callback_on_step_end=after_step,
+                    **arguments,
+                ).images[0]
+            if pipe is not self._pipe:
+                self._pipe.maybe_free_model_hooks()  # which are the loaded one's; under model offload
             return picture
 
         hook = pipe.transformer.register_forward_pre_hook(note_latents, with_kwargs=True)
         try:
-            image = self._guarded(call)
+            image = self._eagerly_if_need_be(call)
         finally:
             hook.remove()
         return Drawn(image, denoised - begun, time.monotonic() - denoised)
 
-    def _preview(self, before: torch.Tensor, after: torch.Tensor, width: int, height: int) -> Image.Image:
-        """The picture that the last step points to.
+    def _path(self, references: References | None, width: int, height: int) -> Any:
+        """The diffusers pipeline for a picture: the one that caches its references' keys and values where the model has
+        it, there are some, and they fit; the plain one otherwise."""
+        if references is None or not references.images or self._pipe is self._plain:
+            return self._plain
+        fits, plan = self.config.kv, self.config.plan
+        if fits is None:
+            fits = plan is None or plan.kv_fits((width, height), [image.size for image in references.images])
+        return self._pipe if fits else self._plain
 
-        `before` (1, tokens + references, C) and `after` (1, tokens, C) are the latents around the step; on the straight
-        path of flow matching x_sigma = (1 - sigma) * x_0 + sigma * noise, the line through both ends in x_0 at sigma 0.
-        (Not from the transformer's output: with guidance that is one of two.) The rest is what the pipeline does with
-        its last latents.
-        """
-        import torch
-
-        pipe = self._pipe
-        scheduler, vae = pipe.scheduler, pipe.vae
-        was, sigma = scheduler.sigmas[scheduler.step_index - 1 : scheduler.step_index + 1].tolist()
-        with torch.no_grad():
-            velocity = (after - before[:, : after.shape[1]]) / (sigma - was)
-            x0 = (after - sigma * velocity).to(vae.dtype)
-            scale = 2 * pipe.vae_scale_factor
-            x0 = x0.transpose(1, 2).reshape(1, -1, height // scale, width // scale)
-            mean = vae.bn.running_mean.view(1, -1, 1, 1).to(x0)
-            deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(x0)
-            picture = vae.decode(pipe._unpatchify_latents(x0 * deviation + mean), return_dict=False)[0]
-            return cast(Image.Image, pipe.image_processor.postprocess(picture, output_type="pil")[0])
+    def _eagerly_if_need_be(self, call: Callable[[], T]) -> T:
+        """`_guarded`, and once more without compiled blocks where these cannot be compiled for what is asked; then and
+        from then on, said once."""
+        try:
+            return self._guarded(call)
+        except acceleration.compile_errors() as error:
+            if not self._compiled:
+                raise
+            log.warning("blocks cannot be compiled (%s); it is drawn without from now on", type(error).__name__)
+        acceleration.run_eagerly(self._pipe)
+        self._compiled = False
+        return self._guarded(call)
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """Runs `work` on the card. Whatever ends it, the next call finds the card as it was.

@@ -1,0 +1,143 @@
+"""What makes a loaded diffusers pipeline faster: compiled blocks and their cache, a kernel for attention by card, the
+small decoder, and the way without a cache of references' keys and values beside the one with it.
+
+Each can be switched by itself, so that a benchmark can show what it is worth. Nothing here changes what is drawn but by
+the last bits of the arithmetic, the small decoder and the quantised `sage` excepted; what cannot be had is said in the
+log, and the picture is drawn without.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from imagegen.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+#: Kernels for attention. Those of diffusers that are fetched from a hub and run are left out on purpose.
+Attention = Literal["native", "cudnn", "flash", "flash3", "sage"]
+#: Each one's name in diffusers (`AttentionBackendName`), and the package that it needs beside torch.
+_BACKENDS: dict[Attention, tuple[str, str | None]] = {
+    "native": ("native", None),
+    "cudnn": ("_native_cudnn", None),
+    "flash": ("flash", "flash_attn"),
+    "flash3": ("_flash_3", "flash_attn_interface"),
+    "sage": ("sage", "sageattention"),
+}
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not imported for that."""
+    return importlib.util.find_spec(package) is not None
+
+
+def choose_attention(
+    capability: tuple[int, int] | None, installed: Callable[[str], bool] = is_installed
+) -> tuple[Attention, str]:
+    """The kernel for attention on a card, and why.
+
+    Never `sage`: it computes in 8 bits, and the pictures would be others.
+
+    Args:
+        capability: of the card, such as (8, 9); None: there is no CUDA card.
+        installed: tells whether a package is there.
+    """
+    if capability is None:
+        return "native", "there is no CUDA card"
+    name = f"{capability[0]}.{capability[1]}"
+    if capability[0] == 9 and installed("flash_attn_interface"):
+        return "flash3", f"compute capability {name} and FlashAttention 3 is installed"
+    if capability[0] in (9, 10):
+        return "cudnn", f"compute capability {name}: cuDNN has kernels for it, torch's own are made for 8.x"
+    return "native", f"compute capability {name}: torch's own FlashAttention 2 is made for it"
+
+
+def use_attention(pipe: Any, attention: Attention, device: str) -> None:
+    """Lets the transformer use a kernel; where it does not run here, torch's own, with a warning."""
+    backend, package = _BACKENDS[attention]
+    fault = f"{package} is not installed" if package and not is_installed(package) else _try_attention(backend, device)
+    if fault is not None:
+        log.warning("attention by %s does not run here (%s); torch's own is used", attention, fault)
+        backend = "native"
+    # diffusers says at each call that this is experimental, as a warning; its version is pinned here.
+    noisy = logging.getLogger("diffusers.models.modeling_utils")
+    was, noisy.disabled = noisy.disabled, True
+    try:
+        pipe.transformer.set_attention_backend(backend)
+    finally:
+        noisy.disabled = was
+
+
+def _try_attention(backend: str, device: str) -> str | None:
+    """What keeps a kernel from running on a device, None where nothing does; it is run, since a card, its driver and a
+    package must agree. (B, tokens, heads, klein's 128)."""
+    import torch
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    try:
+        query = torch.zeros(1, 64, 1, 128, dtype=torch.bfloat16, device=device)
+        dispatch_attention_fn(query, query, query, backend=backend).sum().item()
+    except Exception as error:  # each kernel has its own kinds
+        return type(error).__name__
+    return None
+
+
+def compile_blocks(pipe: Any, decoder: bool = False) -> None:
+    """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes.
+
+    Args:
+        decoder: the VAE's decoder too; its graph does not hold for all sizes.
+    """
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
+    if decoder:
+        pipe.vae.decoder.compile(fullgraph=True, dynamic=True)
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What torch raises when something cannot be compiled: no compiler, an operation that it does not know, a limit."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return TorchDynamoException, FailOnRecompileLimitHit
+
+
+def run_eagerly(pipe: Any) -> None:
+    """Takes back `compile_blocks`; torch has no call for that, so its own attribute is cleared."""
+    for module in (*pipe.transformer.modules(), pipe.vae.decoder):
+        module._compiled_call_impl = None
+
+
+def load_decoder(path: Path, dtype: torch.dtype) -> Any:
+    """Loads a VAE with another decoder (FLUX.2-small-decoder: 28 M parameters for 50 M, 1.4 times as fast and the same
+    encoder), of a folder with `config.json` and `diffusion_pytorch_model.safetensors`.
+
+    Raises:
+        ConfigurationError: there is none, or it lacks weights; diffusers would draw with random ones.
+    """
+    from diffusers import AutoencoderKLFlux2
+
+    try:
+        vae, report = AutoencoderKLFlux2.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # diffusers and safetensors raise many kinds for a broken folder
+        raise ConfigurationError(f"IMAGEGEN_DECODER: {path} holds no VAE ({type(error).__name__})") from error
+    if missing := report["missing_keys"]:
+        raise ConfigurationError(f"IMAGEGEN_DECODER: {path} lacks {len(missing)} weights, {sorted(missing)[0]} first")
+    return vae
+
+
+def plain_pipeline(pipe: Any) -> Any:
+    """The pipeline that knows no cache of keys and values, of the same parts; mostly `pipe` itself.
+
+    klein-9b-kv's processors of attention do what the others do where nothing is cached.
+    """
+    from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline
+
+    return Flux2KleinPipeline(**pipe.components, is_distilled=True) if isinstance(pipe, Flux2KleinKVPipeline) else pipe
