@@ -72,5 +72,6 @@ def load(spec: ModelSpec, settings: Settings, progress: bool, note: Callable[[st
         # No caller's words can be in this one, and the operator needs it.
         log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__)
         raise
-    log.info("%s is loaded on %s in %.1f s", spec.name, pipeline.device, time.monotonic() - begun)
+    # deploy/vast/worker.py waits for this line.
+    log.info("loaded %s on %s in %.1f s", spec.name, pipeline.device, time.monotonic() - begun)
     return pipeline

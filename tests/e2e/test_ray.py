@@ -1,0 +1,113 @@
+"""Ray Serve with two replicas of micro on this machine: the routes are the same, and a replica that dies loses nothing."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+
+import httpx
+import psutil
+import pytest
+
+from imagegen.server.schemas import GenerateRequest
+from tests.conftest import from_base64, scene, to_bytes
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # `make slow` installs Ray
+JOB = {"prompt": "a red circle on a blue background", "seed": 42}
+LOAD = 60
+
+
+def replicas():
+    """The processes that draw."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ServeReplica:default:Replica" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def url():
+    import ray
+    from ray import serve
+
+    from deploy.ray_serve import Args, app
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMAGEGEN_MAX_QUEUE", str(LOAD))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=4, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.run(app(Args(min_replicas=2, max_replicas=2, gpus=0, cpus=1)))
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def test_the_routes_are_those_of_the_http_door(url, service):
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").json()["status"] == "ready"
+        assert client.get("/capabilities").json()["model"] == "micro"
+        answer = client.post("/generate", json=JOB)
+        assert answer.headers["X-Request-ID"]
+        here = asyncio.run(service.run(GenerateRequest(**JOB)))
+        assert answer.json()["images"] == here.images
+        edit = client.post(
+            "/edit", data={"prompt": "make the background green"}, files={"image": to_bytes(scene("circle", "red", "blue"))}
+        )
+        assert from_base64(edit.json()["images"][0]).size == (128, 128)
+        wrong = client.post("/generate", json={"prompt": "x", "width": 1000, "height": 512})
+        assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "width")
+        bad = client.post("/edit", json={"prompt": "x", "images": ["bm90IGEgcGljdHVyZQ=="]})
+        assert (bad.status_code, bad.json()["error"]["field"]) == (422, "images[0]")  # an error of the replica's
+        openai = client.post("/v1/images/generations", json={"prompt": "a green star"})
+        assert openai.json()["data"][0]["b64_json"]
+
+
+def test_a_stream_shows_the_picture_as_it_forms_and_can_be_cancelled(url):
+    stream = {"Accept": "text/event-stream"}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        text = client.post("/generate?previews=true", json=JOB, headers=stream).text
+        names = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
+        assert names == ["queued", *["step"] * 4, "drawn", "done"]
+        assert text.count('"preview"') == 4
+
+        long = {**JOB, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
+        with client.stream("POST", "/generate", json=long, headers=stream) as answer:
+            lines = answer.iter_lines()
+            while next(lines) != "event: step":
+                pass
+            assert client.delete(f"/jobs/{answer.headers['X-Request-ID']}").json()["status"] == "cancelled"
+            rest = list(lines)
+        assert rest[-2].startswith("data: ") and json.loads(rest[-2][6:])["code"] == "cancelled"
+        # Its replica is free again.
+        assert client.post("/generate", json=JOB).status_code == 200
+
+
+def test_a_replica_that_dies_under_load_loses_nothing(url):
+    async def under_load():
+        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+            answers = [asyncio.create_task(client.post("/generate", json={"prompt": JOB["prompt"]})) for _ in range(LOAD)]
+            while sum(task.done() for task in answers) < 5:
+                await asyncio.sleep(0.01)
+            before = replicas()
+            os.kill(before[0], signal.SIGKILL)
+            return before, await asyncio.gather(*answers)
+
+    before, answers = asyncio.run(under_load())
+    assert len(before) == 2
+    assert [answer.status_code for answer in answers] == [200] * LOAD
+    with httpx.Client(base_url=url, timeout=60) as client:
+        seeds = [answer.json()["seeds"][0] for answer in answers]
+        assert len(set(seeds)) == LOAD
+        for answer in answers[::6]:
+            again = client.post("/generate", json={**JOB, "seed": answer.json()["seeds"][0]})
+            assert again.json()["images"] == answer.json()["images"]
