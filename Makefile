@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=models/micro)
 PINS := constraints.txt pyproject.toml
 AUDIT := $(VENV)/audit
+VAST := $(VENV)/vast
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
@@ -27,7 +28,7 @@ run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=kle
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest -m "not slow"
 
-slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root) or minutes
+slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
 	$(BIN)/pytest -m slow
 
 check: $(VENV)/.dev ## ruff and mypy
@@ -63,7 +64,8 @@ sbom: $(VENV)/.run $(AUDIT)/.done ## build/sbom.json: what is installed, as Cycl
 licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that pyproject.toml does not allow is a failure
 	$(AUDIT)/bin/pip-licenses --python=$(AUDITED)
 
-$(VENV)/.slow: $(VENV)/.dev
+$(VENV)/.slow: $(VENV)/.dev $(VAST)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,modal,ray]'
 	{ command -v chromium && command -v curl; } >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
 	@touch $@
 
@@ -78,6 +80,12 @@ $(BIN)/python:
 $(AUDIT)/.done: constraints-audit.txt | $(BIN)/python
 	$(PYTHON) -m venv $(AUDIT)
 	PIP_CONSTRAINT= $(AUDIT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-audit.txt
+	@touch $@
+
+# Vast's package wants other versions than the worker does, as it has on Vast.
+$(VAST)/.done: deploy/vast/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VAST)
+	PIP_CONSTRAINT= $(VAST)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 $(VENV)/.run: $(PINS) | $(BIN)/python

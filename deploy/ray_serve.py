@@ -4,8 +4,8 @@
     IMAGEGEN_MODEL=klein-9b serve run deploy.ray_serve:app min_replicas=1 max_replicas=4
 
 The ingress is the HTTP door with all its routes, keys and limits; only the road behind it goes on in a replica, which
-holds a model and a GPU. It draws a job's seed before the first try, so that a job whose replica dies is the same picture
-when another replica makes it; its caller does not notice. Docs: docs/ray.md.
+holds a model and a GPU. A job's seed is drawn before its first try: where a replica dies, another makes the same
+picture, and the caller does not notice. Docs: docs/ray.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -167,4 +167,4 @@ def app(args: Args) -> Application:
         },
         ray_actor_options={"num_gpus": args.gpus, "num_cpus": args.cpus},
     )
-    return Ingress.bind(replicas.bind())
+    return cast(Application, cast(Any, Ingress).bind(replicas.bind()))

@@ -1,13 +1,13 @@
 """How many workers, and how long to keep them: a simulation of a queue whose workers come and go.
 
-    python -m scripts.plan_fleet daily --rate 0.5 --hours 24 --job-seconds 1.5 --price 0.00031 --target 10 --png plan.png
+    python -m scripts.plan_fleet daily --rate 0.5 --job-seconds 1.5 --price 0.00031 --target 10 --png plan.png
     python -m scripts.plan_fleet jobs.csv --cold-start 25 --idle-timeout 60 --max-workers 8
 
-The trace is `steady` (jobs come independently), `bursty` (a tenth of the time, nine tenths of the jobs), `daily` (a sine
-from a tenth of the rate at night to 1.9 of it by day), or a CSV: seconds at which a job comes and, where there is a second
-column, seconds that it takes. Prints Markdown: how long jobs wait, how often a worker starts, what 1,000 pictures cost.
-With `--target` it searches the idle timeout and the number of active workers that keep the wait below it for the least
-money. The model and its check against the real worker: docs/fleet.md.
+The trace is `steady` (jobs come independently), `bursty` (nine tenths of the jobs in a tenth of the time), `daily` (a
+sine from a tenth of the rate at night to 1.9 of it by day), or a CSV: seconds at which a job comes and, in a second
+column if there is one, seconds that it takes. Prints Markdown: how long jobs wait, how often a worker starts, what
+1,000 pictures cost. With `--target` it searches the idle timeout and the number of active workers that keep the wait below it
+for the least money. The model and its check against the real worker: docs/fleet.md.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened: `waits[i]` is how long job i waited; a worker was on from `starts[k]` to `stops[k]`, whichever it was
-    (both are in the order of time); `cold_starts` leaves out the workers that are always on."""
+    """What happened.
+
+    `waits[i]` is how long job i waited. `starts` and `stops` are when a worker started and ended, whichever it was,
+    each in the order of time. `cold_starts` leaves out the workers that are always on. All in seconds.
+    """
 
     waits: Seconds
     starts: Seconds
@@ -83,7 +86,8 @@ def simulate(arrivals: Seconds, seconds: Seconds, fleet: Fleet) -> Outcome:
     in proportion to the jobs and the logarithm of the workers that are busy at once.
     """
     jobs, waits = len(arrivals), np.empty(len(arrivals))
-    come, take, wait = memoryview(arrivals), memoryview(seconds), memoryview(waits)
+    # As memory, not as arrays: reading one number is three times as fast.
+    come, take, wait = (memory.data.cast("B").cast("d") for memory in (arrivals, seconds, waits))
     never, delay, cold, timeout = math.inf, fleet.scale_after, fleet.cold_start, fleet.idle_timeout
     idle = deque([0.0] * fleet.min_workers)  # since when, the longest first
     busy: list[float] = []  # a heap: until when
@@ -98,7 +102,7 @@ def simulate(arrivals: Seconds, seconds: Seconds, fleet: Fleet) -> Outcome:
         freed = busy[0] if busy else never
         started = starting[0] if starting else never
         now = min(freed, started, arrival, patience)
-        if now == freed or now == started:
+        if now in (freed, started):
             if now == freed:
                 heappop(busy)
             else:
@@ -195,7 +199,7 @@ def candidates(arrivals: Seconds, seconds: Seconds, fleet: Fleet) -> Iterator[Fl
 def recommend(
     arrivals: Seconds, seconds: Seconds, fleet: Fleet, target: float, percentile: float
 ) -> tuple[Fleet, Outcome] | None:
-    """The cheapest fleet whose jobs wait at most `target` seconds at this percentile; None if none that is tried does."""
+    """The cheapest fleet whose jobs wait at most `target` seconds at this percentile; None if none of them does."""
     best: tuple[Fleet, Outcome] | None = None
     for tried in candidates(arrivals, seconds, fleet):
         outcome = simulate(arrivals, seconds, tried)
@@ -235,7 +239,7 @@ def draw(arrivals: Seconds, runs: dict[str, Outcome], path: Path) -> None:
         plot(pen, (left, top, width, height), on / outcome.most, "#2e8b57")
         top += height + 50
         waits = np.percentile(outcome.waits, np.linspace(0, 100, width))
-        axes(pen, (left, top, width, height), f"{name}: seconds that a job waits, by percentile; at most {waits[-1]:.1f}")
+        axes(pen, (left, top, width, height), f"{name}: seconds waited, by percentile; at most {waits[-1]:.1f}")
         plot(pen, (left, top, width, height), waits / max(waits[-1], 1e-9), "#4682b4")
         for percentile in (0, 25, *PERCENTILES[:3], 100):
             x = left + percentile * width // 100
@@ -266,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("trace", help="steady, bursty, daily, or a CSV")
     made.add_argument("--rate", type=float, default=0.5, help="jobs a second, on average (default 0.5)")
     made.add_argument("--hours", type=float, default=24.0, help="length of the trace (default 24)")
-    made.add_argument("--job-seconds", type=float, default=1.5, help="seconds of a worker that a job takes (default 1.5)")
+    made.add_argument("--job-seconds", type=float, default=1.5, help="seconds of a worker (default 1.5)")
     made.add_argument("--job-times", type=Path, metavar="FILE", help="measured ones, one a line, to draw from instead")
     made.add_argument("--pictures", type=int, default=1, help="pictures of a job (default 1)")
     made.add_argument("--cold-start", type=float, default=20.0, help="seconds until a new worker works (default 20)")
@@ -313,12 +317,13 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    fleet = Fleet(
-        args.min_workers, args.max_workers, args.scale_after, args.cold_start, args.idle_timeout, args.price
-    )
+    fleet = Fleet(args.min_workers, args.max_workers, args.scale_after, args.cold_start, args.idle_timeout, args.price)
     print(f"{args.trace}: {len(arrivals)} jobs in {arrivals[-1] / 3600:.1f} h, {seconds.mean():.2f} s each\n")
     titles = " / ".join(f"{p} %" for p in PERCENTILES)
-    print(f"| | workers, idle timeout | wait s: {titles} / most | cold starts | most on | busy | hours paid | 1,000 cost |")
+    columns = (
+        f"workers, idle timeout | wait s: {titles} / most | cold starts | most on | busy | hours paid | 1,000 cost"
+    )
+    print(f"| | {columns} |")
     print("|---|---|---|---|---|---|---|---|")
     runs = {"as given": simulate(arrivals, seconds, fleet)}
     print(row("as given", fleet, runs["as given"], args.pictures))

@@ -1,14 +1,20 @@
 #!/bin/bash
-# On-start script of a Vast Serverless template: image-gen's server in the background, then Vast's own start script, which
+# What a Vast Serverless template runs at start: image-gen's server in the background, then Vast's own start script, which
 # clones PYWORKER_REPO and runs its worker.py.
 set -eu
-export MODEL_LOG="${MODEL_LOG:-/tmp/image-gen.log}" PORT="${PORT:-7000}"
+export MODEL_LOG="${MODEL_LOG:-/tmp/image-gen.log}"
+START_SCRIPT="${START_SCRIPT:-https://raw.githubusercontent.com/vast-ai/pyworker/main/start_server.sh}"
+
 # A worker that starts again must not read the lines of its last life.
 rm -f "$MODEL_LOG"
-(
+serve() {
     cd "${IMAGEGEN_HOME:-/app}"
+    # The PyWorker checks who may come in, and has no key to send. So the port must not be one that Vast publishes.
+    export IMAGEGEN_SERVE=http IMAGEGEN_LOG_FORMAT=json LOG_LEVEL=INFO IMAGEGEN_API_KEY='' PORT="${PORT:-18000}"
     status=0
-    IMAGEGEN_SERVE=http IMAGEGEN_LOG_FORMAT=json LOG_LEVEL=INFO IMAGEGEN_API_KEY='' python -m imagegen >>"$MODEL_LOG" 2>&1 || status=$?
-    echo "{\"level\": \"CRITICAL\", \"logger\": \"onstart\", \"message\": \"the server ended with status $status\"}" >>"$MODEL_LOG"
-) &
-exec bash -c "$(curl -fsSL "${VAST_START_SCRIPT:-https://raw.githubusercontent.com/vast-ai/pyworker/main/start_server.sh}")"
+    python -m imagegen || status=$?
+    echo "{\"level\": \"CRITICAL\", \"logger\": \"onstart\", \"message\": \"the server ended with status $status\"}"
+}
+serve >>"$MODEL_LOG" 2>&1 &
+curl -fsSL "$START_SCRIPT" -o /tmp/start_server.sh
+exec bash /tmp/start_server.sh

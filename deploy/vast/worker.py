@@ -14,8 +14,8 @@ from typing import Any
 
 from vastai import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
 
-#: As onstart.sh starts the server.
-PORT = int(os.environ.get("PORT") or 7000)
+#: As onstart.sh starts the server: not on the port that the image exposes, which Vast would publish, without a key.
+PORT = int(os.environ.get("PORT") or 18000)
 LOG = os.environ.get("MODEL_LOG") or "/tmp/image-gen.log"
 
 LOADED = ['"logger": "imagegen.loading", "message": "loaded ']
@@ -41,9 +41,9 @@ def workload(job: dict[str, Any]) -> float:
     """
     width, height = (_number(job.get(name), _SIDE, 2048) for name in ("width", "height"))
     steps = _number(job.get("num_inference_steps"), _STEPS, 50)
-    references = job.get("images") if isinstance(job.get("images"), list) else [job["image"]] if "image" in job else []
-    pictures = _number(job.get("num_images"), 1, 8)
-    return width * height * steps * (1 + min(len(references), 4)) * pictures / _UNIT
+    images, pictures = job.get("images"), _number(job.get("num_images"), 1, 8)
+    references = min(len(images), 4) if isinstance(images, list) else int("image" in job)
+    return width * height * steps * (1 + references) * pictures / _UNIT
 
 
 def _number(value: object, default: int, most: int) -> int:
@@ -52,7 +52,7 @@ def _number(value: object, default: int, most: int) -> int:
 
 
 def benchmark() -> dict[str, Any]:
-    """A job as most are. JPEG and 90 are what a picture of this size costs the least to send."""
+    """A job as most are; as JPEG, so that the measure is the GPU's."""
     return {"prompt": "a lighthouse on a cliff at dawn", "num_inference_steps": _STEPS, "output_format": "jpeg"}
 
 

@@ -1,4 +1,4 @@
-"""Ray Serve with two replicas of micro on this machine: the routes are the same, and a replica that dies loses nothing."""
+"""Ray Serve with two replicas of micro on this machine: the same routes, and a replica that dies loses nothing."""
 
 import asyncio
 import contextlib
@@ -60,9 +60,8 @@ def test_the_routes_are_those_of_the_http_door(url, service):
         assert answer.headers["X-Request-ID"]
         here = asyncio.run(service.run(GenerateRequest(**JOB)))
         assert answer.json()["images"] == here.images
-        edit = client.post(
-            "/edit", data={"prompt": "make the background green"}, files={"image": to_bytes(scene("circle", "red", "blue"))}
-        )
+        reference = {"image": to_bytes(scene("circle", "red", "blue"))}
+        edit = client.post("/edit", data={"prompt": "make the background green"}, files=reference)
         assert from_base64(edit.json()["images"][0]).size == (128, 128)
         wrong = client.post("/generate", json={"prompt": "x", "width": 1000, "height": 512})
         assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "width")
@@ -95,7 +94,8 @@ def test_a_stream_shows_the_picture_as_it_forms_and_can_be_cancelled(url):
 def test_a_replica_that_dies_under_load_loses_nothing(url):
     async def under_load():
         async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-            answers = [asyncio.create_task(client.post("/generate", json={"prompt": JOB["prompt"]})) for _ in range(LOAD)]
+            job = {"prompt": JOB["prompt"]}
+            answers = [asyncio.create_task(client.post("/generate", json=job)) for _ in range(LOAD)]
             while sum(task.done() for task in answers) < 5:
                 await asyncio.sleep(0.01)
             before = replicas()
