@@ -6,8 +6,8 @@
 The trace is `steady` (jobs come independently), `bursty` (nine tenths of the jobs in a tenth of the time), `daily` (a
 sine from a tenth of the rate at night to 1.9 of it by day), or a CSV: seconds at which a job comes and, in a second
 column if there is one, seconds that it takes. Prints Markdown: how long jobs wait, how often a worker starts, what
-1,000 pictures cost. With `--target` it searches the idle timeout and the number of active workers that keep the wait below it
-for the least money. The model and its check against the real worker: docs/fleet.md.
+1,000 pictures cost. With `--target` it searches the idle timeout and the number of active workers that keep the wait
+below it for the least money. The model and its check against the real worker: docs/fleet.md.
 """
 
 from __future__ import annotations

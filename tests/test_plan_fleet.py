@@ -1,73 +1,14 @@
 """The fleet's simulation: against the same rules in simpy, against queueing theory, and its command line."""
 
 import sys
-from collections import deque
 
 import numpy as np
 import pytest
-import simpy
 from PIL import Image
 
 from scripts import plan_fleet
 from scripts.plan_fleet import Fleet, simulate
-
-
-class InSimpy:
-    """The rules of `simulate`, with a process for each worker and for each job's patience."""
-
-    def __init__(self, arrivals, seconds, fleet):
-        self.env, self.fleet, self.arrivals, self.seconds = simpy.Environment(), fleet, arrivals, seconds
-        self.queue, self.idle, self.starting, self.alive = deque(), [], 0, fleet.min_workers
-        self.waits, self.paid, self.started, self.changed = np.zeros(len(arrivals)), 0.0, 0, 0.0
-        for _ in range(fleet.min_workers):
-            self.env.process(self.work())
-        self.env.process(self.come())
-        self.env.run()
-        self.paid += fleet.min_workers * self.end
-
-    def come(self):
-        for job, moment in enumerate(self.arrivals):
-            yield self.env.timeout(moment - self.env.now)
-            if self.idle:
-                self.idle.pop().succeed(job)
-            else:
-                self.queue.append(job)
-                self.env.process(self.lose_patience(job))
-
-    def lose_patience(self, job):
-        yield self.env.timeout(self.fleet.scale_after)
-        if job in self.queue and self.starting <= self.queue.index(job) and self.alive < self.fleet.max_workers:
-            self.started += 1
-            self.change(+1)
-            self.env.process(self.start())
-
-    def change(self, by):
-        self.paid += (self.alive - self.fleet.min_workers) * (self.env.now - self.changed)
-        self.alive, self.changed = self.alive + by, self.env.now
-
-    def start(self):
-        self.starting += 1
-        yield self.env.timeout(self.fleet.cold_start)
-        self.starting -= 1
-        self.env.process(self.work())
-
-    def work(self):
-        while True:
-            if self.queue:
-                job = self.queue.popleft()
-            else:
-                called = self.env.event()
-                self.idle.append(called)
-                yield called | self.env.timeout(self.fleet.idle_timeout)
-                if not called.triggered and self.alive > self.fleet.min_workers:
-                    self.idle.remove(called)
-                    self.change(-1)
-                    return
-                job = yield called
-            self.waits[job] = self.env.now - self.arrivals[job]
-            yield self.env.timeout(self.seconds[job])
-            self.end = self.env.now
-
+from tests.fleet_in_simpy import InSimpy
 
 FLEETS = [
     Fleet(max_workers=1, scale_after=0, cold_start=0),

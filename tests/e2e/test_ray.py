@@ -1,32 +1,25 @@
 """Ray Serve with two replicas of micro on this machine: the same routes, and a replica that dies loses nothing."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import socket
+from importlib.metadata import version
+from pathlib import Path
 
 import httpx
-import psutil
 import pytest
+import yaml
 
 from imagegen.server.schemas import GenerateRequest
+from imagegen.settings import variable_names
 from tests.conftest import from_base64, scene, to_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # `make slow` installs Ray
 JOB = {"prompt": "a red circle on a blue background", "seed": 42}
 LOAD = 60
-
-
-def replicas():
-    """The processes that draw."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "ServeReplica:default:Replica" in " ".join(process.cmdline()):
-                found.append(process.pid)
-    return found
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +85,8 @@ def test_a_stream_shows_the_picture_as_it_forms_and_can_be_cancelled(url):
 
 
 def test_a_replica_that_dies_under_load_loses_nothing(url):
+    from scripts.benchmark_ray import replicas
+
     async def under_load():
         async with httpx.AsyncClient(base_url=url, timeout=300) as client:
             job = {"prompt": JOB["prompt"]}
@@ -111,3 +106,23 @@ def test_a_replica_that_dies_under_load_loses_nothing(url):
         for answer in answers[::6]:
             again = client.post("/generate", json={**JOB, "seed": answer.json()["seeds"][0]})
             assert again.json()["images"] == answer.json()["images"]
+
+
+def test_the_manifest_fits_the_application():
+    from deploy import ray_serve
+
+    service, claim = yaml.safe_load_all((ROOT / "deploy" / "kuberay" / "image-gen.yaml").read_text())
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["import_path"] == "deploy.ray_serve:app"
+    args = ray_serve.Args(**application["args"])
+    cluster = service["spec"]["rayClusterConfig"]
+    (workers,) = cluster["workerGroupSpecs"]
+    assert cluster["rayVersion"] == version("ray")
+    assert (args.min_replicas, args.max_replicas) == (workers["minReplicas"], workers["maxReplicas"])
+    (worker,) = workers["template"]["spec"]["containers"]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == args.gpus
+    (volume,) = workers["template"]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    known = {variable["name"] for variable in worker["env"]}
+    assert known <= set(variable_names())
+    assert {"name": "IMAGEGEN_MODEL", "value": "klein-9b"} in worker["env"]

@@ -5,6 +5,8 @@ import base64
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from imagegen.server.schemas import GenerateRequest
 from tests.conftest import from_base64, scene, to_base64
+from tests.test_pages import PAGES, commands
 
 pytestmark = pytest.mark.slow  # `make slow` installs vastai
 ROOT = Path(__file__).parent.parent.parent
@@ -72,7 +75,7 @@ class Vast:
     """What Vast is to a worker: its public key, and where the worker reports."""
 
     def __init__(self):
-        self.key, self.reports = rsa.generate_private_key(65537, 2048), []
+        self.key, self.reports, self.requests = rsa.generate_private_key(65537, 2048), [], []
         self._public = self.key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -85,8 +88,10 @@ class Vast:
         async def answer(request):
             if request.path == "/pubkey/":
                 return web.Response(body=self._public)
+            body = await request.json() if request.can_read_body else None
+            self.requests.append((request.method, request.path_qs, body))
             if request.path == "/worker_status/":
-                self.reports.append(await request.json())
+                self.reports.append(body)
             return web.json_response({})
 
         app = web.Application()
@@ -183,3 +188,40 @@ def test_a_server_that_ends_is_an_error(tmp_path):
     vast = Vast()
     with started(tmp_path, vast, IMAGEGEN_MAX_QUEUE="many"):
         assert "the server ended" in vast.wait_for(lambda report: report["error_msg"])["error_msg"]
+
+
+@pytest.mark.parametrize("line", [line for line in commands("README-VASTAI.md") if line.startswith("vastai")])
+def test_the_pages_commands_reach_vast_as_meant(line, tmp_path):
+    vast = Vast()
+    words = shlex.split(line.partition(" | ")[0])
+    for place in ("OFFER_ID", "INSTANCE_ID"):
+        words = ["7" if word == place else word for word in words]
+    verb = 2 if words[1] == "logs" else 3
+    words[verb:verb] = ["--url", vast.url, "--api-key", "a-key"]
+    done = subprocess.run(
+        [PYTHON.parent / "vastai", *words[1:]],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 2, done.stderr  # argparse's
+    if words[1:3] == ["set", "api-key"]:
+        assert "YOUR_API_KEY" in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+        return
+    assert vast.requests, done.stderr
+    if words[1] == "create":
+        assert "image-gen" in json.dumps(vast.requests[-1][2])
+    print(vast.requests[-1])
+
+
+def test_the_pages_python_is_the_packages():
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGES["README-VASTAI.md"], re.MULTILINE | re.DOTALL)
+    compile(block, "README-VASTAI.md", "exec")
+    found = ask("""
+import inspect, vastai
+from vastai.serverless.client.endpoint import Endpoint_
+print(json.dumps([list(inspect.signature(Endpoint_.request).parameters), hasattr(vastai.Serverless, "get_endpoint")]))
+""")
+    assert {"route", "payload", "cost"} <= set(found[0])
+    assert found[1]
