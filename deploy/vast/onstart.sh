@@ -5,6 +5,8 @@ set -eu
 export MODEL_LOG="${MODEL_LOG:-/tmp/image-gen.log}"
 START_SCRIPT="${START_SCRIPT:-https://raw.githubusercontent.com/vast-ai/pyworker/main/start_server.sh}"
 
+# A session of Vast's does not always have the image's PATH.
+PATH="${IMAGEGEN_BIN:-/opt/venv/bin}:$PATH"
 # A worker that starts again must not read the lines of its last life.
 rm -f "$MODEL_LOG"
 serve() {

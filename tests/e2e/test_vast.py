@@ -138,6 +138,7 @@ def started(folder, vast, **environment):
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PORT": port,
         "MODEL_LOG": str(folder / "model.log"), "START_SCRIPT": script.as_uri(), "IMAGEGEN_HOME": str(ROOT),
+        "IMAGEGEN_BIN": str(Path(sys.executable).parent),
         "WORKER_PORT": worker_port, "WORKER_HTTP_PORT": session_port, f"VAST_TCP_PORT_{worker_port}": worker_port,
         "REPORT_ADDR": vast.url, "CONTAINER_ID": "1", "PUBLIC_IPADDR": "127.0.0.1", "MASTER_TOKEN": "t", **environment,
     }  # fmt: skip
