@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -104,7 +105,7 @@ class Fleet(Service):
         return _Remote()
 
     async def _run(self, job: Job, default_seed: int | None) -> GenerateResponse:
-        request = job.request
+        request, begun = job.request, time.monotonic()
         logs.note(mode=request.mode, images=request.num_images)
         jobs.check(request, get_model(self.settings.model or ""), self.settings)
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
@@ -116,6 +117,10 @@ class Fleet(Service):
                     if isinstance(item, ImageGenError):
                         raise item
                     if isinstance(item, GenerateResponse):
+                        # What the replica does not know of: the wait here, and the way.
+                        away = round(time.monotonic() - begun - item.timings.total, 4)
+                        item.timings.queue, item.timings.total = item.timings.queue + away, item.timings.total + away
+                        job.timings = item.timings
                         return item
                     job.notify(item)
             except (RayActorError, ActorUnavailableError, ReplicaUnavailableError):

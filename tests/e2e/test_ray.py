@@ -75,9 +75,11 @@ def test_a_stream_shows_the_picture_as_it_forms_and_can_be_cancelled(url):
         long = {**JOB, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
         with client.stream("POST", "/generate", json=long, headers=stream) as answer:
             lines = answer.iter_lines()
+            assert next(lines) == "event: queued"
+            job_id = json.loads(next(lines).removeprefix("data: "))["id"]
             while next(lines) != "event: step":
                 pass
-            assert client.delete(f"/jobs/{answer.headers['X-Request-ID']}").json()["status"] == "cancelled"
+            assert client.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
             rest = list(lines)
         assert rest[-2].startswith("data: ") and json.loads(rest[-2][6:])["code"] == "cancelled"
         # Its replica is free again.
@@ -100,6 +102,8 @@ def test_a_replica_that_dies_under_load_loses_nothing(url):
     before, answers = asyncio.run(under_load())
     assert len(before) == 2
     assert [answer.status_code for answer in answers] == [200] * LOAD
+    timings = [answer.json()["timings"] for answer in answers]
+    assert max(t["queue"] for t in timings) > max(t["denoise"] for t in timings)  # the wait at the ingress is told
     with httpx.Client(base_url=url, timeout=60) as client:
         seeds = [answer.json()["seeds"][0] for answer in answers]
         assert len(set(seeds)) == LOAD
