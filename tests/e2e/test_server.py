@@ -123,7 +123,7 @@ def test_the_log_holds_no_prompt_no_picture_and_no_key(tmp_path):
         httpx.post(f"{url}/edit", json={"prompt": "canary two", "image": "canary!"}, headers=key)
         httpx.post(f"{url}/generate", json={"canary_field": "canary"}, headers={"X-API-Key": "canary-wrong"})
     log = (tmp_path / "log").read_text()
-    assert "is loaded on cpu" in log
+    assert "loaded micro on cpu" in log
     assert "canary" not in log
     assert answer.json()["images"][0][60:120] not in log
 

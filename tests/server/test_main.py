@@ -175,7 +175,7 @@ def test_without_preloading_the_first_job_waits_for_the_model():
         assert httpx.post(f"{url}/generate", json=PROMPT, timeout=60).status_code == 200
 
 
-def test_a_model_that_cannot_be_loaded(tmp_path):
+def test_a_model_that_cannot_be_loaded(tmp_path, caplog):
     with serving(model="klein-9b", hf_home=tmp_path) as (url, service):
         service.start().exception()
         health = httpx.get(f"{url}/health")
@@ -183,6 +183,8 @@ def test_a_model_that_cannot_be_loaded(tmp_path):
         assert "HUGGING_FACE_TOKEN" in health.json()["message"]
         assert httpx.get(f"{url}/ping").status_code == 503
         assert httpx.post(f"{url}/generate", json=PROMPT).json()["error"]["code"] == "not_ready"
+    assert "the model could not be loaded: " in caplog.text
+    assert "set HUGGING_FACE_TOKEN" in caplog.text
 
 
 def test_health_is_answered_while_a_job_runs(client):
