@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLFlux2
 from imagegen import acceleration
 from imagegen.acceleration import choose_attention, load_decoder, use_attention
 from imagegen.errors import ConfigurationError
-from imagegen.models import MICRO_PATH, get_model
+from imagegen.models import MICRO_PATH
 
 MEGAPIXEL = (1024, 1024)
 

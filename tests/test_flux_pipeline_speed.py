@@ -11,7 +11,6 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinKVPipeline, Flux2KleinPipeli
 from diffusers.models.transformers.transformer_flux2 import Flux2TransformerBlock
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
-from imagegen import acceleration
 from imagegen.caches import References
 from imagegen.errors import OutOfMemory
 from imagegen.models import MICRO_PATH, get_model

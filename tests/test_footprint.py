@@ -9,8 +9,8 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from imagegen.footprint import activations, kv_bytes, part_bytes
-from imagegen.weights import TEXT_ENCODER_LAYERS
 from imagegen.models import MICRO_PATH, get_model
+from imagegen.weights import TEXT_ENCODER_LAYERS
 from scripts.random_model import configs
 
 SQUARE = (1024, 1024)

@@ -228,6 +228,7 @@ def test_health_says_how_far_a_download_is(tmp_path):
     assert "downloading the weights: 0.0 of 0.1 GB" in stages
     assert find_weights(get_model("klein-4b"), settings(hf_home=tmp_path), tmp_path / "none") is not None
 
+
 def test_the_small_decoder_is_looked_for_where_weights_are(tmp_path, caplog):
     home, volume = tmp_path / "home", tmp_path / "volume"
     mine = settings(hf_home=home, decoder="small")
