@@ -11,7 +11,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 # What bakes the weights: these files alone, so that no other change bakes them again.
 FROM ${BASE_IMAGE} AS baker
 COPY imagegen/__init__.py imagegen/errors.py imagegen/manifest.py imagegen/models.py imagegen/quantization.py \
-    imagegen/settings.py imagegen/weights.py /baker/imagegen/
+    imagegen/settings.py imagegen/sources.py imagegen/weights.py /baker/imagegen/
 COPY builder/__init__.py builder/bake.py builder/hub.py builder/layer.sh builder/quantize.py /baker/builder/
 
 # The code, compiled: on a read-only disk, as another user, it could not be later. By hash, since times are rewritten.

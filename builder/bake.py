@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 from builder.hub import BakeError, BrokenModel, Hub, disk_full, say
 from imagegen import manifest
 from imagegen.errors import ConfigurationError
-from imagegen.models import ModelSpec, cache_folder, find_fault, get_model
+from imagegen.models import ModelSpec, get_model
 from imagegen.settings import get_settings
+from imagegen.sources import cache_folder, find_fault
 
 if TYPE_CHECKING:
     from builder.quantize import Quantizer

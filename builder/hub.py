@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from imagegen import manifest
 from imagegen.errors import ConfigurationError
-from imagegen.models import DATA_ENDINGS, ModelSpec
+from imagegen.models import ModelSpec
+from imagegen.sources import DATA_ENDINGS
 
 _ATTEMPTS = 4
 #: What may hold code: pickled weights, and code itself.

@@ -47,12 +47,13 @@ app = modal.App(
 @app.function(timeout=3600)
 def download() -> None:
     """Brings the weights into the volume, on a machine without a GPU; without this the first container does."""
-    from imagegen import models
+    from imagegen.models import get_model
     from imagegen.settings import get_settings
+    from imagegen.sources import download_weights, find_weights
 
     settings = get_settings()
-    spec = models.get_model(settings.model or MODEL)
-    path = models.find_weights(spec, settings) or models.download_weights(spec, settings, progress=True)
+    spec = get_model(settings.model or MODEL)
+    path = find_weights(spec, settings) or download_weights(spec, settings, progress=True)
     print(f"{spec.name} is at {path}")
     weights.commit()
 

@@ -19,8 +19,9 @@ from typing import NoReturn
 
 from imagegen import logs
 from imagegen.errors import ConfigurationError
-from imagegen.models import find_weights, get_model
+from imagegen.models import get_model
 from imagegen.settings import Settings, get_settings
+from imagegen.sources import find_weights
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +83,16 @@ def show_plan(settings: Settings, gigabytes: float | None, capability: tuple[int
         ConfigurationError: nothing that the settings ask for fits.
     """
     from imagegen import loading
+    from imagegen.acceleration import is_installed
     from imagegen.memory import Card, read_card
 
     if gigabytes is None:
         spec = loading.choose_model(settings)
         card = read_card(settings.device or loading.default_device())
+        nf4 = is_installed("bitsandbytes")
     else:
-        spec, card = get_model(settings.model or "klein-9b"), Card.of(gigabytes, capability)
-    print(loading.plan(spec, settings, find_weights(spec, settings), card))
+        spec, card, nf4 = get_model(settings.model or "klein-9b"), Card.of(gigabytes, capability), True
+    print(loading.plan(spec, settings, find_weights(spec, settings), card, nf4))
     return 0
 
 

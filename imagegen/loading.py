@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imagegen import driver
-from imagegen.acceleration import Attention, choose_attention
+from imagegen.acceleration import Attention, choose_attention, is_installed
 from imagegen.errors import ConfigurationError
 from imagegen.memory import Card, MemoryPlan, read_card
-from imagegen.models import ModelSpec, download_decoder, download_weights, find_decoder, find_weights, get_model
+from imagegen.models import ModelSpec, get_model
 from imagegen.planning import choose, stored_precisions
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import Settings
+from imagegen.sources import download_decoder, download_weights, find_decoder, find_weights
 from imagegen.startup import StartTimes
 from imagegen.weights import prefetch
 
@@ -74,12 +75,13 @@ def read_ahead(settings: Settings) -> Path | None:
     return path
 
 
-def plan(spec: ModelSpec, settings: Settings, path: Path | None, card: Card | None) -> MemoryPlan:
+def plan(spec: ModelSpec, settings: Settings, path: Path | None, card: Card | None, nf4: bool = True) -> MemoryPlan:
     """Where each part of a model will live, and in which precision.
 
     Args:
         path: the folder with its weights, which may be quantised already; None: they are not here.
         card: None: a CPU.
+        nf4: whether what nf4 needs is installed.
 
     Raises:
         ConfigurationError: what the settings ask for does not fit the card.
@@ -91,6 +93,7 @@ def plan(spec: ModelSpec, settings: Settings, path: Path | None, card: Card | No
         precision=settings.precision,
         offload=settings.offload,
         stored=stored_precisions(path) if path else (None, None),
+        nf4=nf4,
     )
 
 
@@ -130,7 +133,7 @@ def load(
         device = settings.device or default_device()
     note("checking the card")
     with times.measure("check"):
-        chosen = plan(spec, settings, path, read_card(device))
+        chosen = plan(spec, settings, path, read_card(device), nf4=is_installed("bitsandbytes"))
     log.info("memory: %s", chosen)
     note("loading the weights")
     config = FluxConfig(

@@ -53,6 +53,7 @@ def choose(
     precision: Precision | Literal["auto"] = "auto",
     offload: Offload | Literal["auto"] = "auto",
     stored: tuple[Precision | None, Precision | None] = (None, None),
+    nf4: bool = True,
 ) -> MemoryPlan:
     """The plan for a card: the first of `candidates` that fits.
 
@@ -63,6 +64,7 @@ def choose(
         precision: of the transformer; the text encoder has the same or a better one. Forced unless "auto".
         offload: forced unless "auto".
         stored: the precision in which the folder holds transformer and text encoder already, if it does.
+        nf4: whether bitsandbytes is installed, whose nf4 is.
 
     Raises:
         ConfigurationError: nothing that was asked for fits, with what it needs and the nearest plan that fits; or the
@@ -71,6 +73,8 @@ def choose(
     references = spec.max_references if references is None else references
     size = size or (spec.size, spec.size)
     asked = _asked(precision, offload)
+    if not nf4 and "nf4" in (precision, *stored):
+        raise ConfigurationError("nf4 needs bitsandbytes, which is not installed: pip install 'imagegen[nf4]'")
 
     def plan(transformer: Precision, text_encoder: Precision, where: Offload, why: str = "") -> MemoryPlan:
         parts = part_bytes(spec, transformer, text_encoder, element=4 if card is None else 2)
@@ -89,6 +93,7 @@ def choose(
         and precision in ("auto", one.transformer)
         and stored[0] in (None, one.transformer)
         and stored[1] in (None, one.text_encoder)
+        and (nf4 or "nf4" not in (one.transformer, one.text_encoder))
     ]
     if not wanted:
         holds = f"transformer {stored[0] or 'bf16'}, text encoder {stored[1] or 'bf16'}"

@@ -29,7 +29,8 @@ import transformers
 from builder.quantize import Quantizer
 from imagegen import weights
 from imagegen.assembly import empty_modules, missing
-from imagegen.models import MICRO_PATH, find_fault
+from imagegen.models import MICRO_PATH
+from imagegen.sources import find_fault
 
 #: Bytes of a file, at most: as diffusers and transformers write them.
 _SHARDS = {"transformer": 10e9, "text_encoder": 5e9, "vae": 10e9}

@@ -25,10 +25,11 @@ from typing import Any
 from imagegen.errors import ConfigurationError
 from imagegen.footprint import Size, part_bytes
 from imagegen.memory import CONTEXT, REFERENCE, RESERVE, Card, MemoryPlan, Offload, Precision, gib
-from imagegen.models import ModelSpec, find_weights, get_model
+from imagegen.models import ModelSpec, get_model
 from imagegen.planning import choose, stored_precisions
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import get_settings
+from imagegen.sources import find_weights
 from scripts.measure import Case, Device, Runner, machine, shown, table
 from scripts.vram_chart import draw_chart
 

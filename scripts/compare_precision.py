@@ -33,9 +33,10 @@ from builder.micro.measure import background_colour, interval, shape_colour
 from builder.micro.scenes import held_out_combinations
 from imagegen.loading import default_device
 from imagegen.memory import Precision
-from imagegen.models import find_weights, get_model
+from imagegen.models import get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import get_settings
+from imagegen.sources import find_weights
 
 #: What a model of everything is asked for: people, text, fine patterns, light, many things.
 PROMPTS = (

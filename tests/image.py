@@ -191,7 +191,8 @@ def test_a_gated_model_is_baked_with_the_secret_and_without_leaving_it(secret, t
     check = "cat /app/.env && python -m imagegen.manifest /opt/huggingface/hub/models--*/snapshots/*"
     assert run("sh", "-c", check, tag="image-gen:baked") == "IMAGEGEN_MODEL=klein-9b\n"
     script = """
-from imagegen.models import find_weights, get_model
+from imagegen.models import get_model
+from imagegen.sources import find_weights
 from imagegen.settings import get_settings
 print(find_weights(get_model(get_settings().model), get_settings()))
 """

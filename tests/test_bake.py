@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 from builder.bake import main
 from imagegen import manifest
 from imagegen.errors import ConfigurationError
-from imagegen.models import MICRO_PATH, find_weights, get_model
+from imagegen.models import MICRO_PATH, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 from imagegen.settings import get_settings
+from imagegen.sources import find_weights
 from tests.conftest import settings
 from tests.hub import CHUNK, COMMIT, Hub, client_of, serve
 

@@ -12,17 +12,9 @@ from safetensors.numpy import save_file
 
 from imagegen.errors import ConfigurationError
 from imagegen.jobs import MULTIPLE
-from imagegen.models import (
-    MICRO_PATH,
-    MODELS,
-    SMALL_DECODER,
-    download_decoder,
-    download_weights,
-    find_decoder,
-    find_weights,
-    get_model,
-)
+from imagegen.models import MICRO_PATH, MODELS, get_model
 from imagegen.service import Service
+from imagegen.sources import SMALL_DECODER, download_decoder, download_weights, find_decoder, find_weights
 from tests.conftest import settings
 from tests.hub import Hub, client_of, serve
 
@@ -114,7 +106,7 @@ def test_a_download_that_the_disk_cannot_hold_is_not_begun(hub, tmp_path):
 def test_a_download_leaves_the_tenth_of_the_disk_that_runpods_sdk_wants(hub, tmp_path, monkeypatch, on_runpod):
     hub.size, queue = int(15e9), "http://127.0.0.1/job-take/x" if on_runpod else None
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=int(60e9), free=int(20e9)))
-    monkeypatch.setattr("imagegen.models._ROOT", tmp_path)
+    monkeypatch.setattr("imagegen.sources._ROOT", tmp_path)
     ours = settings(hf_home=tmp_path, queue_url=queue)
     if on_runpod:
         with pytest.raises(ConfigurationError, match=r"needs 15\.0 GB beside the 6\.0 GB that RunPod wants free"):
@@ -122,7 +114,7 @@ def test_a_download_leaves_the_tenth_of_the_disk_that_runpods_sdk_wants(hub, tmp
     else:
         download_weights(get_model("klein-4b"), ours)
     assert len(hub.calls) == (not on_runpod)
-    monkeypatch.setattr("imagegen.models._ROOT", Path("/proc"))  # the cache is on a volume, another disk
+    monkeypatch.setattr("imagegen.sources._ROOT", Path("/proc"))  # the cache is on a volume, another disk
     download_weights(get_model("klein-4b"), ours)
 
 

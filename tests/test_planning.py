@@ -33,6 +33,15 @@ def test_what_a_card_gets(gigabytes, capability, expected):
     assert plan.fits(plan.card)
 
 
+def test_without_bitsandbytes_no_card_gets_nf4_and_who_asks_for_it_is_told():
+    plan = choose(KLEIN, Card.of(12, ADA), nf4=False)
+    assert (plan.transformer, plan.text_encoder, plan.offload) == ("bf16", "bf16", "group")
+    plan = choose(KLEIN, Card.of(12, ADA), references=1, nf4=False)
+    assert (plan.transformer, plan.text_encoder, plan.offload) == ("fp8", "fp8", "model")
+    with pytest.raises(ConfigurationError, match=r"nf4 needs bitsandbytes.*pip install 'imagegen\[nf4\]'"):
+        choose(KLEIN, Card.of(12, ADA), precision="nf4", nf4=False)
+
+
 def test_the_plan_is_the_first_candidate_that_fits():
     card = Card.of(16, ADA)
     plans = [choose(KLEIN, Card.of(1000, ADA), precision=t, offload=o, stored=(t, e)) for t, e, o in candidates(ADA)]

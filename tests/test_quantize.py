@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from builder.quantize import _NOT_CONVERTED, Quantizer
 from imagegen import quantization, weights
 from imagegen.errors import ConfigurationError
-from imagegen.models import MICRO_PATH, find_fault
+from imagegen.models import MICRO_PATH
+from imagegen.sources import find_fault
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle on a blue background"

@@ -24,7 +24,7 @@ BROKEN = [
     '"level": "ERROR", "logger": "uvicorn.error"',
     '"level": "CRITICAL", "logger": "onstart", "message": "the server ended',
 ]
-TOLD = ['"logger": "imagegen.models", "message": "']
+TOLD = ['"logger": "imagegen.sources", "message": "']
 
 #: What is drawn where a job does not say: klein's. A reference costs the GPU as much as the picture.
 _SIDE, _STEPS = 1024, 4

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imagegen.models import MODELS, find_fault, get_model
+from imagegen.models import MODELS, get_model
+from imagegen.sources import find_fault
 from scripts import benchmark_vram
 from scripts.benchmark_vram import estimate, show_estimate
 from scripts.random_model import write_model
