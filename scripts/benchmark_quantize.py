@@ -21,95 +21,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import diffusers
 import torch
-import transformers
 
 from builder.quantize import Quantizer
 from imagegen import weights
 from imagegen.assembly import empty_modules, missing
-from imagegen.models import MICRO_PATH
+from imagegen.models import get_model
 from imagegen.sources import find_fault
-
-#: Bytes of a file, at most: as diffusers and transformers write them.
-_SHARDS = {"transformer": 10e9, "text_encoder": 5e9, "vae": 10e9}
-_FILES = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
-#: klein-9b where it is not micro.
-_TRANSFORMER = {
-    "attention_head_dim": 128,
-    "axes_dims_rope": [32] * 4,
-    "in_channels": 128,
-    "joint_attention_dim": 12288,
-    "num_attention_heads": 32,
-    "num_layers": 8,
-    "num_single_layers": 24,
-    "rope_theta": 2000,
-    "timestep_guidance_channels": 256,
-}
-_TEXT_ENCODER = {
-    "dtype": "bfloat16",
-    "head_dim": 128,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "layer_types": ["full_attention"] * 36,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 36,
-    "num_key_value_heads": 8,
-    "tie_word_embeddings": False,
-    "vocab_size": 151936,
-}
-
-Shapes = dict[str, tuple[int, ...]]
+from scripts.random_model import prepare, split, write_index
 
 
-def write_configs(source: Path) -> dict[str, dict[str, Shapes]]:
-    """Writes all of a klein-9b but its weights; returns the tensors of each file of each part."""
-    shutil.copytree(MICRO_PATH, source, ignore=shutil.ignore_patterns("*.safetensors"))
-    for part, changes in (("transformer", _TRANSFORMER), ("text_encoder", _TEXT_ENCODER)):
-        path = source / part / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    (source / "vae" / "config.json").write_text("{}")  # klein's is diffusers' default
-    with accelerate.init_empty_weights():
-        modules = {
-            "transformer": diffusers.Flux2Transformer2DModel.from_config(_read(source / "transformer")),
-            "text_encoder": transformers.Qwen3ForCausalLM(
-                transformers.Qwen3Config.from_pretrained(source / "text_encoder")
-            ),
-            "vae": diffusers.AutoencoderKLFlux2(),
-        }
-    plans = {}
-    for part, module in modules.items():
-        groups: list[Shapes] = [{}]
-        size = 0.0
-        for name, tensor in module.state_dict().items():
-            size += 2 * tensor.numel()
-            if size > _SHARDS[part]:
-                groups.append({})
-                size = 2 * tensor.numel()
-            groups[-1][name] = tuple(tensor.shape)
-        if len(groups) == 1:
-            plans[part] = {f"{_FILES[part]}.safetensors": groups[0]}
-            continue
-        plans[part] = {
-            f"{_FILES[part]}-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)
-        }
-        index = {"metadata": {}, "weight_map": {name: file for file, group in plans[part].items() for name in group}}
-        (source / part / f"{_FILES[part]}.safetensors.index.json").write_text(json.dumps(index))
-    return plans
-
-
-def _read(folder: Path) -> Any:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def write_shard(path: Path, shapes: Shapes, noise: torch.Tensor) -> None:
+def write_shard(path: Path, tensors: dict[str, torch.Tensor], noise: torch.Tensor) -> None:
     """Writes a file of random bf16 weights, a piece at a time."""
     entries: dict[str, dict[str, Any]] = {}
     at = 0
-    for name, shape in shapes.items():
-        size = 2 * int(torch.Size(shape).numel())
-        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+    for name, tensor in tensors.items():
+        size = 2 * tensor.numel()
+        entries[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(entries).encode()
     piece = noise.view(torch.uint8).numpy().data
@@ -143,7 +71,8 @@ def main() -> int:
 
 def measure(source: Path, target: Path, precision: Any, text_encoder: Any) -> int:
     """Makes the folder, and prints what it took."""
-    plans = write_configs(source)
+    plans = {part: split(module, source / part) for part, module in prepare(get_model("klein-9b"), source).items()}
+    write_index(source)
     noise = torch.randn(16 << 20).bfloat16() * 0.02
     quantizer = Quantizer(source, target, precision, text_encoder)
     seconds, most, largest = 0.0, 0, 0

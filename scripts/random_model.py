@@ -62,6 +62,33 @@ def configs(a: Architecture) -> dict[str, dict[str, Any]]:
     return read
 
 
+def prepare(spec: ModelSpec, folder: Path) -> dict[str, Any]:
+    """Writes all of a model's folder but its weights and model_index.json; returns its parts on the meta device."""
+    import torch
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    for part in ("tokenizer", "scheduler"):
+        shutil.copytree(MICRO_PATH / part, folder / part, dirs_exist_ok=True)
+    makers: dict[str, Any] = {
+        "transformer": Flux2Transformer2DModel.from_config,
+        "text_encoder": lambda config: Qwen3ForCausalLM(Qwen3Config.from_dict(config)),
+        "vae": AutoencoderKLFlux2.from_config,
+    }
+    modules = {}
+    for part, config in configs(spec.architecture).items():
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        with torch.device("meta"):
+            modules[part] = makers[part](config)
+    return modules
+
+
+def write_index(folder: Path) -> None:
+    """Writes model_index.json, which makes a folder a model."""
+    shutil.copy(MICRO_PATH / "model_index.json", folder / "model_index.json")
+
+
 def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
     """Writes the folder, in bf16, unless it is there whole, and returns it.
 
@@ -71,12 +98,9 @@ def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
     Raises:
         ConfigurationError: the disk has no room for it.
     """
-    import torch
-    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from safetensors.torch import save_file
 
-    done = folder / "model_index.json"
-    if done.is_file():
+    if (folder / "model_index.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = part_bytes(spec, "bf16", "bf16", trimmed=False).total, shutil.disk_usage(folder).free
@@ -84,38 +108,33 @@ def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
         raise ConfigurationError(
             f"random weights of {spec.name} need {gib(needed)} of disk, and {folder} has {gib(free)} free"
         )
-    for part in ("tokenizer", "scheduler"):
-        shutil.copytree(MICRO_PATH / part, folder / part, dirs_exist_ok=True)
-    makers: dict[str, Any] = {
-        "transformer": Flux2Transformer2DModel.from_config,
-        "text_encoder": lambda config: Qwen3ForCausalLM(Qwen3Config.from_dict(config)),
-        "vae": AutoencoderKLFlux2.from_config,
-    }
-    for part, config in configs(spec.architecture).items():
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        with torch.device("meta"):
-            module = makers[part](config)
-        _write_weights(module, folder / part, _NAMES[part], device)
-    shutil.copy(MICRO_PATH / "model_index.json", done)
+    for part, module in prepare(spec, folder).items():
+        for file, weights in split(module, folder / part).items():
+            drawn = {key: _random(key, tensor, device).cpu() for key, tensor in weights.items()}
+            save_file(drawn, folder / part / file, {"format": "pt"})
+    write_index(folder)
     return folder
 
 
-def _write_weights(module: Any, folder: Path, name: str, device: str) -> None:
-    """Writes a module's weights, drawn one after another, in files of at most `_SHARD` bytes with an index."""
-    from safetensors.torch import save_file
+def split(module: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    """Which of a part's weights go into which file of at most `_SHARD` bytes; writes the index where there are several.
 
+    A part's folder is named as the part is.
+    """
     tied = set(getattr(module, "_tied_weights_keys", None) or ()) if _is_tied(module) else set()
     weights = [(key, tensor) for key, tensor in module.state_dict().items() if key not in tied]
-    shards = list(_shards(weights))
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"{name}.safetensors" if len(shards) == 1 else f"{name}-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({key: _random(key, tensor, device).cpu() for key, tensor in shard}, folder / file, {"format": "pt"})
-        weight_map |= {key: file for key, _ in shard}
+    shards, name = list(_shards(weights)), _NAMES[folder.name]
+    files = {
+        f"{name}.safetensors" if len(shards) == 1 else f"{name}-{number:05}-of-{len(shards):05}.safetensors": dict(
+            shard
+        )
+        for number, shard in enumerate(shards, 1)
+    }
     if len(shards) > 1:
+        weight_map = {key: file for file, shard in files.items() for key in shard}
         index = {"metadata": {"total_size": sum(t.numel() * 2 for _, t in weights)}, "weight_map": weight_map}
         (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return files
 
 
 def _is_tied(module: Any) -> bool:
