@@ -33,7 +33,7 @@ def read(monkeypatch, values):
 
 
 def test_the_form_asks_for_settings_and_shows_their_defaults(monkeypatch):
-    assert {*INPUTS} <= {*variable_names(), "IMAGEGEN_PRECISION"}
+    assert {*INPUTS} <= {*variable_names()}
     defaults = {key: shown.default for key, shown in INPUTS.items()}
     assert defaults.pop("IMAGEGEN_MODEL") == "klein-9b"
     assert read(monkeypatch, defaults) == read(monkeypatch, {})
@@ -77,7 +77,7 @@ def test_the_disk_holds_the_largest_download_and_the_tenth_that_the_sdk_wants_fr
 
 
 def test_the_hub_finds_what_it_builds_from():
-    assert all((FOLDER.parent / name).is_file() for name in ("handler.py", "README.md"))
+    assert all((FOLDER.parent / name).is_file() for name in ("handler.py", "README.md", "Dockerfile"))
 
 
 def test_the_hubs_own_tests_need_no_secret(monkeypatch):
