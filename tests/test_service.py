@@ -22,6 +22,7 @@ from imagegen.jobs import parse_job
 from imagegen.memory import RESERVE, Card
 from imagegen.models import get_model
 from imagegen.planning import choose
+from imagegen.references import Reference
 from imagegen.service import Service
 from tests.conftest import from_base64, scene, settings, to_base64
 
@@ -209,7 +210,7 @@ def test_a_deadline_or_a_stop_ends_a_job_whose_references_are_on_their_way(servi
 
     def slow(*arguments):
         arrives.wait(60)
-        return scene("circle", "red", "blue")
+        return Reference(scene("circle", "red", "blue"), [])
 
     async def wait_for_references():
         edit = parse_job({"prompt": "x", "images": ["x", "x"]})
@@ -237,7 +238,7 @@ def test_how_long_jobs_take_to_get_ready_is_known(monkeypatch):
 
     def slow(*arguments):
         time.sleep(0.3)
-        return scene("circle", "red", "blue")
+        return Reference(scene("circle", "red", "blue"), [])
 
     monkeypatch.setattr("imagegen.service.load_reference", slow)
     run(fresh)
