@@ -15,6 +15,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -134,6 +135,8 @@ class _Remote:
     """What the road asks of a loaded model, where that is elsewhere."""
 
     device = "ray"
+    #: Each replica has its own, and says so in its log.
+    times, config = None, SimpleNamespace(plan=None)
 
     def gpu_memory(self) -> None:
         """Each replica has its own."""

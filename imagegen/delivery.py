@@ -46,7 +46,8 @@ class Delivery:
     """One job's pictures on their way out, encoded and uploaded in threads of their own, beside the GPU.
 
     Args:
-        pool: the threads.
+        pool: the threads that encode.
+        uploads: those that upload; a store that does not answer holds them.
         model, num_inference_steps: for the record.
         request: names the format, the quality, and whether the prompt goes into the record.
         signer: signs each file; None: nothing is signed.
@@ -55,12 +56,14 @@ class Delivery:
     def __init__(
         self,
         pool: Executor,
+        uploads: Executor,
         model: str,
         request: GenerateRequest | EditRequest,
         num_inference_steps: int,
         signer: Signer | None = None,
     ) -> None:
-        self._pool, self._model, self._request, self._steps = pool, model, request, num_inference_steps
+        self._pool, self._uploads = pool, uploads
+        self._model, self._request, self._steps = model, request, num_inference_steps
         self._signer = signer
         self._pictures: list[tuple[int, Image.Image]] = []
         self._files: list[Future[bytes]] = []
@@ -122,9 +125,8 @@ class Delivery:
     ) -> list[str]:
         """The files' URLs in the store."""
         keys = [object_key(job_id, i, EXTENSIONS[output_format]) for i in range(len(files))]
-        # Not in the pool: a store that does not answer would hold the threads that encode.
         uploads = [
-            asyncio.to_thread(store.put, key, data, f"image/{output_format}")
+            asyncio.wrap_future(self._uploads.submit(store.put, key, data, f"image/{output_format}"))
             for key, data in zip(keys, files, strict=True)
         ]
         return list(await asyncio.gather(*uploads))

@@ -38,7 +38,7 @@ _CHUNK = 65_536
 #: What RFC 3986 allows, and letters of other scripts; a space or a control character could end a line of a request.
 _TEXT = re.compile(r"[!-~\u00a1-\U0010ffff]*")
 #: A name, or an address without a zone.
-_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|(?=[0-9a-f.]*:)[0-9a-f:.]+", re.IGNORECASE)
 _HEADERS = {
     "User-Agent": f"image-gen/{__version__}",
     "Accept": "image/png, image/jpeg, image/webp",

@@ -68,8 +68,7 @@ class Lane:
     """
 
     def __init__(self, stall_timeout: float, metrics: Metrics) -> None:
-        #: Why nothing can be drawn any more; this process must be replaced.
-        self.dead: str | None = None
+        self._dead: str | None = None
         #: Seconds that a job takes lately; 0 before the first.
         self.pace = 0.0
         self._stall_timeout, self._metrics = stall_timeout, metrics
@@ -99,13 +98,21 @@ class Lane:
         finally:
             drawn.cancel()
 
-    def check(self) -> None:
-        """Raises GpuFailed where the card is dead, or has made no step for too long and counts as dead from now on."""
+    @property
+    def dead(self) -> str | None:
+        """Why nothing can be drawn any more, and this process must be replaced; None while all is well.
+
+        A card that has made no step for too long counts as dead from then on, also when nobody waits for it any more.
+        """
         moved = self._moved
-        if self.dead is None and moved is not None and time.monotonic() - moved > self._stall_timeout:
-            self.dead = f"the card made no step for {self._stall_timeout:g} s; this worker must be replaced"
-        if self.dead is not None:
-            raise GpuFailed(self.dead)
+        if self._dead is None and moved is not None and time.monotonic() - moved > self._stall_timeout:
+            self._dead = f"the card made no step for {self._stall_timeout:g} s; this worker must be replaced"
+        return self._dead
+
+    def check(self) -> None:
+        """Raises GpuFailed where the card is dead."""
+        if (dead := self.dead) is not None:
+            raise GpuFailed(dead)
 
     def close(self, wait: bool) -> None:
         """Ends the thread after the job that it is in."""
@@ -127,7 +134,7 @@ class Lane:
                 pipeline.config.plan, (plan.width, plan.height), sizes, pipeline.device
             ) from None
         except GpuFailed as error:
-            self.dead = error.message
+            self._dead = error.message
             raise
         finally:
             self._moved = None

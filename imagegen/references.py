@@ -80,11 +80,12 @@ class _Room:
 
     def __init__(self, pixels: int) -> None:
         self._left, self._changed = pixels, threading.Condition()
+        self._turn = threading.Lock()
 
     @contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
-        """Waits until there is room, and takes it."""
-        with self._changed:
+        """Waits until there is room, and takes it; in turn, so that small ones do not pass a large one by."""
+        with self._turn, self._changed:
             self._changed.wait_for(lambda: self._left >= pixels)
             self._left -= pixels
         try:

@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 #: Threads for pictures' bytes; Pillow lets go of the interpreter while it decodes and compresses.
 _CPU_THREADS = 4
+#: Threads that wait for object stores: two jobs of eight pictures.
+_UPLOAD_THREADS = 16
 #: A failed load is not tried again sooner: until then each job is answered with its error at once.
 _RETRY_SECONDS = 30.0
 
@@ -77,6 +79,7 @@ class Service:
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         #: Threads of their own: a picture that is slow to decode keeps no finished one from being sent.
         self._decoders = ThreadPoolExecutor(_CPU_THREADS, "decoder")
+        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
         self._loading: Future[FluxPipeline] | None = None
         self._stage = "starting"
         self._lock = threading.Lock()
@@ -140,6 +143,7 @@ class Service:
         self.lane.close(wait=done)
         self._cpu.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
+        self._uploads.shutdown(cancel_futures=True)
 
     def health(self) -> HealthResponse:
         """The state that the service is in; it can take a job while idle, ready or busy."""
@@ -277,13 +281,15 @@ class Service:
 
         # 2. References, beside the GPU: fetched in the event loop, decoded in threads
         clock = time.monotonic()
-        if isinstance(request, EditRequest):
-            job.notify(References())
-            loaded = await self._references(request)
-            job.references = [reference.picture for reference in loaded]
-            job.warnings += [warning for reference in loaded for warning in reference.warnings]
-        timings.references = time.monotonic() - clock
-        self.preparing += (timings.references - self.preparing) * PACE_WEIGHT
+        try:
+            if isinstance(request, EditRequest):
+                job.notify(References())
+                loaded = await self._references(request)
+                job.references = [reference.picture for reference in loaded]
+                job.warnings += [warning for reference in loaded for warning in reference.warnings]
+        finally:  # those that never came have taken their time too
+            timings.references = time.monotonic() - clock
+            self.preparing += (timings.references - self.preparing) * PACE_WEIGHT
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
         plan = jobs.plan(request, spec, job.references[0].size if job.references else None, seed)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
@@ -292,7 +298,9 @@ class Service:
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()
-        pictures = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
+        pictures = delivery.Delivery(
+            self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer
+        )
         await self.lane.run(job, plan, pipeline, pictures.begin)
         if not pipeline.times.first_picture:
             pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode

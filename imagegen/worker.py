@@ -53,6 +53,8 @@ _TAKE_SECONDS = 90.0
 #: A queue that is not there, or fails, may be back in two minutes: 11 times, after 0.2 s, 0.4 s and so on to 30 s. What
 #: it refuses for good (413) is not tried again.
 _PATIENCE = ExponentialRetry(attempts=11, exceptions={ClientConnectionError, TimeoutError}, statuses={429})
+#: How often the card is looked at where no job waits for it.
+_WATCH_SECONDS = 1.0
 #: Before the queue is asked again after an error.
 _RETRY_SECONDS = 1.0
 #: Between two messages of a job's progress; a job that takes less sends none.
@@ -121,9 +123,11 @@ class Scaler(rp_scale.JobScaler):
     async def get_jobs(self, session: ClientSession) -> None:
         """Takes jobs until shutdown."""
         self._door.session = session
+        watching = asyncio.create_task(self._end_if_dead())
         try:
             await super().get_jobs(session)
         finally:
+            watching.cancel()
             self._all_taken.set()
 
     async def run_jobs(self, session: ClientSession) -> None:
@@ -146,8 +150,17 @@ class Scaler(rp_scale.JobScaler):
         while job_id not in self.jobs_tasks and self.job_progress.get(job_id) is not None:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never answers, and is never forgotten
+        if (streamed := self._door.streamed.get(job_id)) is not None:
+            # The SDK may be sending a part of the stream: what it is told then never reaches the job.
+            return streamed.cancel()
         stopped: bool = await super().stop_job(job_id)
         return stopped
+
+    async def _end_if_dead(self) -> None:
+        """Ends the worker once its card is dead, also where no job is left to see it."""
+        while self._service.lane.dead is None:
+            await asyncio.sleep(_WATCH_SECONDS)
+        self.kill_worker()
 
     async def _take_wanted(self, session: ClientSession, most: int) -> list[dict[str, Any]] | None:
         service = self._service
@@ -229,6 +242,8 @@ class Door:
     def __init__(self, service: Service, answer: Answer) -> None:
         self._service, self._answer = service, answer
         self.backlog = Backlog()
+        #: The jobs behind the streams that are sent.
+        self.streamed: dict[str, asyncio.Future[dict[str, Any]]] = {}
         #: What the SDK is started with.
         self.config: dict[str, Any] = {
             "handler": self.stream if service.settings.stream else self.handler,
@@ -266,12 +281,15 @@ class Door:
             queue.listen(event)
 
         task = asyncio.ensure_future(self._answer(job, listen, _previews(job.get("input"))))
+        self.streamed[job["id"]] = task
         try:
             async for event in queue.follow(task):
                 name, fields = await event_fields(event, job["id"])
                 yield {"event": name, **fields}
         except asyncio.CancelledError:
             task.cancel()  # its output says so
+        finally:
+            del self.streamed[job["id"]]
         output = await task
         if "error" not in output:
             for part in split(output):
@@ -295,11 +313,16 @@ def _previews(job_input: Any) -> int:
 
 
 def split(output: dict[str, Any]) -> list[dict[str, Any]]:
-    """Takes the pictures out of an output where they are too large for one message, and returns them in parts."""
-    images = output.get("images", [])
+    """Takes the pictures out of an output, OpenAI's too, where they are too large for one message, and returns them in
+    parts."""
+    theirs = [picture for picture in output.get("data", []) if "b64_json" in picture]
+    images = [picture["b64_json"] for picture in theirs] or output.get("images", [])
     if sum(map(len, images)) <= _CHUNK:
         return []
-    output["images"] = []
+    for picture in theirs:
+        picture["b64_json"] = ""
+    if "images" in output:
+        output["images"] = []
     return [
         {"event": "image", "index": i, "part": start // _CHUNK, "data": image[start : start + _CHUNK]}
         for i, image in enumerate(images)

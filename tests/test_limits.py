@@ -153,7 +153,8 @@ def test_the_readme_s_table_is_what_is_tested_here():
         "10 of the processor's": "bad_reference",
         "IMAGEGEN_URL_TIMEOUT": "bad_reference",  # these two: tests/test_fetching.py
         "5": "bad_reference",
-        "120": "deadline_exceeded",  # tests/server/test_http.py
+        "20,000": "payload_too_large",  # these three: tests/server/test_http.py
+        "120": "deadline_exceeded",
         "10": "none",
     }
     assert rows == {"limit": "error", **met, **elsewhere}

@@ -46,6 +46,9 @@ def test_pictures_over_a_message_come_in_parts_that_join():
     assert max(len(part["data"]) for part in parts) == _CHUNK
     joined = ["".join(part["data"] for part in parts if part["index"] == i) for i in range(2)]
     assert joined == images
+    theirs = {"data": [{"b64_json": image} for image in images], "created": 1}
+    assert split(theirs) == parts
+    assert theirs == {"data": [{"b64_json": ""}] * 2, "created": 1}
     small = {"images": ["x"]}
     assert split(small) == []
     assert small["images"] == ["x"]

@@ -261,6 +261,13 @@ def test_a_card_that_hangs_ends_the_worker_too(tmp_path):
         assert len(queue.pings) == pings  # the heartbeat is a process of its own, and has ended with it
 
 
+def test_a_card_that_hangs_is_seen_where_no_job_waits_for_it_any_more(tmp_path):
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="3") as worker:
+        job = queue.run({**PROMPT, "seed": HANGS, "timeout": 1}).wait()
+        assert job.error.startswith("deadline_exceeded: ")
+        assert worker.process.wait(60) == 1
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
     with RunPodQueue() as queue:
@@ -315,8 +322,10 @@ def test_a_stream_shows_the_picture_as_it_forms(tmp_path):
         assert bad.error == "invalid_input: prompt: is blank; 1 to 4000 characters are allowed"
         long = queue.run(LONG)
         until(lambda: any("step" in str(chunk) for chunk in long.streamed))
+        queue.delay = 0.3  # the stop then comes while a part of the stream is being sent
         queue.cancel(long)
         until(lambda: long.answers)
+        queue.delay = 0.0
         assert long.answers[0]["error"] == "cancelled: the job was cancelled"
 
         large = queue.run({**PROMPT, "seed": NOISE, "num_images": 2}).wait()  # as a job without a stream it would fit

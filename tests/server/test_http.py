@@ -1,8 +1,10 @@
 """Who may come in, how much, and how a mistake is answered."""
 
 import asyncio
+import json
 import socket
 import time
+from types import SimpleNamespace
 
 import httpx
 from PIL import Image
@@ -23,6 +25,16 @@ def test_a_chunked_body_over_the_limit_is_refused(client):
 
     answer = client.post("/generate", content=chunks(), headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+def test_a_body_of_a_million_small_things_is_not_read(client, monkeypatch):
+    read = []
+    monkeypatch.setattr("imagegen.server.http.json", SimpleNamespace(loads=read.append, dumps=json.dumps))
+    for part in ("[]", "1", '{"a": 1}'):
+        body = '{"images": [' + ", ".join([part] * 300_000) + "]}"
+        answer = client.post("/edit", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large"), part
+    assert read == []
 
 
 def test_a_bug_in_a_route_has_an_id_and_no_message(caplog):
