@@ -89,15 +89,9 @@ def _try_attention(backend: str, device: str) -> str | None:
     return None
 
 
-def compile_blocks(pipe: Any, decoder: bool = False) -> None:
-    """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes.
-
-    Args:
-        decoder: the VAE's decoder too; its graph does not hold for all sizes.
-    """
+def compile_blocks(pipe: Any) -> None:
+    """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes."""
     pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
-    if decoder:
-        pipe.vae.decoder.compile(fullgraph=True, dynamic=True)
 
 
 def compile_errors() -> tuple[type[Exception], ...]:
@@ -109,7 +103,7 @@ def compile_errors() -> tuple[type[Exception], ...]:
 
 def run_eagerly(pipe: Any) -> None:
     """Takes back `compile_blocks`; torch has no call for that, so its own attribute is cleared."""
-    for module in (*pipe.transformer.modules(), pipe.vae.decoder):
+    for module in pipe.transformer.modules():
         module._compiled_call_impl = None
 
 

@@ -47,17 +47,19 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
 
     Raises:
         OSError, ValueError, KeyError: the folder is no whole diffusers model.
+        ConfigurationError: the other decoder that was asked for cannot be loaded.
         torch.OutOfMemoryError: it does not fit.
     """
     path, offload = config.path, config.offload
     home = "cpu" if offload in ("model", "group") else device
+    decoder = load_decoder(config.decoder, dtype).to(home) if config.decoder is not None else None
     with times.measure("build"):
         modules = empty_modules(path)
         precisions: dict[str, Precision] = {"text_encoder": config.text_encoder, "transformer": config.transformer}
         fillers = {
             part: _Filler(path, part, module, precisions.get(part, "bf16"), device, home, dtype)
             for part, module in modules.items()
-            if part != "vae" or config.decoder is None
+            if part != "vae" or decoder is None
         }
     if offload in ("embeddings", "text_encoder"):
         fillers["text_encoder"].host_embedding = True
@@ -74,11 +76,12 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
             raise
     if home != "cpu":
         torch.cuda.synchronize(home)
+        torch.accelerator.empty_host_cache()  # the blocks that weights passed through
     passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
     share = read / (sum(reading + moving for reading, moving in seconds) or 1)
     times.read, times.to_card = passed * share, passed * (1 - share)
-    if config.decoder is not None:
-        modules["vae"] = load_decoder(config.decoder, dtype).to(home)
+    if decoder is not None:
+        modules["vae"] = decoder
     pipe = getattr(diffusers, config.spec.pipeline_class).from_pretrained(path, local_files_only=True, **modules)
     if offload == "text_encoder":
         Visit(modules["text_encoder"], device)
@@ -178,7 +181,8 @@ class _Filler:
         begun = time.monotonic()
         layer, _, leaf = name.rpartition(".")
         hosted = self.host_embedding and layer == _EMBEDDING
-        pin = self._device != "cpu" and not hosted
+        # What stays on the CPU is pinned by those who send it, where they want it to be.
+        pin = self._device != "cpu" and self.home != "cpu" and not hosted
         pieces = {piece: _read(self._stored[piece], pin) for piece in self._quantized.get(name, [name])}
         read = time.monotonic()
         if hosted:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from imagegen import driver
@@ -146,19 +147,20 @@ def load(
         progress=progress,
         plan=chosen,
         attention=_attention(settings, device),
-        # Blocks that come to the card layer by layer cannot be compiled as a whole.
-        compile=_wanted(settings.compile, device) and not (settings.compile == "auto" and chosen.offload == "group"),
+        compile=_compiled(settings, device, chosen),
         decoder=decoder,
         prompt_cache=int(settings.prompt_cache_mb * 1e6),
     )
     pipeline = FluxPipeline(config, times)
     try:
         pipeline.load()
-    except ConfigurationError as error:
+        _warm_up(pipeline, settings.compile_cache, _wanted(settings.warm_up, device), note)
+    except Exception as error:
         # No caller's words can be in this one, and the operator needs it.
-        log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__)
+        log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__ or error)
+        with suppress(Exception):
+            pipeline.unload()  # a second try finds the card free
         raise
-    _warm_up(pipeline, settings.compile_cache, _wanted(settings.warm_up, device), note)
     # deploy/vast/worker.py waits for this line.
     seconds = time.monotonic() - begun
     log.info("loaded %s on %s in %.1f s: %s", spec.name, pipeline.device, seconds, times.show())
@@ -167,6 +169,15 @@ def load(
 
 def _wanted(setting: str, device: str) -> bool:
     return setting == "on" or (setting == "auto" and device.startswith("cuda"))
+
+
+def _compiled(settings: Settings, device: str, chosen: MemoryPlan) -> bool:
+    """Whether blocks are compiled: never where they come to the card layer by layer, which cuts them into pieces."""
+    if not _wanted(settings.compile, device):
+        return False
+    if chosen.offload == "group" and settings.compile == "on":
+        log.warning("IMAGEGEN_COMPILE=on: layers that are fetched as they run cannot be compiled; they are not")
+    return chosen.offload != "group"
 
 
 def _attention(settings: Settings, device: str) -> Attention | None:

@@ -97,10 +97,18 @@ class MemoryPlan:
             a = self.spec.architecture
             transformer = 2 * largest_linear(transformer_linears(a), self.transformer)
             text_encoder = parts.embeddings + largest_linear(text_linears(a, 1), self.text_encoder)
+        vae = parts.vae
+        if self.offload == "model" and references:
+            # A part leaves when the next one's turn begins, and encoding references does not begin the VAE's.
+            return CONTEXT + max(
+                text_encoder + max(needs.encode_prompt, vae + needs.encode_references),
+                transformer + vae + needs.denoise,
+                vae + needs.decode,
+            )
         return CONTEXT + max(
             text_encoder + needs.encode_prompt,
             transformer + needs.denoise,
-            parts.vae + max(needs.encode_references, needs.decode),
+            vae + max(needs.encode_references, needs.decode),
         )
 
     def kv_fits(self, size: Size, references: Sequence[Size]) -> bool:

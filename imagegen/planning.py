@@ -34,9 +34,9 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuple[Precision, Precisi
         (exact, resident),
         (exact, fetched),
         (small, resident),
-        (small, fetched),
+        (small[:1], fetched),  # bitsandbytes' scales do not travel with its weights
         (exact + small, ["model"]),
-        (exact + small, ["group"]),
+        (exact, ["group"]),
     ]
     for pairs, offloads in stages:
         for transformer, text_encoder in pairs:
@@ -166,7 +166,11 @@ def _too_large(best: MemoryPlan, card: Card, asked: str, nearest: MemoryPlan | N
 
 
 def stored_precisions(path: Path) -> tuple[Precision | None, Precision | None]:
-    """The precision in which a model's folder holds transformer and text encoder; None where it is not quantised."""
+    """The precision in which a model's folder holds transformer and text encoder; None where it is not quantised.
+
+    Raises:
+        ConfigurationError: it was quantised in a way that is not read.
+    """
     return _stored_precision(path / "transformer"), _stored_precision(path / "text_encoder")
 
 
@@ -178,5 +182,7 @@ def _stored_precision(folder: Path) -> Precision | None:
     if not settings:
         return None
     if settings.get("quant_method") == "bitsandbytes":
-        return "nf4"
+        raise ConfigurationError(
+            f"{folder.name} is quantised by bitsandbytes, which is not read; use the original, or builder.quantize"
+        )
     return "int8" if "int8" in json.dumps(settings).lower() else "fp8"

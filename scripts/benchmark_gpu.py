@@ -11,7 +11,6 @@ go on.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import signal
 import sys
@@ -19,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from imagegen.acceleration import choose_attention, is_installed
 from imagegen.footprint import transformer_linears
 from imagegen.memory import MemoryPlan, Offload, Precision
 from imagegen.models import ModelSpec, get_model
@@ -139,11 +139,12 @@ class Benchmark:
         self._deadline = deadline
         self._side = spec.size
         self._fp8: Row | None = None
+        self._reference: Row | None = None
 
     def run(self) -> None:
         """Measures everything that there is time for."""
         signal.signal(signal.SIGALRM, _out_of_time)
-        for part in (self._bf16, self._fp8_under_a_cap, self._offload_under_a_cap, self._kv):
+        for part in (self._bf16, self._fp8_under_a_cap, self._offload_under_a_cap, self._kv, self._levers):
             name, begun = part.__name__.strip("_").replace("_", " "), time.monotonic()
             if (left := self._deadline - begun) <= 0:
                 self.rows.append(Row(name, note="not measured: the time was over"))
@@ -165,7 +166,7 @@ class Benchmark:
         with pipeline:
             loaded = time.monotonic() - begun
             runner = Runner(pipeline, plan, self.device)
-            self._picture(runner, "text to image, 4 steps, bf16", 0.55)
+            self._reference = self._picture(runner, "text to image, 4 steps, bf16", 0.55)
             self._use_of_the_card(runner)
             self._repeated_prompt(runner)
         self._loading(plan, loaded)
@@ -180,14 +181,15 @@ class Benchmark:
                 self._fp8 = self._picture(runner, "text to image, 4 steps, fp8", 0.40)
 
     def _offload_under_a_cap(self) -> None:
-        """bf16 of which each part is fetched for its turn, as others fit a card of 24 GB, against fp8 on the card."""
+        """bf16 of which each part is fetched for its turn, not compiled, as others fit a card of 24 GB, against fp8 on
+        the card."""
         with self.device.capped(self.device.card(_CARD_GB)):
             pipeline, plan = self._open("bf16", "model", _CARD_GB)
             with pipeline:
                 slow = Runner(pipeline, plan, self.device).case("offload", (self._side, self._side))
         row = Row("fp8 on the card against bf16 with model offload, 24 GB", "3 times as fast or more", unit="times")
         self.rows.append(row)
-        row.details = asdict(slow)
+        row.details, row.note = asdict(slow), "the former compiled, the latter not"
         if self._fp8 is None or self._fp8.value is None or slow.seconds is None:
             row.note = "not measured: one of the two was not"
             return
@@ -200,17 +202,13 @@ class Benchmark:
         """Edits with the references' keys and values kept, against the plain path."""
         row = Row("cached keys and values against the plain path, 4 references", "1.9 times or more", unit="times")
         self.rows.append(row)
-        if "kv" not in _levers():
-            row.note = "not measured: this version has no such path"
-            return
         spec = get_model("klein-9b-kv") if self.spec.name == "klein-9b" else self.spec
         pipeline, plan = self._open("fp8", spec=spec, compile=self.compiled)
         seconds: list[float | None] = []
         with pipeline:
             runner, size = Runner(pipeline, plan, self.device), (self._side, self._side)
             for name in ("plain", "kv"):
-                changes: dict[str, Any] = {"kv": name == "kv"}
-                pipeline.config = replace(pipeline.config, **changes)
+                pipeline.config = replace(pipeline.config, kv=name == "kv")
                 seconds.append(runner.case(name, size, 4, runs=3).denoise)
             plain, cached = seconds
             row.details = {"plain": plain, "kv": cached}
@@ -220,6 +218,22 @@ class Benchmark:
             row.value, row.met = plain / cached, plain / cached >= 1.9
             if not row.met:
                 row.profile = profile(lambda: runner.draw(size, 4), self.device)
+
+    def _levers(self) -> None:
+        """What each lever is worth: a picture in bf16 without it, against one with all of them."""
+        if self._reference is None or self._reference.value is None:
+            return
+        without: dict[str, dict[str, Any]] = {
+            "compiled blocks": {"compile": False},
+            "the card's kernel for attention": {"compile": self.compiled, "attention": "native"},
+        }
+        for lever, levers in without.items():
+            pipeline, plan = self._open("bf16", **levers)
+            with pipeline:
+                case = Runner(pipeline, plan, self.device).case(lever, (self._side, self._side), runs=3)
+            row = Row(f"{lever} against none, bf16, {self._size()}", "stays if it pays", unit="times as fast")
+            row.value, row.details = case.seconds and case.seconds / self._reference.value, asdict(case)
+            self.rows.append(row)
 
     def _picture(self, runner: Runner, what: str, target: float) -> Row:
         size = (self._side, self._side)
@@ -265,7 +279,7 @@ class Benchmark:
         new = min(encode(f"{PROMPT} new {number}").seconds for number in range(5))
         repeated = min(encode(f"{PROMPT} new 0").seconds for _ in range(5))
         row = Row("repeated prompt against a new one", "saving measured", 1000 * (new - repeated), "ms saved")
-        row.details = {"new": new, "repeated": repeated, "cached": "prompt_cache" in _levers()}
+        row.details = {"new": new, "repeated": repeated}
         self.rows.append(row)
 
     def _loading(self, plan: MemoryPlan, first: float) -> None:
@@ -295,10 +309,10 @@ class Benchmark:
     ) -> tuple[FluxPipeline, MemoryPlan]:
         """A pipeline as the worker would have it on a card of `gigabytes`; on a CPU in full precision."""
         spec, card = spec or self.spec, self.device.card(gigabytes)
-        plan = choose(spec, card, precision=precision, offload=offload) if card else choose(spec, None)
-        if card is not None and "attention" in _levers():  # the kernel that the worker itself would take
-            acceleration = importlib.import_module("imagegen.acceleration")
-            levers["attention"], _ = acceleration.choose_attention(card.capability)
+        plan = choose(spec, None)
+        if card is not None:
+            plan = choose(spec, card, precision=precision, offload=offload, nf4=is_installed("bitsandbytes"))
+            levers = {"attention": choose_attention(card.capability)[0], **levers}  # as the worker would have it
         config = FluxConfig(
             spec,
             self.folder,
@@ -307,7 +321,7 @@ class Benchmark:
             text_encoder=plan.text_encoder,
             offload=plan.offload,
             plan=plan,
-            **{name: value for name, value in levers.items() if name in _levers()},
+            **levers,
         )
         return FluxPipeline(config), plan
 
@@ -317,11 +331,6 @@ class Benchmark:
 
 def _out_of_time(*_: object) -> NoReturn:
     raise TimeoutError("the time was over")
-
-
-def _levers() -> set[str]:
-    """What can be switched in this version's pipeline."""
-    return {one.name for one in fields(FluxConfig)}
 
 
 def report(facts: dict[str, Any], rows: list[Row]) -> str:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from imagegen.acceleration import is_installed
 from imagegen.errors import ConfigurationError
 from imagegen.footprint import Size, part_bytes
 from imagegen.memory import CONTEXT, REFERENCE, RESERVE, Card, MemoryPlan, Offload, Precision, gib
@@ -267,9 +268,13 @@ def _measure_all(spec: ModelSpec, args: argparse.Namespace, result: dict[str, An
             path = found
         card = device.card(args.cap_gb)
         stored = stored_precisions(path)
-        plans = [choose(spec, card, stored=stored)]
+        nf4 = is_installed("bitsandbytes")
+        plans = [choose(spec, card, stored=stored, nf4=nf4)]
         if card is not None and plans[0].offload != "model":
-            plans.append(choose(spec, card, offload="model", stored=stored))
+            try:
+                plans.append(choose(spec, card, offload="model", stored=stored, nf4=nf4))
+            except ConfigurationError as error:
+                print(f"without model offload: {error}", file=sys.stderr)
         with device.capped(card if args.cap_gb else None):
             for plan in plans:
                 result["measured"].append(measure(plan, path, device, args.output / "pictures", deadline))

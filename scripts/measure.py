@@ -17,7 +17,7 @@ from PIL import Image
 
 from imagegen.errors import OutOfMemory
 from imagegen.footprint import Size
-from imagegen.memory import CONTEXT, REFERENCE, Card, MemoryPlan
+from imagegen.memory import CONTEXT, REFERENCE, Card, MemoryPlan, read_card
 from imagegen.server.flux_pipeline import Drawn, FluxPipeline
 
 PROMPT = "a red fox asleep on a stack of old books, morning light from a tall window, number"
@@ -75,12 +75,8 @@ class Device:
         """The card as it is, or one of `gigabytes` of the same kind; None for the CPU."""
         if not self.is_cuda:
             return None
-        import torch
-
-        capability = torch.cuda.get_device_capability(self.name)
-        if gigabytes is not None:
-            return Card.of(gigabytes, capability)
-        return Card(int(torch.cuda.mem_get_info(self.name)[0]) + CONTEXT, capability)
+        card = read_card(self.name)
+        return card if card is None or gigabytes is None else Card.of(gigabytes, card.capability)
 
     @contextmanager
     def capped(self, card: Card | None) -> Iterator[None]:

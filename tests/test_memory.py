@@ -27,7 +27,8 @@ def test_a_part_that_waits_for_its_turn_is_in_the_peak_of_its_turn_alone():
     needs = activations(KLEIN, SQUARE, [SQUARE] * 4)
     parts = plans["model"].parts
     assert plans["none"].peak == CONTEXT + parts.total + needs.denoise
-    assert plans["model"].peak == CONTEXT + parts.transformer + needs.denoise
+    assert plans["model"].peak == CONTEXT + parts.transformer + parts.vae + needs.denoise
+    assert plans["model"].peak_of(SQUARE, []) < CONTEXT + parts.transformer + needs.denoise
     assert CONTEXT + needs.denoise < plans["group"].peak < plans["model"].peak / 2
     turn = choose(KLEIN, Card.of(16, (8, 9)))
     assert turn.offload == "text_encoder"

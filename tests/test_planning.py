@@ -138,7 +138,6 @@ def test_the_line_of_a_plan():
         (None, None),
         ({"quant_method": "torchao", "quant_type": {"_type": "Float8DynamicActivationFloat8WeightConfig"}}, "fp8"),
         ({"quant_method": "torchao", "quant_type": {"_type": "Int8DynamicActivationInt8WeightConfig"}}, "int8"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4"),
     ],
 )
 def test_the_precision_of_a_folder_is_read_from_its_config(tmp_path, settings, precision):
@@ -147,3 +146,6 @@ def test_the_precision_of_a_folder_is_read_from_its_config(tmp_path, settings, p
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     assert stored_precisions(tmp_path) == (precision, None)
     assert stored_precisions(MICRO_PATH) == (None, None)
+    (tmp_path / "transformer" / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    with pytest.raises(ConfigurationError, match="transformer is quantised by bitsandbytes"):
+        stored_precisions(tmp_path)

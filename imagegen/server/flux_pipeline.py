@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -62,8 +63,7 @@ class FluxConfig:
         progress: show bars on stderr for loading and steps.
         plan: from which these follow, and which knows what fits beside them; None: nothing is known.
         attention: the transformer's kernel for attention; None: diffusers' own choice.
-        compile: the transformer's blocks, when they first run; `compile_decoder`: the VAE's decoder too, which is
-            compiled anew for each size and so is for benchmarks alone.
+        compile: the transformer's blocks, when they first run. (The VAE's decoder would be anew for each size.)
         decoder: a folder with a VAE to use in place of the model's own, FLUX.2-small-decoder for one.
         kv: whether edits with klein-9b-kv cache their references' keys and values; None: where that fits the card.
         prompt_cache: bytes of main memory for the embeddings of the prompts that came last.
@@ -80,7 +80,6 @@ class FluxConfig:
     plan: MemoryPlan | None = None
     attention: acceleration.Attention | None = None
     compile: bool = False
-    compile_decoder: bool = False
     decoder: Path | None = None
     kv: bool | None = None
     prompt_cache: int = 0
@@ -163,11 +162,16 @@ class FluxPipeline:
         transformers_logging.disable_progress_bar()
         try:
             pipe = assembly.assemble(config, device, dtype, self.times)
-        except torch.OutOfMemoryError as error:
-            message = f"{config.spec.name} does not fit the card's memory; IMAGEGEN_OFFLOAD=model needs less"
-            raise ConfigurationError(message) from error
+        except ConfigurationError:
+            raise
         except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
             message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
+            if isinstance(error, torch.OutOfMemoryError):
+                message = f"{config.spec.name} does not fit the card's memory; another process may hold some of it"
+            # Its frames hold what was loaded, and a second try would find it on the card.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+            torch.cuda.empty_cache()
             raise ConfigurationError(message) from error
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):
@@ -175,7 +179,7 @@ class FluxPipeline:
         if config.attention is not None:
             acceleration.use_attention(pipe, config.attention, device)
         if config.compile:
-            acceleration.compile_blocks(pipe, config.compile_decoder)
+            acceleration.compile_blocks(pipe)
         self._compiled = config.compile
 
     def unload(self) -> None:
@@ -205,24 +209,20 @@ class FluxPipeline:
         pipe = self._loaded()
         kept = self._prompts.get(prompt)
 
-        def encode() -> torch.Tensor:
+        def encode() -> Prompt:
+            begun = time.monotonic()
             if kept is not None:
-                embeddings = kept[0].to(pipe._execution_device)
+                embeddings, warnings = kept[0].to(pipe._execution_device), kept[1]
             else:
                 embeddings, _ = self._plain.encode_prompt(
                     prompt, max_sequence_length=self.config.spec.max_sequence_length
                 )
+                warnings = prompts.warnings(self.config.spec, prompt, pipe.tokenizer)
+                self._prompts.put(prompt, embeddings, warnings)
             self._synchronize()
-            return embeddings
+            return Prompt(embeddings, time.monotonic() - begun, warnings, cached=kept is not None)
 
-        begun = time.monotonic()
-        embeddings = self._guarded(encode)
-        seconds = time.monotonic() - begun
-        if kept is not None:
-            return Prompt(embeddings, seconds, kept[1], cached=True)
-        warnings = prompts.warnings(self.config.spec, prompt, pipe.tokenizer)
-        self._prompts.put(prompt, embeddings, warnings)
-        return Prompt(embeddings, seconds, warnings)
+        return self._guarded(encode)
 
     def generate(
         self,
@@ -278,8 +278,9 @@ class FluxPipeline:
         """Draws at the usual sizes, from words and from a reference, so that no job waits for what only a first picture
         needs: kernels to be loaded and chosen, blocks to be compiled, memory to be had from the card. Two steps, since
         the second differs from the first where keys and values are cached."""
-        spec = self.config.spec
-        for references in (None, References([Image.new("RGB", (spec.size, spec.size))])):
+        spec, plan = self.config.spec, self.config.plan
+        one = References([Image.new("RGB", (spec.size, spec.size))])
+        for references in (None, one) if plan is None or plan.references else (None,):
             try:
                 self._draw("", references, spec.size, spec.size, 2, spec.guidance_scale, 0, None)
             except OutOfMemory:
