@@ -35,6 +35,30 @@ def test_it_says_what_the_server_says(check, capsys, status, expected):
     assert "loading the weights" in capsys.readouterr().out
 
 
+def test_a_proxy_is_not_asked(check, monkeypatch, capsys):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"the server" if self.path == "/health" else b"a proxy")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as proxy, HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request).start()
+        threading.Thread(target=proxy.serve_forever).start()
+        try:
+            address = f"http://127.0.0.1:{proxy.server_port}"
+            assert check(PORT=str(server.server_port), HTTP_PROXY=address, http_proxy=address) == 0
+        finally:
+            proxy.shutdown()
+    assert capsys.readouterr().out == "the server\n"
+
+
 def test_nobody_there_is_not_healthy(check, capsys):
     assert check(PORT="9") == 1
     assert "nothing answers on port 9" in capsys.readouterr().out
