@@ -79,6 +79,8 @@ def serve_http(settings: Settings) -> NoReturn:
 def show_plan(settings: Settings, gigabytes: float | None, capability: tuple[int, int]) -> int:
     """Prints where the model's parts would live on a card, this machine's unless named; returns the exit status.
 
+    nf4 is planned where this installation has bitsandbytes.
+
     Raises:
         ConfigurationError: nothing that the settings ask for fits.
     """
@@ -89,10 +91,9 @@ def show_plan(settings: Settings, gigabytes: float | None, capability: tuple[int
     if gigabytes is None:
         spec = loading.choose_model(settings)
         card = read_card(settings.device or loading.default_device())
-        nf4 = is_installed("bitsandbytes")
     else:
-        spec, card, nf4 = get_model(settings.model or "klein-9b"), Card.of(gigabytes, capability), True
-    print(loading.plan(spec, settings, find_weights(spec, settings), card, nf4))
+        spec, card = get_model(settings.model or "klein-9b"), Card.of(gigabytes, capability)
+    print(loading.plan(spec, settings, find_weights(spec, settings), card, is_installed("bitsandbytes")))
     return 0
 
 

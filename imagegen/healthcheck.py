@@ -17,8 +17,9 @@ def main() -> int:
     settings = get_settings()
     if settings.serves_queue:
         return 0
+    straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # HTTP_PROXY is for what is elsewhere
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/health", timeout=5) as answer:
+        with straight.open(f"http://127.0.0.1:{settings.port}/health", timeout=5) as answer:
             print(answer.read().decode())
             return 0
     except urllib.error.HTTPError as error:  # 503: it is loading, or has failed, and says which

@@ -83,18 +83,16 @@ def choose(
     if card is None:
         transformer = stored[0] or ("bf16" if precision == "auto" else precision)
         return plan(transformer, stored[1] or transformer, "none", "a CPU has no room to run out of")
-    _check_runs((precision, *stored), card.capability)
+    _check_runs(precision, stored, card.capability)
     offloads = get_args(Offload) if offload == "auto" else (offload,)
-    every = [plan(*candidate) for candidate in _with(precision, stored, card.capability)]
-    wanted = [
+    every = [  # that these weights can be had in here; an error's advice is one of them
         one
-        for one in every
-        if one.offload in offloads
-        and precision in ("auto", one.transformer)
-        and stored[0] in (None, one.transformer)
+        for one in (plan(*candidate) for candidate in _with(precision, stored, card.capability))
+        if stored[0] in (None, one.transformer)
         and stored[1] in (None, one.text_encoder)
         and (nf4 or "nf4" not in (one.transformer, one.text_encoder))
     ]
+    wanted = [one for one in every if one.offload in offloads and precision in ("auto", one.transformer)]
     if not wanted:
         holds = f"transformer {stored[0] or 'bf16'}, text encoder {stored[1] or 'bf16'}"
         raise ConfigurationError(f"{asked or 'these weights'} cannot be had: the model's folder holds {holds}")
@@ -117,12 +115,15 @@ def _with(
     return list(candidates(capability))
 
 
-def _check_runs(precisions: Sequence[str | None], capability: tuple[int, int]) -> None:
-    if "fp8" in precisions and capability < FP8_CAPABILITY:
+def _check_runs(precision: str, stored: Sequence[str | None], capability: tuple[int, int]) -> None:
+    if "fp8" not in (precision, *stored) or capability >= FP8_CAPABILITY:
+        return
+    needs = f"fp8 needs compute capability {_dotted(FP8_CAPABILITY)}, and the card has {_dotted(capability)}"
+    if "fp8" in stored:  # no setting changes what the folder holds
         raise ConfigurationError(
-            f"fp8 needs compute capability {_dotted(FP8_CAPABILITY)}, and the card has {_dotted(capability)}; "
-            "int8 runs on it (IMAGEGEN_PRECISION)"
+            f"{needs}; these weights are stored in fp8: use an image with PRECISION=int8, or the weights as published"
         )
+    raise ConfigurationError(f"{needs}; int8 runs on it (IMAGEGEN_PRECISION)")
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -187,6 +187,24 @@ def read_csv(path: Path) -> tuple[Seconds, Seconds | None]:
     return arrivals, np.ascontiguousarray(table[:, 1]) if len(rows[0]) == 2 else None
 
 
+def read_times(path: Path) -> Seconds:
+    """Measured seconds of jobs, one a line.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is not a number over 0, or there is none.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    wrong = ValueError(f"{path}: lines of one number, over 0: the seconds of a job")
+    try:
+        times = np.array([float(line) for line in lines if line.strip()])
+    except ValueError:
+        raise wrong from None
+    if not len(times) or not np.isfinite(times).all() or (times <= 0).any():
+        raise wrong
+    return times
+
+
 def candidates(arrivals: Seconds, seconds: Seconds, fleet: Fleet) -> Iterator[Fleet]:
     """What is tried: every idle timeout with 0 to twice as many active workers as are busy on average."""
     load = seconds.sum() / max(arrivals[-1], seconds[0])
@@ -290,7 +308,8 @@ def load_trace(args: argparse.Namespace) -> tuple[Seconds, Seconds]:
     """The jobs that the command line asks for.
 
     Raises:
-        ValueError: there is no such trace, or no job in it.
+        OSError: a file cannot be read.
+        ValueError: there is no such trace, no job in it, or a job takes no time.
     """
     noise, times = np.random.default_rng(args.seed), None
     if args.trace in TRACES:
@@ -302,21 +321,48 @@ def load_trace(args: argparse.Namespace) -> tuple[Seconds, Seconds]:
     if not len(arrivals):
         raise ValueError("no job comes: --rate or --hours is too small")
     if args.job_times is not None:
-        times = noise.choice(np.loadtxt(args.job_times, ndmin=1), len(arrivals))
+        times = noise.choice(read_times(args.job_times), len(arrivals))
     return arrivals, times if times is not None else np.full(len(arrivals), args.job_seconds)
 
 
-def main() -> int:
-    """The command line; exit status 1 where the target cannot be met."""
-    args = parser().parse_args()
+def check(args: argparse.Namespace) -> None:
+    """What no fleet can be.
+
+    Raises:
+        ValueError: a number is out of its range, or the picture cannot be written.
+    """
     if not 0 <= args.min_workers <= args.max_workers or args.max_workers < 1 or args.pictures < 1:
-        print("error: 0 <= --min-workers <= --max-workers, at least 1, and --pictures at least 1", file=sys.stderr)
-        return 1
+        raise ValueError("0 <= --min-workers <= --max-workers, at least 1, and --pictures at least 1")
+    positive = {"--rate": args.rate, "--hours": args.hours, "--job-seconds": args.job_seconds}
+    least = {"--cold-start": args.cold_start, "--idle-timeout": args.idle_timeout, "--scale-after": args.scale_after}
+    least |= {"--price": args.price, "--target": 0.0 if args.target is None else args.target}
+    for name, value in {**positive, **least}.items():
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+            raise ValueError(f"{name} is {value:g}; it is {'over 0' if name in positive else '0 or more'}")
+    if not 0 < args.percentile <= 100:
+        raise ValueError(f"--percentile is {args.percentile:g}; it is over 0 and at most 100")
+    if args.png is not None and (args.png.suffix.lower() != ".png" or not args.png.parent.is_dir()):
+        raise ValueError(f"--png {args.png}: a name that ends in .png, in a folder that there is")
+
+
+def main() -> int:
+    """The command line; exit status 1 where the target cannot be met, or what was asked for makes no sense."""
+    args = parser().parse_args()
     try:
+        check(args)
         arrivals, seconds = load_trace(args)
-    except ValueError as error:
+        return show(args, arrivals, seconds)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def show(args: argparse.Namespace, arrivals: Seconds, seconds: Seconds) -> int:
+    """Prints and draws what comes of the jobs; returns the exit status.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
     fleet = Fleet(args.min_workers, args.max_workers, args.scale_after, args.cold_start, args.idle_timeout, args.price)
     print(f"{args.trace}: {len(arrivals)} jobs in {arrivals[-1] / 3600:.1f} h, {seconds.mean():.2f} s each\n")
     titles = " / ".join(f"{p} %" for p in PERCENTILES)

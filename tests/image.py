@@ -40,7 +40,8 @@ def run(*command, sealed=True, tag=TAG, timeout=300):
     if BUILDER:
         start = [BUILDER, "--sealed" if sealed else "--run", tag]
     else:
-        start = ["docker", "run", "--rm", *(["--network=none", "--read-only", "--tmpfs=/tmp"] if sealed else []), tag]
+        seal = ["--network=none", "--read-only", "--tmpfs=/tmp:exec"] if sealed else []
+        start = ["docker", "run", "--rm", *seal, tag]
     done = subprocess.run([*start, *command], capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -33,6 +36,31 @@ def test_it_says_what_the_server_says(check, capsys, status, expected):
         threading.Thread(target=server.handle_request).start()
         assert check(PORT=str(server.server_port)) == expected
     assert "loading the weights" in capsys.readouterr().out
+
+
+def test_a_proxy_is_not_asked():
+    """In a process of its own: urllib reads the proxies once."""
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"the server" if self.path == "/health" else b"a proxy")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as proxy, HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request).start()
+        threading.Thread(target=proxy.serve_forever).start()
+        try:
+            environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+            environment |= {"PORT": str(server.server_port), "http_proxy": f"http://127.0.0.1:{proxy.server_port}"}
+            command = [sys.executable, "-m", "imagegen.healthcheck"]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        finally:
+            proxy.shutdown()
+    assert (done.returncode, done.stdout) == (0, "the server\n")
 
 
 def test_nobody_there_is_not_healthy(check, capsys):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import handler
-from imagegen.loading import choose_model
+from imagegen.loading import choose_model, plan
+from imagegen.memory import Card
 from imagegen.models import MODELS
 from imagegen.settings import Settings, variable_names
 from tests.hub_schema import BooleanInput, Hub, HubTests, NumberInput
@@ -17,6 +18,9 @@ FOLDER = Path(__file__).parent.parent / ".runpod"
 HUB = Hub.model_validate_json((FOLDER / "hub.json").read_text())
 TESTS = HubTests.model_validate_json((FOLDER / "tests.json").read_text())
 INPUTS = {variable.key: variable.input for variable in HUB.config.env}
+#: GB and compute capability of the least card in each pool that the form names.
+CARDS = {"ADA_24": (24, (8, 9)), "ADA_32_PRO": (32, (12, 0)), "ADA_48_PRO": (48, (8, 9)), "ADA_80_PRO": (80, (9, 0))}
+OFFERED = [option.value for option in INPUTS["IMAGEGEN_PRECISION"].options]
 
 
 def read(monkeypatch, values):
@@ -62,6 +66,30 @@ def test_a_preset_is_a_worker_that_starts(monkeypatch, preset):
         assert value in [option.value for option in INPUTS[key].options]
     monkeypatch.setattr("imagegen.loading.default_device", lambda: "cuda")
     assert choose_model(read(monkeypatch, preset.defaults)) is MODELS[preset.defaults["IMAGEGEN_MODEL"]]
+
+
+@pytest.mark.parametrize("pool", HUB.config.gpu_ids.split(","))
+@pytest.mark.parametrize("model", [option.value for option in INPUTS["IMAGEGEN_MODEL"].options])
+@pytest.mark.parametrize("precision", OFFERED)
+def test_what_is_offered_has_a_plan_on_each_card_without_what_the_image_leaves_out(monkeypatch, pool, model, precision):
+    """The Hub builds the Dockerfile, and that has no bitsandbytes."""
+    assert not re.search("^bitsandbytes==", (FOLDER.parent / "locks" / "worker.txt").read_text(), re.MULTILINE)
+    settings = read(monkeypatch, {"IMAGEGEN_MODEL": model, "IMAGEGEN_PRECISION": precision})
+    card = Card.of(*CARDS[pool])
+    chosen = plan(MODELS[model], settings, None, card, nf4=False)
+    assert chosen.fits(card)
+    assert precision in ("auto", chosen.transformer)
+
+
+@pytest.mark.parametrize("preset", HUB.config.presets, ids=lambda preset: preset.name)
+def test_a_preset_has_room_on_the_cards_that_it_names(monkeypatch, preset):
+    gigabytes = int(re.search(r"cards of (\d+) GB", preset.name)[1])
+    named = [Card.of(*card) for card in CARDS.values() if card[0] >= gigabytes]
+    assert "A100" not in preset.name  # the form's cards are those of all presets, and an A100 has no fp8
+    for card in named:
+        settings = read(monkeypatch, preset.defaults)
+        chosen = plan(MODELS[settings.model], settings, None, card, nf4=False)
+        assert chosen.offload in ("none", "embeddings")
 
 
 def test_the_hosts_are_those_that_the_pinned_torch_runs_on():

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from imagegen.models import MODELS
+from imagegen.settings import variable_names
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW_TEXT = (ROOT / ".github" / "workflows" / "image-gen.yml").read_text()
@@ -113,4 +114,24 @@ def test_compose_keeps_the_weights_and_shows_the_server_to_this_machine_alone():
     assert service["ports"] == ["127.0.0.1:7000:7000"]
     assert service["volumes"] == ["weights:/opt/huggingface"]
     assert "ENV HF_HOME=/opt/huggingface" in DOCKERFILE
-    assert service["read_only"] and service["tmpfs"] == ["/tmp"]
+    # Docker mounts it noexec by default; Triton and inductor load what they compile from HOME.
+    assert service["read_only"] and service["tmpfs"] == ["/tmp:exec"]
+    assert "HOME=/tmp " in DOCKERFILE
+    assert "--read-only --tmpfs /tmp:exec " in (ROOT / "README.md").read_text()
+
+
+def test_compose_gives_all_settings_of_the_env_file_but_those_that_are_the_containers_own():
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["image-gen"]
+    assert service["env_file"] == [{"path": ".env", "required": False}]
+    image = dict(
+        re.findall(r"(\w+)=(\S+)", DOCKERFILE[DOCKERFILE.index("ENV HF_HOME") : DOCKERFILE.index("COPY --from=code")])
+    )
+    given = service["environment"]
+    assert set(given) <= set(variable_names())
+    shell = {name for name, value in given.items() if value.startswith("${")}
+    assert shell == {"HUGGING_FACE_TOKEN", "IMAGEGEN_MODEL", "IMAGEGEN_API_KEY"}
+    # A copy of .env.example names folders and a port of this machine.
+    own = {name: value for name, value in given.items() if name not in shell}
+    assert {"HF_HOME", "IMAGEGEN_OUTPUT_DIR", "PORT"} <= set(own)
+    assert {own[name] == image[name] for name in ("HF_HOME", "IMAGEGEN_OUTPUT_DIR")} == {True}
+    assert f":{own['PORT']}" in service["ports"][0]

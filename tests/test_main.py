@@ -33,10 +33,20 @@ def test_the_plan_of_this_machine(plan):
     assert out.startswith("micro on the CPU: float32")
 
 
-def test_a_plan_that_cannot_be_had_is_an_error(plan):
+@pytest.mark.parametrize(("installed", "shown"), [(True, "transformer nf4"), (False, "transformer bf16")])
+def test_a_plan_is_one_that_this_installation_can_run(plan, monkeypatch, installed, shown):
+    monkeypatch.setattr("imagegen.acceleration.is_installed", lambda package: installed)
+    status, out, _ = plan("--card-gb", "12", IMAGEGEN_MODEL="klein-9b")
+    assert status == 0
+    assert out.startswith(f"klein-9b: {shown}")
+
+
+def test_a_plan_that_cannot_be_had_is_an_error(plan, monkeypatch):
+    monkeypatch.setattr("imagegen.acceleration.is_installed", lambda package: False)
     status, out, error = plan("--card-gb", "12", IMAGEGEN_MODEL="klein-9b", IMAGEGEN_OFFLOAD="none")
     assert (status, out) == (1, "")
-    assert error.splitlines()[-1].startswith("error: IMAGEGEN_OFFLOAD=none: klein-9b needs 13.0 GiB")
+    assert error.splitlines()[-1].startswith("error: IMAGEGEN_OFFLOAD=none: klein-9b needs 19.3 GiB")
+    assert "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=group needs 4.9 GiB" in error
 
 
 @pytest.mark.parametrize("capability", ["8", "x.y"])

@@ -33,6 +33,16 @@ ELSEWHERE = {
     "make": "tests/test_readme.py",
     "git": "a clone of this repository",
     "python3": "Python's own",
+    "docker": "tests/image.py; compose.yaml: tests/test_image_files.py",
+    "nvidia-smi": "a machine with a card",
+    "sudo": "a machine with a card",
+    "modal": "Modal; the application: tests/test_modal.py",
+    "kubectl": "Kubernetes; the manifest: tests/e2e/test_ray.py",
+}
+#: What prints the same on any machine: how the command begins, and some of what is printed, as the page has it.
+HERE = {
+    "python -m imagegen --plan": ("bf16 9.7 GiB", "peak 22.5 GiB"),
+    "python -m scripts.benchmark_vram --estimate": ("| 24 GB, 8.9 | fp8 | bf16 | embeddings | 18.7 GiB | 20.7 GiB |",),
 }
 
 
@@ -41,7 +51,8 @@ def test_every_command_is_run_or_accounted_for():
         for line in commands(page):
             # `A=b command`, `export A=b`
             words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
-            here = ("python -m scripts.", "curl", "export", ".venv/bin/uvicorn", "python -m pip install vastai")
+            here = (*HERE, "python -m scripts.plan_fleet", "curl", "export", ".venv/bin/uvicorn")
+            here += ("python -m pip install vastai",)
             later = (".venv/bin/pip install -q -e", ".venv/bin/serve run deploy.ray_serve:app")
             known = words[0] in ELSEWHERE or " ".join(words).startswith((*here, *later))
             assert known, f"{page}: {line}"
@@ -58,6 +69,24 @@ def test_a_plan_is_what_its_page_says(line, tmp_path):
     for row in rows:
         assert row in PAGES[page]
     assert ("--png" in line) == bool(list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("start", HERE)
+def test_what_will_fit_is_what_the_page_says(start, tmp_path):
+    (line,) = [line for line in commands("docs/local.md") if line.startswith(start)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMAGEGEN_MODEL": "klein-9b"}
+    words = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for said in HERE[start]:
+        assert said in done.stdout
+
+
+def test_no_command_hides_in_an_indented_block():
+    """Those are for what is printed, and for arithmetic."""
+    programs = r"^    (?:docker|curl|python|modal|kubectl|sudo|pip|make|export|vastai|nvidia-smi|git) .*"
+    for page, text in PAGES.items():
+        assert re.findall(programs, text, re.MULTILINE) == [], page
 
 
 def test_extras_and_links_exist():

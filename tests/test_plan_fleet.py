@@ -68,6 +68,44 @@ def test_a_recommendation_keeps_its_target_for_less(monkeypatch, capsys, tmp_pat
     assert "raise --max-workers" in out
 
 
+def test_measured_times_are_drawn_from(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "times"
+    path.write_text("2\n\n2.0\n")
+    status, out, _ = run(monkeypatch, capsys, "steady", "--hours", 0.1, "--job-times", path)
+    assert (status, "2.00 s each" in out) == (0, True)
+    for text in ("1\n0\n", "1\n-2\n", "nan\n", "1 2\n", "one\n", ""):
+        path.write_text(text)
+        status, out, err = run(monkeypatch, capsys, "steady", "--job-times", path)
+        assert (status, out, err.count("\n"), str(path) in err) == (1, "", 1, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--job-times", "/no/such/file"),
+        ("--png", "/no/such/folder/plan.png"),
+        ("--png", "plan.txt"),
+        ("--percentile", 200),
+        ("--percentile", 0),
+        ("--idle-timeout", -1),
+        ("--cold-start", -1),
+        ("--cold-start", "nan"),
+        ("--scale-after", -1),
+        ("--price", -1),
+        ("--target", -1),
+        ("--job-seconds", 0),
+        ("--rate", 0),
+        ("--hours", -1),
+        ("--min-workers", 11),
+    ],
+)
+def test_what_no_fleet_can_be_is_one_line(monkeypatch, capsys, option, value):
+    status, out, err = run(monkeypatch, capsys, "steady", "--hours", 0.1, f"{option}={value}")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: ")
+    assert option in err or str(value) in err
+
+
 def test_a_csv_of_ones_own(monkeypatch, capsys, tmp_path):
     path = tmp_path / "jobs.csv"
     path.write_text("seconds,takes\n100,2\n101,3\n400,1\n")

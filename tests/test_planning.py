@@ -96,13 +96,26 @@ def test_the_nearest_plan_of_an_error_can_be_asked_for():
     card = Card.of(24, ADA)
     nearest = choose(KLEIN, card, precision="fp8", offload="embeddings")
     assert nearest.peak + RESERVE <= card.bytes
+    with pytest.raises(ConfigurationError, match=r"; IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=group needs"):
+        choose(KLEIN, Card.of(12, ADA), offload="none", nf4=False)
+    with pytest.raises(ConfigurationError, match=r"; IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=group needs"):
+        choose(KLEIN, Card.of(12, ADA), offload="none", stored=("fp8", None), nf4=False)
 
 
 def test_fp8_is_refused_where_the_card_cannot_multiply_it():
     with pytest.raises(ConfigurationError, match=r"fp8 needs compute capability 8\.9, and the card has 8\.6; int8"):
         choose(KLEIN, Card.of(24, AMPERE), precision="fp8")
-    with pytest.raises(ConfigurationError, match=r"fp8 needs compute capability 8\.9"):
-        choose(KLEIN, Card.of(24, AMPERE), stored=("fp8", None))
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8", "fp8"])
+def test_weights_in_fp8_are_refused_there_with_what_to_do_whatever_the_setting(precision):
+    with pytest.raises(ConfigurationError) as caught:
+        choose(KLEIN, Card.of(24, AMPERE), precision=precision, stored=("fp8", None))
+    assert str(caught.value) == (
+        "fp8 needs compute capability 8.9, and the card has 8.6; these weights are stored in fp8: use an image with "
+        "PRECISION=int8, or the weights as published"
+    )
+    assert choose(KLEIN, Card.of(24, AMPERE), stored=("int8", None)).transformer == "int8"
 
 
 def test_weights_that_are_quantised_already_stay_so():

@@ -69,10 +69,11 @@ def test_the_plans_of_the_table_are_those_that_are_made(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", PLAN.split()[2:])
     assert main() == 0
     assert capsys.readouterr().out.startswith("klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB")
-    rows = re.findall(r"^\| (\d+) GB \| (\w+) \| (\w+) \| [^|]+ \| ([^|]+) \| (\d+) \|$", TEXT, re.MULTILINE)
-    assert len(rows) == 7
-    for gigabytes, *shown in rows:
-        plan = choose(get_model("klein-9b"), Card.of(int(gigabytes), (8, 9)))
+    cells = r"^\| (\d+) GB(, with bitsandbytes)? \| (\w+) \| (\w+) \| [^|]+ \| ([^|]+) \| (\d+) \|$"
+    rows = re.findall(cells, TEXT, re.MULTILINE)
+    assert len(rows) == 8
+    for gigabytes, nf4, *shown in rows:
+        plan = choose(get_model("klein-9b"), Card.of(int(gigabytes), (8, 9)), nf4=bool(nf4))
         side, _ = plan.largest((2064, 2064), [], plan.card.bytes)
         peak = f"{gib(plan.peak)} of {gib(plan.card.bytes)}"
         assert shown == [plan.transformer, plan.text_encoder, peak, str(side)]
