@@ -289,7 +289,7 @@ def test_a_claim_costs_no_memory():
     assert len(BOMB) < 30_000
     outcome, grown = loaded_alone(to_base64(BOMB))
     assert "13000x13000 pixels are too many" in outcome
-    assert grown < 2_000  # of the 21,000 that its pixels would take at one bit, 169,000 in memory
+    assert grown < 2_000  # of 169,000 that its pixels are
 
 
 def test_a_large_picture_is_in_memory_once():
