@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import time
 
 import pytest
 from PIL import Image
@@ -46,6 +47,15 @@ def from_base64(text: str) -> Image.Image:
     picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
     picture.load()
     return picture
+
+
+def until(condition, timeout=60):
+    """Waits until a condition holds, and returns what it gave."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
+    return value
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """`python -m imagegen` with a card that fails as real ones do, by the seed of the job: `python -m tests.faulty_gpu`.
 
 From the seed NOISE pictures are of 1024x1024 and do not compress: 4.2 MB in base64. Each step's time is a line of
-STEPS_FILE, where set.
+STEPS_FILE, where set. The model is loaded once LOAD_FILE is there, where set.
 """
 
 import os
@@ -15,10 +15,18 @@ import torch
 from PIL import Image
 
 from imagegen.__main__ import main
+from imagegen.server.flux_pipeline import FluxPipeline
 
 DEAD, HANGS, TOO_LARGE, NOISE = 13, 14, 15, 16
 
 _call = diffusers.Flux2KleinPipeline.__call__
+_load = FluxPipeline.__init__
+
+
+def _slow_load(self, *arguments, **options):
+    while (path := os.environ.get("LOAD_FILE")) and not Path(path).exists():
+        time.sleep(0.05)
+    _load(self, *arguments, **options)
 
 
 def _faulty(self, *arguments, generator, callback_on_step_end, **options):
@@ -45,4 +53,5 @@ def _faulty(self, *arguments, generator, callback_on_step_end, **options):
 
 if __name__ == "__main__":
     diffusers.Flux2KleinPipeline.__call__ = _faulty
+    FluxPipeline.__init__ = _slow_load
     sys.exit(main())

@@ -109,6 +109,8 @@ class RunPodQueue:
             dict[str, str]
         ] = []  # "worker", "job_id" (those it has), "status" and "reason" if it is unwell
         self.on_take: Callable[[Job], None] = lambda job: None
+        self.on_shutdown: Callable[[str], None] = lambda worker: None  # it has dropped its open request for stops
+        self.taking: list[str] = []  # the workers whose request for jobs is open
         self._waiting: list[Job] = []
         self._stops: dict[str, list[str]] = {}
         self._lock = threading.RLock()
@@ -220,8 +222,12 @@ class RunPodQueue:
         if (status := self.refuse_take()) is not None:
             return web.Response(status=status)
         worker, count = request.match_info["worker"], int(request.query.get("batch_size", 1))
-        if not await self._wait_for(lambda: bool(self._waiting)):
-            return web.Response(status=204)
+        self.taking.append(worker)
+        try:
+            if not await self._wait_for(lambda: bool(self._waiting)):
+                return web.Response(status=204)
+        finally:
+            self.taking.remove(worker)
         with self._lock:
             jobs, self._waiting = self._waiting[:count], self._waiting[count:]
             for job in jobs:
@@ -234,8 +240,12 @@ class RunPodQueue:
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         worker = request.match_info["worker"]
-        if not await self._wait_for(lambda: bool(self._stops.get(worker))):
-            return web.Response(status=204)
+        try:
+            if not await self._wait_for(lambda: bool(self._stops.get(worker))):
+                return web.Response(status=204)
+        except asyncio.CancelledError:
+            self.on_shutdown(worker)
+            raise
         return web.json_response({"jobsToStop": self._stops.pop(worker)})
 
     async def _ping(self, request: web.Request) -> web.StreamResponse:

@@ -6,11 +6,11 @@ import re
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 import handler
@@ -18,8 +18,8 @@ from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.server.schemas import MAX_IMAGES, MAX_PROMPT, MAX_REFERENCES
 from imagegen.settings import Settings
-from tests.conftest import scene, settings, to_base64
-from tests.server.conftest import serving
+from tests.conftest import scene, settings, to_base64, until
+from tests.server.conftest import running, serving
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))
@@ -95,15 +95,14 @@ def test_what_is_at_the_limits_is_drawn(low, monkeypatch, door):
 @DOORS
 def test_time_and_queue(monkeypatch, door):
     """One job runs out of time; while it runs, another finds the queue full."""
-    with serving(timeout=1, max_queue=0) as (url, service):
+    with serving(timeout=5, max_queue=0) as (url, service):
         service.start().result()
         monkeypatch.setattr(handler, "service", lambda: service)
         codes = []
-        long = {"prompt": PROMPT, "num_images": 8, "width": 1024, "height": 1024}
+        long = {"prompt": PROMPT, "num_images": 8, "width": 1024, "height": 1024, "num_inference_steps": 50}
         running = threading.Thread(target=lambda: codes.append(door(url, long)))
         running.start()
-        while service.health().status != "busy":
-            time.sleep(0.01)
+        until(lambda: service.health().status == "busy")
         assert door(url, {"prompt": PROMPT}) == "overloaded"
         running.join(60)
         assert codes == ["deadline_exceeded"]
@@ -166,68 +165,62 @@ def test_a_job_of_a_million_small_things_is_refused_in_time(monkeypatch):
     for _ in range(100_000):
         nested = [nested]
     for job_input in ({"prompt": [1] * 1_000_000}, {"prompt": nested, "x": "A" * 600_000}):
-        begun = time.monotonic()
+        begun = time.thread_time()  # seconds of the processor: a busy machine is no fault
         assert by_runpod("", job_input) == "payload_too_large"
-        assert time.monotonic() - begun < 1
+        assert time.thread_time() - begun < 1
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """A server that waits half a second for headers; (host, port)."""
-    monkeypatch.setattr(Protocol, "header_seconds", 0.5)
+    """A server that waits a second for headers, and 30 s for the next request; connects to it."""
+    monkeypatch.setattr(Protocol, "header_seconds", 1.0)
     app = create_app(settings(preload_models=False))
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=Protocol, log_level="warning", timeout_keep_alive=30)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()
-    server.should_exit = True
-    thread.join(20)
+    with running(app, http=Protocol, timeout_keep_alive=30) as url:
+        yield partial(socket.create_connection, ("127.0.0.1", httpx.URL(url).port), timeout=20)
 
 
-def seconds_until_closed(connection):
-    begun = time.monotonic()
-    connection.settimeout(5)
+def wait_until_closed(connection):
     while connection.recv(4096):
         pass
-    return time.monotonic() - begun
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_half_a_header_does_not_stay_open(impatient, sent):
-    with socket.create_connection(impatient) as connection:
+    begun = time.monotonic()
+    with impatient() as connection:
         connection.sendall(sent)
-        assert 0.3 < seconds_until_closed(connection) < 3
+        wait_until_closed(connection)
+    assert 0.9 < time.monotonic() - begun < 10
 
 
 def test_nor_does_one_that_drips(impatient):
     begun = time.monotonic()
-    with socket.create_connection(impatient) as connection, contextlib.suppress(ConnectionError):
+    with impatient() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
-        while time.monotonic() - begun < 5:
+        while time.monotonic() - begun < 20:
             connection.sendall(b"x")
             time.sleep(0.05)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
 
 
 def test_nor_does_a_second_request_s(impatient):
-    with socket.create_connection(impatient) as connection:
+    with impatient() as connection:
         connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
         connection.sendall(b"GET /ping HT")
-        assert 0.3 < seconds_until_closed(connection) < 3
+        wait_until_closed(connection)
+    assert 0.9 < time.monotonic() - begun < 10
 
 
 def test_a_client_that_takes_its_time_between_requests_or_over_a_body_is_served(impatient):
-    with socket.create_connection(impatient) as connection:
+    with impatient() as connection:
         for _ in range(2):
             connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-            time.sleep(0.7)  # uvicorn's own limit is over this, 30 s here
+            time.sleep(1.2)  # uvicorn's own limit is over this, 30 s here
         connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                            b"Content-Length: 2\r\n\r\n{")  # fmt: skip
-        time.sleep(0.7)
+        time.sleep(1.2)
         connection.sendall(b"}")
         assert connection.recv(4096).startswith(b"HTTP/1.1 422")

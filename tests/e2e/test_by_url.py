@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 import handler
 from imagegen.jobs import parse_job
 from imagegen.service import Service
-from tests.conftest import from_base64, settings, to_base64
+from tests.conftest import from_base64, settings, to_base64, until
 from tests.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
@@ -146,8 +146,7 @@ def test_openais_and_native_http_answer_with_urls(bucket, tmp_path):
         bucket_endpoint_url=f"{bucket[0]}/pictures", bucket_access_key_id="id", bucket_secret_access_key="secret"
     )
     with TestClient(create_app(mine)) as client:
-        while client.get("/health").json()["status"] != "ready":
-            pass
+        until(lambda: client.get("/health").json()["status"] == "ready")
         native = client.post("/generate", json={**PROMPT, "delivery": "url"})
         assert httpx.get(native.json()["urls"][0]).status_code == 200
         assert native.headers["x-request-id"] in native.json()["urls"][0]

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -158,7 +157,7 @@ def test_a_bug_on_the_command_line(tmp_path, level):
 )
 def test_the_http_server(tmp_path, level, log_format):
     changes = {"LOG_LEVEL": level, "IMAGEGEN_LOG_FORMAT": log_format}
-    with running(tmp_path, "-m", "imagegen", **environment(tmp_path, **changes)) as (_, url):
+    with running(tmp_path, "-m", "imagegen", **environment(tmp_path, **changes)) as (process, url):
         with httpx.Client(base_url=url, headers=KEY, timeout=60) as client:
             drawn = [client.post("/edit" if "image" in job else "/generate", json=job) for job in GOOD]
             refused = [client.post("/edit" if "image" in job else "/generate", json=job) for job in BAD]
@@ -169,7 +168,8 @@ def test_the_http_server(tmp_path, level, log_format):
             refused += [client.get("/nowhere?api_key=canary"), client.get("/health?api_key=canary", headers={})]
             stream = client.post("/generate", json=GOOD[0], headers={"Accept": "text/event-stream"})
         refused.append(httpx.post(f"{url}/generate?key=canary", json=GOOD[0], headers={"X-API-Key": "canary-wrong"}))
-        time.sleep(0.5)  # a request's line comes after its answer
+        process.terminate()  # a request's line comes after its answer
+        assert process.wait(60) == 0
     assert [answer.status_code for answer in [*drawn, stream]] == [200] * (len(GOOD) + 1)
     errors = "\n".join(answer.text for answer in refused)
     warnings = [warning for answer in drawn for warning in answer.json()["warnings"]]

@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.conftest import until
 from tests.faulty_gpu import DEAD, HANGS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,14 +35,15 @@ def running(tmp_path, *command, health="/health", **environment):
             env={**os.environ, **environment, "PORT": port},
         )
     url = f"http://127.0.0.1:{port}"
+
+    def is_up():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{url}{health}")
+            return health != "/health" or answer.json()["status"] == "ready"
+
     try:
-        for _ in range(200):
-            with contextlib.suppress(httpx.TransportError):
-                answer = httpx.get(f"{url}{health}")
-                if health != "/health" or answer.json()["status"] == "ready":
-                    break
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.2)
+        until(is_up, 120)
         yield process, url
     finally:
         process.kill()
@@ -68,7 +69,7 @@ def running(tmp_path, *command, health="/health", **environment):
 )
 def test_it_serves(tmp_path, command):
     with running(tmp_path, *command) as (_, url):
-        assert httpx.post(f"{url}/generate", json=PROMPT).json()["seeds"] == [42]
+        assert httpx.post(f"{url}/generate", json=PROMPT, timeout=60).json()["seeds"] == [42]
 
 
 def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
@@ -77,8 +78,7 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
         job = {**PROMPT, "num_images": 4, "width": 512, "height": 512}
         asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/generate", json=job, timeout=60)))
         asking.start()
-        while httpx.get(f"{url}/health").json()["status"] != "busy":
-            time.sleep(0.02)
+        until(lambda: httpx.get(f"{url}/health").json()["status"] == "busy")
         process.send_signal(signal.SIGTERM)
         asking.join(60)
         assert answers[0].status_code == 200
@@ -92,23 +92,26 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with running(tmp_path, "-m", "imagegen", health="/ping", PORT_HEALTH=str(port)) as (process, url):
-        statuses = [httpx.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code]
-        while statuses[-1] == 204:
-            time.sleep(0.1)
-            statuses.append(httpx.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code)
-        assert statuses[0] == 204  # it loads
-        assert statuses[-1] == 200
+    environment = {"PORT_HEALTH": str(port), "LOAD_FILE": str(tmp_path / "load")}
+
+    def status():
+        return httpx.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code
+
+    with running(tmp_path, "-m", "tests.faulty_gpu", health="/ping", **environment) as (process, url):
+        assert status() == 204  # it loads
+        (tmp_path / "load").touch()
+        until(lambda: status() != 204)
+        assert status() == 200
         assert httpx.get(f"{url}/ping").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize(("seed", "says"), [(DEAD, "the card failed"), (HANGS, "the card made no step for 2 s")])
+@pytest.mark.parametrize(("seed", "says"), [(DEAD, "the card failed"), (HANGS, "the card made no step for 5 s")])
 def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
-    with running(tmp_path, "-m", "tests.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="2") as (process, url):
-        assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 200
-        answer = httpx.post(f"{url}/generate", json={**PROMPT, "seed": seed}, timeout=20)
+    with running(tmp_path, "-m", "tests.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="5") as (process, url):
+        assert httpx.post(f"{url}/generate", json=PROMPT, timeout=60).status_code == 200
+        answer = httpx.post(f"{url}/generate", json={**PROMPT, "seed": seed}, timeout=60)
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "gpu_failed"
         assert says in answer.json()["error"]["message"]
@@ -119,7 +122,8 @@ def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
 def test_the_log_holds_no_prompt_no_picture_and_no_key(tmp_path):
     with running(tmp_path, "-m", "imagegen", IMAGEGEN_API_KEY="canary-key", LOG_LEVEL="DEBUG") as (_, url):
         key = {"Authorization": "Bearer canary-key"}
-        answer = httpx.post(f"{url}/generate", json={"prompt": "canary xylophone", "embed_prompt": True}, headers=key)
+        job = {"prompt": "canary xylophone", "embed_prompt": True}
+        answer = httpx.post(f"{url}/generate", json=job, headers=key, timeout=60)
         httpx.post(f"{url}/edit", json={"prompt": "canary two", "image": "canary!"}, headers=key)
         httpx.post(f"{url}/generate", json={"canary_field": "canary"}, headers={"X-API-Key": "canary-wrong"})
     log = (tmp_path / "log").read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 
 import httpx
 import pytest
@@ -13,7 +12,7 @@ import uvicorn
 
 from builder.micro.measure import background_colour, shape_colour
 from imagegen.server.main import create_app
-from tests.conftest import from_base64, settings
+from tests.conftest import from_base64, settings, until
 
 
 def events(response):
@@ -33,14 +32,14 @@ def shows(text):
 
 
 @contextlib.contextmanager
-def running(app):
-    """Serves an app; gives its base URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+def running(app, **options):
+    """Serves an app, with uvicorn's `options`; gives its base URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", **options))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
     try:
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True

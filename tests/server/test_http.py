@@ -10,7 +10,7 @@ import httpx
 from PIL import Image
 
 from imagegen.server.main import create_app
-from tests.conftest import scene, settings, to_base64
+from tests.conftest import scene, settings, to_base64, until
 from tests.server.conftest import running, serving
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
@@ -57,12 +57,12 @@ def test_a_sender_that_goes_away_or_stops_is_not_a_bug(ready, caplog, monkeypatc
     monkeypatch.setattr("imagegen.server.http._BODY_SECONDS", 0.5)
     host, port = ready[0].removeprefix("http://").split(":")
     head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    with socket.create_connection((host, int(port))) as gone:
+    with socket.create_connection((host, int(port)), timeout=20) as gone:
         gone.sendall(head)
-    with socket.create_connection((host, int(port))) as slow:
+    with socket.create_connection((host, int(port)), timeout=20) as slow:
         slow.sendall(head)
         assert b" 504 " in slow.recv(100)
-    assert ready[1].reading == 0
+    until(lambda: ready[1].reading == 0)
     assert "internal error" not in caplog.text
 
 
