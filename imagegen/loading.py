@@ -207,5 +207,6 @@ def _warm_up(pipeline: FluxPipeline, folder: Path | None, wanted: bool, note: Ca
     note("warming up")
     with pipeline.times.measure("warm_up"):  # what is not in the cache is compiled meanwhile
         pipeline.warm_up()
+    log.info("warmed up%s", ", with the compile cache" if found else "")
     if cache and not found:
         cache.save()
