@@ -255,7 +255,7 @@ def test_a_card_that_hangs_ends_the_worker_too(tmp_path):
 
 
 def test_a_card_that_hangs_is_seen_where_no_job_waits_for_it_any_more(tmp_path):
-    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="3") as worker:
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="5") as worker:
         job = queue.run({**PROMPT, "seed": HANGS, "timeout": 1}).wait()
         assert job.error.startswith("deadline_exceeded: ")
         assert worker.process.wait(60) == 1
