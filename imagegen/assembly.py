@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import accelerate
 import diffusers
 import torch
-import transformers
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import nn
 from tqdm import tqdm
+from transformers import AutoConfig, Qwen3ForCausalLM
 
 from imagegen import quantization, weights
 from imagegen.acceleration import load_decoder
@@ -96,8 +97,8 @@ def empty_modules(path: Path) -> dict[str, Any]:
     """The parts of a folder that have weights, on meta."""
     return {
         "text_encoder": _empty_text_encoder(path),
-        "transformer": _empty(diffusers.Flux2Transformer2DModel, path / "transformer"),
-        "vae": _empty(diffusers.AutoencoderKLFlux2, path / "vae"),
+        "transformer": _empty(Flux2Transformer2DModel, path / "transformer"),
+        "vae": _empty(AutoencoderKLFlux2, path / "vae"),
     }
 
 
@@ -114,13 +115,13 @@ def missing(path: Path) -> str | None:
 def _empty_text_encoder(path: Path) -> Any:
     """The text encoder with the layers that are read, on meta. What the last one gives is read as it is where layers
     were cut behind it, and through the norm where none were; the head is never read."""
-    config = transformers.AutoConfig.from_pretrained(path / "text_encoder", local_files_only=True)
+    config = AutoConfig.from_pretrained(path / "text_encoder", local_files_only=True)
     layers = config.num_hidden_layers
     config.num_hidden_layers = min(layers, weights.TEXT_ENCODER_LAYERS)
     config.layer_types = config.layer_types[: config.num_hidden_layers]
     config.quantization_config = None
     with accelerate.init_empty_weights(include_buffers=False):
-        encoder = transformers.Qwen3ForCausalLM(config)
+        encoder = Qwen3ForCausalLM(config)
     encoder.lm_head = nn.Identity()
     if layers > weights.TEXT_ENCODER_LAYERS:
         encoder.model.norm = nn.Identity()

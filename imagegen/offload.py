@@ -32,7 +32,7 @@ class Visit:
     def __init__(self, module: torch.nn.Module, device: str) -> None:
         self._device = torch.device(device)
         self._home = [
-            (child, name, torch.nn.Parameter(self._pinned(parameter.data), requires_grad=False))
+            (child, name, self._pinned(parameter))
             for child in module.modules()
             for name, parameter in child.named_parameters(recurse=False)
         ]
@@ -40,13 +40,18 @@ class Visit:
         module.register_forward_pre_hook(self._come, with_kwargs=True)
         module.register_forward_hook(self._leave, always_call=True)
 
-    def _pinned(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.pin_memory() if self._device.type == "cuda" else weight
+    def _pinned(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        # One of 4 bits is more than its data: the scales are beside it, and move with it.
+        if self._device.type != "cuda" or hasattr(parameter, "quant_state"):
+            return parameter
+        return torch.nn.Parameter(parameter.data.pin_memory(), requires_grad=False)
 
     def _come(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for child, name, home in self._home:
-            weight = home.data.to(self._device, non_blocking=True)
-            child.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
+            weight = home.to(self._device, non_blocking=True)
+            if not isinstance(weight, torch.nn.Parameter):
+                weight = torch.nn.Parameter(weight, requires_grad=False)
+            child.register_parameter(name, weight)
         moved = {n: v.to(self._device) if isinstance(v, torch.Tensor) else v for n, v in kwargs.items()}
         return tuple(v.to(self._device) if isinstance(v, torch.Tensor) else v for v in args), moved
 

@@ -30,6 +30,9 @@ from imagegen.models import get_model
 from imagegen.sources import find_fault
 from scripts.random_model import prepare, split, write_index
 
+#: Bytes of a file, at most: as diffusers and transformers divide what they publish.
+_SHARDS = {"transformer": 10e9, "text_encoder": 5e9, "vae": 10e9}
+
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor], noise: torch.Tensor) -> None:
     """Writes a file of random bf16 weights, a piece at a time."""
@@ -71,7 +74,8 @@ def main() -> int:
 
 def measure(source: Path, target: Path, precision: Any, text_encoder: Any) -> int:
     """Makes the folder, and prints what it took."""
-    plans = {part: split(module, source / part) for part, module in prepare(get_model("klein-9b"), source).items()}
+    modules = prepare(get_model("klein-9b"), source)
+    plans = {part: split(module, source / part, _SHARDS[part]) for part, module in modules.items()}
     write_index(source)
     noise = torch.randn(16 << 20).bfloat16() * 0.02
     quantizer = Quantizer(source, target, precision, text_encoder)

@@ -131,6 +131,30 @@ def test_weights_leave_after_a_pass_that_failed():
     assert encoder.weight.data_ptr() == home.data_ptr()
 
 
+def test_a_weight_that_moves_in_its_own_way_is_let():
+    """bitsandbytes' 4-bit weights bring their scales along."""
+
+    class Weight(torch.nn.Parameter):
+        quant_state = "on the cpu"
+
+        def to(self, device, **_):
+            moved = Weight(self.data.to(device), requires_grad=False)
+            moved.quant_state = f"on {device}"
+            return moved
+
+    class Encoder(torch.nn.Linear):
+        def forward(self, states):
+            seen.append((self.weight.device.type, self.weight.quant_state))
+            return states
+
+    seen, encoder = [], Encoder(4, 4, bias=False)
+    encoder.weight = home = Weight(torch.randn(4, 4), requires_grad=False)
+    Visit(encoder, "meta")
+    encoder(torch.randn(1, 4))
+    assert seen == [("meta", "on meta")]
+    assert encoder.weight is home
+
+
 def test_all_weights_are_read_ahead(whole, monkeypatch):
     opened = set()
     real_open = type(whole).open

@@ -154,6 +154,7 @@ class FluxPipeline:
 
             from imagegen import assembly
 
+            getattr(diffusers, self.config.spec.pipeline_class)  # it is imported when it is first asked for
         logs.adopt()
         config = self.config
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
