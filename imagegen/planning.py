@@ -34,9 +34,9 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuple[Precision, Precisi
         (exact, resident),
         (exact, fetched),
         (small, resident),
-        (small[:1], fetched),  # bitsandbytes' scales do not travel with its weights
+        (small, fetched),
         (exact + small, ["model"]),
-        (exact, ["group"]),
+        (exact, ["group"]),  # diffusers would leave the scales of bitsandbytes' weights behind
     ]
     for pairs, offloads in stages:
         for transformer, text_encoder in pairs:
