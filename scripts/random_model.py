@@ -116,14 +116,14 @@ def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
     return folder
 
 
-def split(module: Any, folder: Path, most: float = _SHARD) -> dict[str, dict[str, Any]]:
-    """Which of a part's weights go into which file of at most so many bytes; writes the index where there are several.
+def split(module: Any, folder: Path, most: float | None = None) -> dict[str, dict[str, Any]]:
+    """Which of a part's weights go into which file of at most `most` bytes (4 GB); writes the index where there are several.
 
     A part's folder is named as the part is.
     """
     tied = set(getattr(module, "_tied_weights_keys", None) or ()) if _is_tied(module) else set()
     weights = [(key, tensor) for key, tensor in module.state_dict().items() if key not in tied]
-    shards, name = list(_shards(weights, most)), _NAMES[folder.name]
+    shards, name = list(_shards(weights, most or _SHARD)), _NAMES[folder.name]
     files = {
         f"{name}.safetensors" if len(shards) == 1 else f"{name}-{number:05}-of-{len(shards):05}.safetensors": dict(
             shard
