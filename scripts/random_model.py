@@ -117,7 +117,7 @@ def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
 
 
 def split(module: Any, folder: Path, most: float | None = None) -> dict[str, dict[str, Any]]:
-    """Which of a part's weights go into which file of at most `most` bytes (4 GB); writes the index where there are several.
+    """Which of a part's weights go into which file of at most `most` bytes (4 GB); an index where there are several.
 
     A part's folder is named as the part is.
     """
