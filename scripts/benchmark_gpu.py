@@ -187,7 +187,11 @@ class Benchmark:
             pipeline, plan = self._open("bf16", "model", _CARD_GB)
             with pipeline:
                 slow = Runner(pipeline, plan, self.device).case("offload", (self._side, self._side))
-        row = Row("fp8 on the card against bf16 with model offload and not compiled, 24 GB", "3 times as fast or more", unit="times")
+        row = Row(
+            "fp8 on the card against bf16 with model offload and not compiled, 24 GB",
+            "3 times as fast or more",
+            unit="times",
+        )
         self.rows.append(row)
         row.details = asdict(slow)
         if self._fp8 is None or self._fp8.value is None or slow.seconds is None:
