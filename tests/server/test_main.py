@@ -1,8 +1,10 @@
 import asyncio
+import threading
 
 import httpx
 import pytest
 
+from imagegen.server.flux_pipeline import FluxPipeline
 from imagegen.server.schemas import EditResponse, GenerateResponse, HealthResponse
 from tests.conftest import scene, to_base64, to_bytes
 from tests.server.conftest import events, serving, shows
@@ -152,7 +154,10 @@ def test_openapi_names_every_status_and_field(client):
         assert all(field.get("description") for field in fields.values())
 
 
-def test_while_the_model_loads_the_port_answers():
+def test_while_the_model_loads_the_port_answers(monkeypatch):
+    seen = threading.Event()
+    load = FluxPipeline.load
+    monkeypatch.setattr(FluxPipeline, "load", lambda self: (seen.wait(60), load(self)))
     with serving() as (url, service):
         health = httpx.get(f"{url}/health")
         assert health.status_code == 503
@@ -162,6 +167,7 @@ def test_while_the_model_loads_the_port_answers():
         refused = httpx.post(f"{url}/generate", json=PROMPT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
         assert refused.headers["retry-after"] == "5"
+        seen.set()
         service.start().result()
         assert httpx.get(f"{url}/health").json()["status"] == "ready"
         assert httpx.get(f"{url}/ping").status_code == 200
