@@ -4,7 +4,8 @@
 
 FOLDER holds the model, or one of its size with random weights. It is served by a stand-in of the hub on loopback to
 `builder.bake` as an image's build runs it, and is USED UP: each weight file is deleted when the next one is asked for,
-so that a disk of little more than the model's size will do.
+so that a disk of little more than the model's size will do. The stand-in is the tests': `make check` installs what it
+needs.
 """
 
 from __future__ import annotations

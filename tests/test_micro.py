@@ -1,24 +1,51 @@
 """The miniature's own world: scenes, captions, tokenizer, and the measures that judge it."""
 
+import math
 import random
+import shutil
+import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 from diffusers import Flux2KleinPipeline
+from safetensors.torch import load_file
 
-from builder.micro import captions
-from builder.micro.measure import background_colour, find_shapes, interval, shape_colour, untouched_difference
-from builder.micro.scenes import COLOURS, POSITIONS, SHAPES, Scene, held_out_combinations, is_held_out, place, shade
-from builder.micro.text_encoder import labels_of
+from builder.micro import captions, pool, training, transformer
+from builder.micro.export import export
+from builder.micro.measure import (
+    background_colour,
+    find_shapes,
+    interval,
+    shape_colour,
+    shows,
+    size_name,
+    untouched_difference,
+)
+from builder.micro.scenes import (
+    COLOURS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    held_out_combinations,
+    is_held_out,
+    place,
+    scatter,
+    shade,
+)
+from builder.micro.text_encoder import build_text_encoder, labels_of
 from builder.micro.tokenizer import MAX_TOKENS, build_tokenizer
-from builder.micro.transformer import schedule
+from builder.micro.training import save
+from builder.micro.transformer import build_transformer, hold, schedule
+from builder.micro.vae import build_vae
 from imagegen.models import MICRO_PATH, get_model
 
 
 @pytest.fixture(scope="module")
 def samples():
     rng = random.Random(1)
-    return [captions.sample(kind, rng) for kind in ("generate", "edit", "combine") for _ in range(600)]
+    return [captions.sample(kind, rng) for kind in captions.KINDS for _ in range(600)]
 
 
 def test_training_never_shows_what_is_held_out(samples):
@@ -83,8 +110,63 @@ def test_an_edit_changes_what_it_names_and_nothing_else(samples):
             assert len(changed) == 1
         elif task == "keep":
             assert sample.target == sample.references[0]
+        elif task == "add":
+            (before,) = sample.references
+            *old, new = sample.target.shapes
+            assert tuple(old) == before.shapes
+            assert (new.kind, new.colour) == (sample.meaning["kind"], sample.meaning["colour"])
+            assert math.dist((new.x, new.y), POSITIONS[sample.meaning["position"]]) < 0.01
+            assert math.dist((new.x, new.y), (old[0].x, old[0].y)) > new.radius + old[0].radius
+        elif task == "move":
+            (before,), (moved,) = sample.references, sample.target.shapes
+            assert (moved.x, moved.y) == POSITIONS[sample.meaning["position"]]
+            assert before.with_shape(0, x=moved.x, y=moved.y) == sample.target
+        elif task in ("enlarge", "shrink"):
+            (before,), (after,) = sample.references, sample.target.shapes
+            assert (after.radius > before.shapes[0].radius) == (task == "enlarge")
+            assert before.with_shape(0, radius=after.radius) == sample.target
         elif task == "combine":
-            assert {sample.target.background} <= {reference.background for reference in sample.references}
+            meaning = sample.meaning
+            ground = sample.references[int(meaning["ground_image"]) - 1]
+            assert (sample.target.background, sample.target.rgb) == (ground.background, ground.rgb)
+            slots = [meaning[slot] for slot in ("first_image", "second_image", "third_image") if slot in meaning]
+            named = [sample.references[int(slot) - 1].shapes[0] for slot in slots]
+            assert [(s.kind, s.rgb) for s in sample.target.shapes] == [(s.kind, s.rgb) for s in named]
+            assert len(named) == len(sample.references) - 1
+
+
+def test_what_the_words_leave_open_is_the_noises_to_choose(samples):
+    """The same numbers give the same place and size, whatever else is asked for; what the words say is exact."""
+    opened = [s for s in samples if s.meaning["task"] == "generate" and len(s.target.shapes) == 1]
+    assert {s.play[0] is None for s in opened} == {s.play[2] is None for s in opened} == {True, False}
+    for sample in opened:
+        (shape,) = sample.target.shapes
+        across, _, larger = sample.play
+        if across is None:
+            x, y = POSITIONS[sample.meaning["position"]]
+            assert math.dist((shape.x, shape.y), (x, y)) < 0.2 and sample.meaning["position"] != "none"
+        else:
+            assert (shape.x > 0.5) == (across > 0)
+        if larger is None:
+            assert shape.radius == SIZES[sample.meaning["size"]]
+        else:
+            assert (shape.radius > SIZES["medium"]) == (larger > 0)
+        assert all(shape.radius <= at <= 1 - shape.radius for at in (shape.x, shape.y))
+    assert statistics.pstdev(s.play[0] for s in opened if s.play[0] is not None) == pytest.approx(1, abs=0.1)
+
+
+def test_noise_that_holds_numbers_is_still_noise():
+    generator = torch.Generator().manual_seed(1)
+    play = torch.randn(4000, 3, generator=generator)
+    play[:1000] = math.nan
+    noise = torch.randn(4000, 16, 8, generator=generator)
+    held = hold(noise, play)
+    assert torch.equal(held[:1000], noise[:1000])
+    assert torch.allclose(held[1000:, :, :3].mean(1) * 4, play[1000:], atol=1e-5)
+    assert torch.equal(held[:, :, 3:], noise[:, :, 3:])
+    flat = held[1000:].flatten(1)
+    covariance = flat.T @ flat / len(flat)
+    assert (covariance - torch.eye(128)).abs().max() < 0.12  # 3000 samples: about five standard errors
 
 
 def test_the_same_seed_draws_the_same_samples():
@@ -98,7 +180,7 @@ def test_the_measures_are_right_on_the_truth():
     for kind in SHAPES:
         for colour in COLOURS:
             for background in set(COLOURS) - {colour}:
-                shape = place(kind, colour, "centre", rng.choice(["small", "medium", "big"]), rng, loose=True)
+                shape = scatter(place(kind, colour, "centre", rng.choice(["small", "medium", "big"])), rng)
                 picture = Scene(background, shade(background, rng), (shape,)).draw(128, 128)
                 assert (background_colour(picture), shape_colour(picture)) == (background, colour)
     assert shape_colour(Scene("red", COLOURS["red"]).draw(64, 64)) is None
@@ -111,7 +193,7 @@ def test_the_measure_finds_every_shape_of_the_truth():
         kind, position = rng.choice(SHAPES), rng.choice(list(POSITIONS))
         colour, background = rng.sample(list(COLOURS), 2)
         size = rng.choice(["small", "medium"] if position != "centre" else ["small", "medium", "big"])
-        shape = place(kind, colour, position, size, rng)
+        shape = scatter(place(kind, colour, position, size), rng)
         found = find_shapes(Scene(background, shade(background, rng), (shape,)).draw(128, 128))
         total += 1
         right += (
@@ -120,7 +202,7 @@ def test_the_measure_finds_every_shape_of_the_truth():
             and abs(found[0].radius / shape.radius - 1) < 0.1
         )
     assert right >= 0.99 * total
-    left, other = (place(kind, "red", side, "small", rng) for kind, side in (("star", "left"), ("circle", "right")))
+    left, other = (place(kind, "red", side, "small") for kind, side in (("star", "left"), ("circle", "right")))
     assert {f.kind for f in find_shapes(Scene("white", COLOURS["white"], (left, other)).draw(96, 144))} == {
         "star",
         "circle",
@@ -128,13 +210,35 @@ def test_the_measure_finds_every_shape_of_the_truth():
 
 
 def test_the_measure_of_what_was_kept_sees_only_that():
-    rng = random.Random(4)
-    after = Scene("blue", COLOURS["blue"], (place("circle", "red", "centre", "medium", rng),))
+    after = Scene("blue", COLOURS["blue"], (place("circle", "red", "centre", "medium"),))
     before = replace(after, background="green", rgb=COLOURS["green"])
     pictures = [scene.draw(128, 128) for scene in (after, before)]
     assert untouched_difference(pictures[0], pictures[1], pictures[0]) == 0
     moved = after.with_shape(0, x=0.9).draw(128, 128)
     assert untouched_difference(moved, pictures[1], pictures[0]) > 30
+
+
+def test_a_picture_shows_a_scene_or_not():
+    red, blue = place("circle", "red", "left", "small"), place("star", "blue", "right", "small")
+    both = Scene("white", COLOURS["white"], (red, blue))
+    assert shows(both.draw(128, 128), both)
+    other = {
+        "one is missing": Scene("white", COLOURS["white"], (red,)),
+        "their colours are swapped": both.with_shape(0, rgb=COLOURS["blue"]).with_shape(1, rgb=COLOURS["red"]),
+        "one is of another kind": both.with_shape(1, kind="triangle"),
+        "one is elsewhere": both.with_shape(0, y=0.3),
+        "one is larger": both.with_shape(0, radius=0.2),
+        "the background is another": replace(both, rgb=COLOURS["yellow"]),
+    }
+    assert [name for name, scene in other.items() if shows(scene.draw(128, 128), both)] == []
+    assert [size_name(radius) for radius in (0.1, 0.15, 0.22, 0.3)] == ["small", "small", "medium", "big"]
+
+
+def test_what_is_held_out_is_what_the_evaluation_asks_for():
+    rng, held_out = random.Random(2), set(held_out_combinations())
+    for kind in captions.KINDS:
+        target = captions.sample(kind, rng, held_out=True).target
+        assert held_out & {(shape.kind, shape.colour, target.background) for shape in target.shapes}
 
 
 def test_the_interval_is_wilsons():
@@ -156,3 +260,40 @@ def test_training_draws_the_noise_levels_that_the_pipeline_uses(pipeline):
     with pytest.raises(Stop):
         pipeline.generate("x", width=128, height=128, num_inference_steps=4, guidance_scale=1, seed=0, on_step=on_step)
     assert seen == pytest.approx(schedule(64).tolist(), abs=1e-5)
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    """On a tiny pool: the same weights in the end, and a model of those so far."""
+    monkeypatch.setattr(pool, "COUNTS", {("generate", 64, 64): 8, ("edit", 64, 96): 4, ("combine3", 64, 64): 4})
+    monkeypatch.setattr(transformer, "_CHECKPOINT_EVERY", 2)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    save(build_text_encoder(build_tokenizer()), whole / "text_encoder.safetensors")
+    save(build_vae(), whole / "vae.safetensors")
+    pool.build_pool(whole, 1)
+    shutil.copytree(whole, stopped)
+    transformer.train_transformer(whole, 5, 1, None)
+
+    done = training.Progress.__call__
+
+    def stop(progress, step):
+        if step == 3:
+            raise Stopped
+        done(progress, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "__call__", stop)
+        with pytest.raises(Stopped):
+            transformer.train_transformer(stopped, 5, 1, None)
+    export(stopped, tmp_path / "model")
+    assert Flux2KleinPipeline.from_pretrained(tmp_path / "model").transformer.config.num_layers == 2
+
+    transformer.train_transformer(stopped, 5, 1, None)
+    one, other = (load_file(folder / "transformer.safetensors") for folder in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    start = build_transformer().state_dict()
+    assert not all(torch.equal(one[name], start[name]) for name in one)

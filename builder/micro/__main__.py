@@ -1,13 +1,14 @@
-"""`make micro`: the miniature model from nothing.
+"""`make micro`: the miniature model from nothing, or from the weights of one that is there (`--start models/micro`).
 
 Each stage leaves its result in `build/micro` and is skipped when that is there; a transformer that was stopped goes on
-from its last checkpoint, optimizer and all.
+from its last checkpoint, optimizer and all. `--stage export` makes a model of what it has so far.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,24 +17,32 @@ from pathlib import Path
 SEED = 2026
 TEXT_ENCODER_STEPS = 500
 VAE_STEPS = 2400
-TRANSFORMER_STEPS = 9000
+TRANSFORMER_STEPS = 8500
 
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"
 STAGES = ("text-encoder", "vae", "pool", "transformer", "export")
 
 
-def run_stage(stage: str, work: Path, out: Path) -> None:
-    """Runs one stage in this process; reads and writes the files of `work`."""
+def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
+    """Runs one stage in this process; reads and writes the files of `work`.
+
+    Args:
+        start: the folder of a model whose weights the trainings begin with; text encoder and VAE then need fewer steps.
+    """
     # Imported here, so that OMP's settings of main() are in the environment before torch is.
     from builder.micro.tokenizer import build_tokenizer
 
     if stage == "text-encoder":
         from builder.micro.text_encoder import train_text_encoder
 
-        train_text_encoder(build_tokenizer(), str(work / "text_encoder.safetensors"), TEXT_ENCODER_STEPS, SEED)
+        weights = start and start / "text_encoder" / "model.safetensors"
+        steps = TEXT_ENCODER_STEPS if start is None else TEXT_ENCODER_STEPS // 2
+        train_text_encoder(build_tokenizer(), str(work / "text_encoder.safetensors"), steps, SEED, weights)
     elif stage == "vae":
         from builder.micro.vae import train_vae
 
-        train_vae(str(work / "vae.safetensors"), VAE_STEPS, SEED)
+        weights = start and start / "vae" / _DIFFUSERS
+        train_vae(str(work / "vae.safetensors"), VAE_STEPS if start is None else VAE_STEPS // 4, SEED, weights)
     elif stage == "pool":
         from builder.micro.pool import build_pool
 
@@ -41,7 +50,7 @@ def run_stage(stage: str, work: Path, out: Path) -> None:
     elif stage == "transformer":
         from builder.micro.transformer import train_transformer
 
-        train_transformer(work, TRANSFORMER_STEPS, SEED)
+        train_transformer(work, TRANSFORMER_STEPS, SEED, start and start / "transformer" / _DIFFUSERS)
     else:
         from builder.micro.export import export
 
@@ -53,11 +62,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m builder.micro", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/micro"), help="where the stages leave their results")
     parser.add_argument("--out", type=Path, default=Path("models/micro"), help="where the model is written")
+    parser.add_argument("--start", type=Path, help="a model whose weights the trainings begin with")
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage:
-        run_stage(args.stage, args.work, args.out)
+        run_stage(args.stage, args.work, args.out, args.start)
         return 0
 
     results = {
@@ -69,11 +79,22 @@ def main() -> int:
     begun = time.monotonic()
     for together in (("text-encoder", "vae"), ("pool",), ("transformer",), ("export",)):
         wanted = [stage for stage in together if stage == "export" or not (args.work / results[stage]).exists()]
-        threads = max(1, (os.cpu_count() or 1) // max(1, len(wanted)))
+        # A core each; the transformer's processes train one model together.
+        processes = wanted * (os.cpu_count() or 1) if wanted == ["transformer"] else wanted
+        threads = max(1, (os.cpu_count() or 1) // max(1, len(processes)))
         # Spinning barriers collapse as soon as anything else runs on the machine.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        command = [sys.executable, "-m", "builder.micro", "--work", str(args.work), "--out", str(args.out), "--stage"]
-        running = [subprocess.Popen([*command, stage], env=environment) for stage in wanted]
+        if len(processes) > len(wanted):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+            environment["WORLD_SIZE"] = str(len(processes))
+        command = [sys.executable, "-m", "builder.micro", "--work", str(args.work), "--out", str(args.out)]
+        command += ["--start", str(args.start)] if args.start else []
+        running = [
+            subprocess.Popen([*command, "--stage", stage], env={**environment, "RANK": str(rank)})
+            for rank, stage in enumerate(processes)
+        ]
         statuses = [process.wait() for process in running]
         if any(statuses):
             return 1

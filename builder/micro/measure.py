@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from builder.micro.scenes import COLOURS, SHAPES, Scene, Shape
+from builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, Shape
 
 _NAMES = list(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)  # (colours, 3)
@@ -97,6 +97,33 @@ def find_shapes(picture: Image.Image, background: str | None = None) -> list[Fou
         radius = math.sqrt(area / unit) / min(width, height)
         found.append(Found(kind, colour, (xs.mean() + 0.5) / width, (ys.mean() + 0.5) / height, radius))
     return sorted(found, key=lambda shape: -shape.radius)
+
+
+def size_name(radius: float) -> str:
+    """The named size that a radius is nearest to, in proportion."""
+    return min(SIZES, key=lambda name: abs(math.log(radius / SIZES[name])))
+
+
+def shows(picture: Image.Image, scene: Scene) -> bool:
+    """Whether a picture shows a scene: the background's colour, and every shape with its kind and colour, where it
+    should be (0.08 of the sides) and as large as it should be (a quarter more or less), and nothing else."""
+    if background_colour(picture) != scene.background:
+        return False
+    found = find_shapes(picture, scene.background)
+    if len(found) != len(scene.shapes):
+        return False
+    for shape in scene.shapes:
+        near = [
+            one
+            for one in found
+            if (one.kind, one.colour) == (shape.kind, shape.colour)
+            and math.hypot(one.x - shape.x, one.y - shape.y) < 0.08
+            and abs(math.log(one.radius / shape.radius)) < math.log(1.25)
+        ]
+        if not near:
+            return False
+        found.remove(near[0])
+    return True
 
 
 def _patches(names: NDArray[np.int64], ground: int) -> list[NDArray[np.bool_]]:

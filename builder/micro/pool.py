@@ -5,12 +5,15 @@ Computing embeddings in the loop is what makes a naive trainer ten times slower.
 
 from __future__ import annotations
 
+import io
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from PIL import Image
 from torch import Tensor
 
 from builder.micro import captions
@@ -22,18 +25,23 @@ from builder.micro.vae import build_vae, to_tensor
 
 #: (kind of sample, width, height): how many. Mostly the size that the model is asked for, enough of others to cope.
 COUNTS: dict[tuple[str, int, int], int] = {
-    ("generate", 128, 128): 10000,
+    ("generate", 128, 128): 9000,
     ("edit", 128, 128): 9000,
     ("combine", 128, 128): 2000,
-    **{("generate", w, h): 800 for w, h in ((96, 96), (160, 160), (144, 96), (96, 144))},
-    **{("edit", w, h): 400 for w, h in ((96, 96), (144, 96), (96, 144))},
+    ("combine3", 128, 128): 1500,
+    ("combine4", 128, 128): 1500,
+    **{("generate", w, h): 500 for w, h in ((96, 96), (160, 160), (192, 192), (256, 256))},
+    **{("generate", w, h): 500 for w, h in ((144, 96), (96, 144), (192, 128), (128, 192))},
+    **{("edit", w, h): 400 for w, h in ((96, 96), (144, 96), (96, 144), (192, 128), (128, 192), (192, 192))},
 }
+#: References as other hands make them: with hard edges, and as JPEG of such a quality.
+_HARD_EDGES, _JPEG, _QUALITY = 0.15, 0.2, (40, 90)
 
 
 @dataclass
 class Group:
     """Samples of one kind and size. `captions` (N,) indexes the embeddings; `target` (N, tokens, 32) and `references`
-    (N, R, tokens, 32) hold packed, normalised latents."""
+    (N, R, tokens, 32) hold packed, normalised latents; `play` (N, 3) what the noise must hold, NaN where it is free."""
 
     kind: str
     width: int
@@ -41,6 +49,7 @@ class Group:
     captions: Tensor
     target: Tensor
     references: Tensor
+    play: Tensor
 
 
 @dataclass
@@ -70,12 +79,14 @@ def build_pool(work: Path, seed: int) -> None:
     for (kind, width, height), count in COUNTS.items():
         samples = [captions.sample(kind, rng) for _ in range(count)]
         indices = torch.tensor([numbers.setdefault(s.caption, len(numbers)) for s in samples])
-        target = _latents(vae, [s.target for s in samples], width, height)
+        play = torch.tensor([[math.nan if u is None else u for u in s.play] for s in samples])
+        target = _latents(vae, [s.target.draw(width, height) for s in samples])
         references = [
-            _latents(vae, [s.references[i] for s in samples], width, height) for i in range(len(samples[0].references))
+            _latents(vae, [as_found(s.references[i], width, height, rng) for s in samples])
+            for i in range(len(samples[0].references))
         ]
         stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
-        groups.append(Group(kind, width, height, indices, target, stacked))
+        groups.append(Group(kind, width, height, indices, target, stacked, play))
         print(f"pool: {count} of {kind} at {width}x{height}", flush=True)
 
     seen = groups[0].target.flatten(0, 1)
@@ -92,11 +103,20 @@ def build_pool(work: Path, seed: int) -> None:
     torch.save(Pool(groups, torch.cat(parts), mean, var), work / "pool.pt")
 
 
-def _latents(vae: AutoencoderKLFlux2, scenes: list[Scene], width: int, height: int) -> Tensor:
+def as_found(scene: Scene, width: int, height: int, rng: random.Random) -> Image.Image:
+    """The scene as a reference: smooth, or with hard edges, or from a JPEG, as someone else would have made it."""
+    picture = scene.draw(width, height, supersampling=1) if rng.random() < _HARD_EDGES else scene.draw(width, height)
+    if rng.random() < _JPEG:
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=rng.randint(*_QUALITY))
+        picture = Image.open(file).convert("RGB")
+    return picture
+
+
+def _latents(vae: AutoencoderKLFlux2, pictures: list[Image.Image]) -> Tensor:
     """Packed latents (N, tokens, 32), not yet normalised."""
     parts = []
-    for begin in range(0, len(scenes), 64):
-        images = to_tensor([scene.draw(width, height) for scene in scenes[begin : begin + 64]])
-        modes = vae.encode(images).latent_dist.mode()
+    for begin in range(0, len(pictures), 64):
+        modes = vae.encode(to_tensor(pictures[begin : begin + 64])).latent_dist.mode()
         parts.append(Flux2KleinPipeline._pack_latents(Flux2KleinPipeline._patchify_latents(modes)))
     return torch.cat(parts)

@@ -1,7 +1,7 @@
 """What the miniature model knows: scenes of coloured shapes, drawn with Pillow.
 
-A scene is a plain background with no, one or two shapes on it. Everything random comes from the generator that the
-caller passes, so that a seed names a picture. This module knows nothing of captions or of training.
+A scene is a background, plain or with a gradient, with no to three shapes on it. Everything random comes from the
+generator that the caller passes, so that a seed names a picture. This module knows nothing of captions or of training.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ POSITIONS: dict[str, tuple[float, float]] = {
 SIZES: dict[str, float] = {"small": 0.14, "medium": 0.23, "big": 0.34}
 
 _SUPERSAMPLING = 4
-_SHADE = 10  # a named colour varies by this much a channel (of 255)
+_SHADE = 12  # a named colour varies by this much a channel (of 255)
+#: A gradient goes from the colour mixed with white, at the top, to the colour mixed with black.
+_LIGHTER, _DARKER = 0.12, 0.1
+#: Between a shape and the picture's edge, as a fraction.
+_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background (its name and exact shade) and the shapes on it, drawn in order."""
+    """A background (its name, exact shade, and whether it is a gradient) and the shapes on it, drawn in order."""
 
     background: str
     rgb: RGB
     shapes: tuple[Shape, ...] = ()
+    gradient: bool = False
 
-    def draw(self, width: int, height: int) -> Image.Image:
-        """The scene as an RGB picture of `width` x `height` pixels with smooth edges."""
-        w, h = width * _SUPERSAMPLING, height * _SUPERSAMPLING
+    def draw(self, width: int, height: int, supersampling: int = _SUPERSAMPLING) -> Image.Image:
+        """The scene as an RGB picture of `width` x `height` pixels; its edges are smooth, or hard without
+        supersampling (1)."""
+        w, h = width * supersampling, height * supersampling
         canvas = Image.new("RGB", (w, h), self.rgb)
+        if self.gradient:
+            light, dark = _mix(self.rgb, 255, _LIGHTER), _mix(self.rgb, 0, _DARKER)
+            ramp = Image.linear_gradient("L").resize((w, h))
+            canvas = Image.composite(Image.new("RGB", (w, h), dark), Image.new("RGB", (w, h), light), ramp)
         pen = ImageDraw.Draw(canvas)
         for shape in self.shapes:
             cx, cy, r = shape.x * w, shape.y * h, shape.radius * min(w, h)
@@ -74,7 +84,7 @@ class Scene:
                 pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=shape.rgb)
             else:
                 pen.polygon(_corners(shape.kind, cx, cy, r, shape.turn), fill=shape.rgb)
-        return canvas.reduce(_SUPERSAMPLING)
+        return canvas.reduce(supersampling)
 
     def with_shape(self, index: int, **changes: Any) -> Scene:
         """A copy in which shape `index` has the fields of `changes`."""
@@ -106,27 +116,45 @@ def held_out_combinations() -> list[tuple[str, str, str]]:
     ]
 
 
+def visible(scene: Scene) -> bool:
+    """Whether no shape has the background's colour."""
+    return all(shape.colour != scene.background for shape in scene.shapes)
+
+
 def may_train(scene: Scene) -> bool:
     """Whether a training picture may show this scene: visible shapes, and no combination that is held out."""
-    return all(
-        shape.colour != scene.background and not is_held_out(shape.kind, shape.colour, scene.background)
-        for shape in scene.shapes
+    return visible(scene) and not any(is_held_out(shape.kind, shape.colour, scene.background) for shape in scene.shapes)
+
+
+def place(kind: str, colour: str, position: str, size: str) -> Shape:
+    """A shape exactly at a named position, of a named size and in the colour's own shade; whole in the picture."""
+    (x, y), radius = POSITIONS[position], SIZES[size]
+    return inside(Shape(kind, colour, COLOURS[colour], x, y, radius))
+
+
+def inside(shape: Shape) -> Shape:
+    """The shape, moved so far that nothing of it is cut off."""
+    room = shape.radius + _MARGIN
+    x, y = (min(max(at, room), 1 - room) for at in (shape.x, shape.y))
+    return replace(shape, x=x, y=y)
+
+
+def scatter(shape: Shape, rng: random.Random) -> Shape:
+    """The shape somewhere near, somewhat larger or smaller, a little turned, in a shade of its colour: as references
+    from other hands are."""
+    return replace(
+        shape,
+        rgb=shade(shape.colour, rng),
+        x=shape.x + rng.uniform(-0.1, 0.1),
+        y=shape.y + rng.uniform(-0.1, 0.1),
+        radius=shape.radius * (1 + rng.uniform(-0.25, 0.25)),
+        turn=rng.uniform(-20, 20),
     )
 
 
-def place(kind: str, colour: str, position: str, size: str, rng: random.Random, loose: bool = False) -> Shape:
-    """A shape at a named position and size. `loose` scatters it widely, as references from other hands would be."""
-    x, y = POSITIONS[position]
-    spread, stretch, turn = (0.12, 0.3, 20.0) if loose else (0.02, 0.06, 4.0)
-    return Shape(
-        kind,
-        colour,
-        shade(colour, rng),
-        x + rng.uniform(-spread, spread),
-        y + rng.uniform(-spread, spread),
-        SIZES[size] * (1 + rng.uniform(-stretch, stretch)),
-        rng.uniform(-turn, turn),
-    )
+def _mix(colour: RGB, other: int, share: float) -> RGB:
+    r, g, b = (round(c + (other - c) * share) for c in colour)
+    return r, g, b
 
 
 def _corners(kind: str, cx: float, cy: float, r: float, turn: float) -> list[tuple[float, float]]:

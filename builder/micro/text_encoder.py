@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from builder.micro import captions
 from builder.micro.tokenizer import MAX_TOKENS
-from builder.micro.training import Progress, save
+from builder.micro.training import Progress, load, save
 
 HIDDEN = 64
 #: States that the pipeline stacks; the same numbers as klein's.
 STATES = (9, 18, 27)
-#: Share of the three kinds of sample, here and in the pool.
-SHARES = {"generate": 0.5, "edit": 0.42, "combine": 0.08}
+#: Share of each kind of sample, here and in the VAE.
+SHARES = {"generate": 0.4, "edit": 0.4, "combine": 0.08, "combine3": 0.06, "combine4": 0.06}
 
 
 def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -107,11 +108,15 @@ def draw_samples(count: int, rng: random.Random) -> list[captions.Sample]:
     return [captions.sample(kind, rng) for kind in kinds]
 
 
-def train_text_encoder(tokenizer: PreTrainedTokenizerFast, path: str, steps: int, seed: int) -> None:
-    """Trains and writes the weights to `path` (safetensors)."""
+def train_text_encoder(
+    tokenizer: PreTrainedTokenizerFast, path: str, steps: int, seed: int, start: Path | None
+) -> None:
+    """Trains and writes the weights to `path` (safetensors); begins with those of `start` where it is given."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model, meaning = build_text_encoder(tokenizer), Meaning()
+    if start is not None:
+        load(model, start)
     optimizer = torch.optim.AdamW([*model.parameters(), *meaning.parameters()], lr=2e-3, weight_decay=0.01)
     progress = Progress("text encoder", steps)
     for step in range(steps):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from builder.micro.scenes import Scene
 from builder.micro.text_encoder import draw_samples
-from builder.micro.training import Progress, save
+from builder.micro.training import Progress, load, save
 
 CHANNELS = (8, 16, 32, 64)
 LATENTS = 8
@@ -104,16 +105,20 @@ def _pictures(count: int, size: tuple[int, int], rng: random.Random) -> Tensor:
     return to_tensor([scene.draw(*size) for scene in scenes[:count]])
 
 
-def train_vae(path: str, steps: int, seed: int) -> None:
-    """Trains on whole scenes (crops would teach the norms other statistics) and writes the weights to `path`."""
+def train_vae(path: str, steps: int, seed: int, start: Path | None) -> None:
+    """Trains on whole scenes (crops would teach the norms other statistics) and writes the weights to `path`; begins
+    with those of the file `start` where it is given."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    vae = build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    vae, rate = build_vae(), 2e-3
+    if start is not None:
+        load(vae, start)
+        rate = 5e-4  # more would first undo what is there
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
     progress = Progress("vae", steps)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
+            group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
         size, count = (
             ((64, 64), 24)
             if step % 4
