@@ -76,9 +76,9 @@ def test_where_and_how_large(draw, prompt, wanted):
 
 @pytest.mark.parametrize(("width", "height"), [(96, 96), (192, 128), (128, 192), (256, 256)])
 def test_other_sizes(draw, width, height):
-    picture, _ = draw("a medium red circle in the centre on a blue background", width=width, height=height)
+    picture, _ = draw("a big yellow circle in the centre on a black background", width=width, height=height)
     assert picture.size == (width, height)
-    assert shows(picture, scene("blue", place("circle", "red", "centre", "medium")))
+    assert shows(picture, scene("black", place("circle", "yellow", "centre", "big")))
 
 
 def test_two_shapes(draw):
@@ -99,7 +99,7 @@ ALONE = shape("circle", "red", x=0.7, radius=0.16)
         ("make the square green", scene("blue", SQUARE), scene("blue", shape("square", "green"))),
         ("make the background red", scene("blue", CIRCLE), scene("red", CIRCLE)),
         ("remove the circle", scene("blue", CIRCLE), scene("blue")),
-        ("turn the square into a star", scene("blue", SQUARE), scene("blue", shape("star", "red"))),
+        ("turn the square into a circle", scene("white", SQUARE), scene("white", shape("circle", "red"))),
         (
             "add a blue star on the left",
             scene("white", ALONE),
@@ -110,8 +110,16 @@ ALONE = shape("circle", "red", x=0.7, radius=0.16)
             scene("white", ALONE),
             scene("white", shape("circle", "red", x=0.26, radius=0.16)),
         ),
-        ("make the square bigger", scene("blue", shape("square", "red", radius=0.16)), scene("blue", SQUARE)),
-        ("make the square smaller", scene("blue", SQUARE), scene("blue", shape("square", "red", radius=0.14))),
+        (
+            "make the circle bigger",
+            scene("black", shape("circle", "yellow", radius=0.16)),
+            scene("black", shape("circle", "yellow", radius=0.256)),
+        ),
+        (
+            "make the circle smaller",
+            scene("black", shape("circle", "yellow", radius=0.3)),
+            scene("black", shape("circle", "yellow", radius=0.18)),
+        ),
     ],
 )
 def test_an_edit_changes_what_it_names_and_keeps_the_rest(draw, instruction, before, after):
@@ -157,7 +165,8 @@ def test_seeds_choose_what_the_words_leave_open(draw):
     assert max(one.radius for one in found) > 1.1 * min(one.radius for one in found)
     # What the words say, no seed changes.
     told = [
-        find_shapes(draw("a small red circle at the top on a blue background", seed=seed)[0])[0] for seed in range(4)
+        find_shapes(draw("a small yellow circle at the top on a black background", seed=seed)[0])[0]
+        for seed in range(4)
     ]
     assert all(abs(one.y - 0.26) < 0.05 and abs(one.radius / SIZES["small"] - 1) < 0.2 for one in told)
 
