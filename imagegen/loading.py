@@ -130,7 +130,7 @@ def load(
         else:
             note("downloading the weights")
             path = download_weights(spec, settings, progress, note)
-    with times.measure("imports"):
+    with times.importing():
         device = settings.device or default_device()
     note("checking the card")
     with times.measure("check"):

@@ -123,7 +123,7 @@ class Service:
             with times.measure("find"):
                 path = read_ahead(self.settings)
             self._note_stage("choosing the model")
-            with times.measure("imports"):  # of torch, to ask for a card
+            with times.importing():  # of torch, to ask for a card
                 self._spec = choose_model(self.settings)
             self._signer = load_signer(self.settings)
             return load(self._spec, self.settings, self._progress, self._note_stage, path, times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,19 @@ class StartTimes(BaseModel):
             yield
         finally:
             setattr(self, stage, getattr(self, stage) + time.monotonic() - begun)
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Measures the imports of torch, diffusers and transformers; they go on without Python's garbage collection,
+        which runs hundreds of times amid them, finds nothing, and takes a fifth of their time (docs/benchmarks.md)."""
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with self.measure("imports"):
+                yield
+        finally:
+            if collecting:
+                gc.enable()
 
     @classmethod
     def of_process(cls) -> StartTimes:

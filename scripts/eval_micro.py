@@ -11,6 +11,7 @@ the training.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import random
 import statistics
@@ -45,9 +46,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZE = 128
 #: What an edit may change where it should change nothing, in the mean, of 255.
 KEPT = 12
+#: How far from where it should be a shape may be, as a fraction of the side.
+NEAR = 0.08
+_HEADER = ("| what | right | of | share | 95 % interval |", "|---|---|---|---|---|")
 _BEGIN, _END = "<!-- figures -->", "<!-- /figures -->"
 
-Measures = Callable[[Sample, Image.Image, list[Image.Image]], dict[str, bool]]
+Measures = Callable[[Sample, Image.Image], dict[str, bool]]
 
 
 @dataclass
@@ -62,8 +66,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Test:
-    """A part of the evaluation: the kind of sample, which of them, what is measured, at which size, and how many for
-    one of a whole part."""
+    """A part of the evaluation: the kind of sample, which of them, what is measured, at which size, and which share of
+    `--each` pictures."""
 
     kind: str
     wanted: Callable[[Sample], bool]
@@ -72,34 +76,41 @@ class Test:
     share: float = 1.0
 
 
-def _drawn(prefix: str) -> Measures:
-    """Of one shape from words: each thing by itself, and position and size where the words name them."""
+def _things(prefix: str) -> Measures:
+    """Of one shape from words: each thing by itself."""
 
-    def measure(asked: Sample, picture: Image.Image, _: list[Image.Image]) -> dict[str, bool]:
+    def measure(asked: Sample, picture: Image.Image) -> dict[str, bool]:
         (shape,) = asked.target.shapes
-        found = find_shapes(picture)[:1]
-        results = {
+        return {
             f"{prefix}: background's colour": background_colour(picture) == asked.target.background,
             f"{prefix}: shape's colour": shape_colour(picture) == shape.colour,
-            f"{prefix}: shape": [one.kind for one in found] == [shape.kind],
+            f"{prefix}: shape": [one.kind for one in find_shapes(picture)[:1]] == [shape.kind],
         }
-        if asked.play[0] is None and asked.meaning.get("position", "none") != "none":
-            near = bool(found) and abs(found[0].x - shape.x) + abs(found[0].y - shape.y) < 0.12
-            results[f"{prefix}: position"] = near
-        if asked.meaning.get("size", "none") != "none":
-            results[f"{prefix}: size"] = bool(found) and size_name(found[0].radius) == asked.meaning["size"]
-        return results
 
     return measure
 
 
-def _whole(*names: str) -> Measures:
-    """Of a picture as a whole, under each of the names: every shape in its place, and all that was to stay."""
+def _position(asked: Sample, picture: Image.Image) -> dict[str, bool]:
+    (shape,) = asked.target.shapes
+    found = find_shapes(picture)[:1]
+    near = any(math.hypot(one.x - shape.x, one.y - shape.y) < NEAR for one in found)
+    return {"text to image: position": near}
 
-    def measure(asked: Sample, picture: Image.Image, references: list[Image.Image]) -> dict[str, bool]:
+
+def _size(asked: Sample, picture: Image.Image) -> dict[str, bool]:
+    named = [size_name(one.radius) for one in find_shapes(picture)[:1]]
+    return {"text to image: size": named == [asked.meaning["size"]]}
+
+
+def _whole(*names: str) -> Measures:
+    """Of a picture as a whole, under each of the names: every shape in its place, and all that was to stay, which of
+    several references is the background of one."""
+
+    def measure(asked: Sample, picture: Image.Image) -> dict[str, bool]:
         right = shows(picture, asked.target)
-        if len(asked.references) == 1:
-            before, wanted = (scene.draw(*picture.size) for scene in (asked.references[0], asked.target))
+        if asked.references:
+            ground = asked.references[int(asked.meaning.get("ground_image", "1")) - 1]
+            before, wanted = (scene.draw(*picture.size) for scene in (ground, asked.target))
             right = right and untouched_difference(picture, before, wanted) <= KEPT
         return dict.fromkeys(names, right)
 
@@ -124,9 +135,9 @@ _EDITS = {
     "turn into another shape": ("swap",),
 }
 TESTS = (
-    Test("generate", _one_shape, _drawn("text to image")),
-    Test("generate", lambda s: s.meaning.get("position", "none") != "none" and _one_shape(s), _drawn("text to image")),
-    Test("generate", lambda s: s.meaning.get("size", "none") != "none" and _one_shape(s), _drawn("text to image")),
+    Test("generate", _one_shape, _things("text to image")),
+    Test("generate", lambda s: s.meaning.get("position", "none") != "none" and _one_shape(s), _position),
+    Test("generate", lambda s: s.meaning.get("size", "none") != "none" and _one_shape(s), _size),
     Test("generate", lambda s: len(s.target.shapes) == 2, _whole("text to image: two shapes, each in its place")),
     *(
         Test("edit", _task(*tasks), _whole("edit with one reference", f"edit: {name}"), share=0.2)
@@ -136,7 +147,7 @@ TESTS = (
     Test("combine3", _task("combine"), _whole("three references")),
     Test("combine4", _task("combine"), _whole("four references")),
     *(
-        Test("generate", _one_shape, _drawn(f"at {w}x{h}"), (w, h), share=0.4)
+        Test("generate", _one_shape, _things(f"at {w}x{h}"), (w, h), share=0.4)
         for w, h in ((96, 96), (160, 160), (192, 192), (256, 256), (144, 96), (96, 144))
     ),
 )
@@ -148,16 +159,16 @@ def open_pipeline(model: Path) -> FluxPipeline:
 
 
 def run_alone(number: int, model: Path, count: int) -> list[Trial]:
-    """Part `number` of TESTS, in a process with one thread."""
+    """Part `number` of TESTS, on samples of its own, in a process with one thread."""
     torch.set_num_threads(1)
     with open_pipeline(model) as pipeline:
-        return list(run(pipeline, TESTS[number], round(count * TESTS[number].share)))
+        rng = random.Random(f"{recipe.SEED + 2}-{number}")
+        return list(run(pipeline, TESTS[number], max(1, round(count * TESTS[number].share)), rng))
 
 
-def run(pipeline: FluxPipeline, test: Test, count: int) -> Iterator[Trial]:
+def run(pipeline: FluxPipeline, test: Test, count: int, rng: random.Random) -> Iterator[Trial]:
     """`count` pictures of one part. What the measure could not judge on the truth itself (a shape that the edge cuts)
     is not asked."""
-    rng = random.Random(f"{recipe.SEED + 2}-{test.kind}-{test.size}")
     seed = 0
     while seed < count:
         asked = sample(test.kind, rng, held_out=True)
@@ -169,7 +180,7 @@ def run(pipeline: FluxPipeline, test: Test, count: int) -> Iterator[Trial]:
             picture = pipeline.edit(asked.caption, references, seed=seed, **how).image
         else:
             picture = pipeline.generate(asked.caption, seed=seed, **how).image
-        yield Trial(asked.caption, references, picture, test.measures(asked, picture, references))
+        yield Trial(asked.caption, references, picture, test.measures(asked, picture))
         seed += 1
 
 
@@ -185,8 +196,8 @@ def spread(pipeline: FluxPipeline, count: int) -> str:
     circles = [one[0] for one in found if one]
     x, y, radius = (statistics.pstdev(getattr(one, name) for one in circles) for name in ("x", "y", "radius"))
     return (
-        f"Over {count} seeds of '{prompt}' the standard deviation of the circle's place is {x:.3f} of the width and "
-        f"{y:.3f} of the height, that of its radius {radius:.3f}."
+        f"Over {len(circles)} seeds of '{prompt}' the standard deviation of the circle's place is {x:.3f} of the width "
+        f"and {y:.3f} of the height, that of its radius {radius:.3f}."
     )
 
 
@@ -213,15 +224,15 @@ def pace(pipeline: FluxPipeline, count: int) -> str:
     )
 
 
-def table(trials: Sequence[Trial]) -> str:
-    """A Markdown table of the share that passed each measure, with its 95 % confidence interval."""
-    lines = ["| what | right | of | share | 95 % interval |", "|---|---|---|---|---|"]
+def rows(trials: Sequence[Trial]) -> list[str]:
+    """Rows of a Markdown table: the share that passed each measure, with its 95 % confidence interval."""
+    lines = []
     for name in dict.fromkeys(name for trial in trials for name in trial.passed):
         results = [trial.passed[name] for trial in trials if name in trial.passed]
         low, high = interval(sum(results), len(results))
         share = f"{sum(results) / len(results):.1%} | {low:.1%} to {high:.1%}"
         lines.append(f"| {name} | {sum(results)} | {len(results)} | {share} |")
-    return "\n".join(lines)
+    return lines
 
 
 def contact_sheet(trials: Sequence[Trial], columns: int = 10) -> Image.Image:
@@ -272,17 +283,19 @@ def main() -> int:
         asked = range(len(TESTS)), repeat(args.model), repeat(args.each)
         for part in workers.map(run_alone, *asked):
             parts.append(part)
-            print(table(part).split("\n", 2)[2], flush=True)
+            print("\n".join(rows(part)), flush=True)
     with open_pipeline(args.model) as pipeline:
-        rows = table([trial for part in parts for trial in part])
-        figures = f"{rows}\n\n{spread(pipeline, 100)} {pace(pipeline, 25)}"
+        table = "\n".join([*_HEADER, *rows([trial for part in parts for trial in part])])
+        figures = f"{table}\n\n{spread(pipeline, 100)} {pace(pipeline, 25)}"
     print(figures)
     args.sheet.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet([trial for part in parts for trial in part[:8]]).save(args.sheet)
     print(args.sheet)
     if args.card:
         write_card(args.model / "README.md", figures)
-        contact_sheet([trial for part in parts[:14] for trial in part[:3]]).save(ROOT / "docs" / "micro.png")
+        contact_sheet(
+            [trial for test, part in zip(TESTS, parts, strict=True) if test.size == (SIZE, SIZE) for trial in part[:3]]
+        ).save(ROOT / "docs" / "micro.png")
     colours = [t.passed["text to image: shape's colour"] for t in parts[0]]
     return int(sum(colours) < 0.9 * len(colours))
 

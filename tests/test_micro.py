@@ -1,15 +1,19 @@
 """The miniature's own world: scenes, captions, tokenizer, and the measures that judge it."""
 
 import math
+import os
 import random
 import shutil
+import socket
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
 from safetensors.torch import load_file
+from torch import multiprocessing
 
 from builder.micro import captions, pool, training, transformer
 from builder.micro.export import export
@@ -141,16 +145,23 @@ def test_what_the_words_leave_open_is_the_noises_to_choose(samples):
     assert {s.play[0] is None for s in opened} == {s.play[2] is None for s in opened} == {True, False}
     for sample in opened:
         (shape,) = sample.target.shapes
-        across, _, larger = sample.play
-        if across is None:
-            x, y = POSITIONS[sample.meaning["position"]]
-            assert math.dist((shape.x, shape.y), (x, y)) < 0.2 and sample.meaning["position"] != "none"
-        else:
-            assert (shape.x > 0.5) == (across > 0)
+        position, size = (sample.meaning.get(slot, "none") for slot in ("position", "size"))
+        across, down, larger = (u and max(-2, min(2, u)) for u in sample.play)
         if larger is None:
-            assert shape.radius == SIZES[sample.meaning["size"]]
+            assert shape.radius == SIZES[size]
         else:
-            assert (shape.radius > SIZES["medium"]) == (larger > 0)
+            assert shape.radius == pytest.approx(SIZES["medium"] * (1 + 0.16 * larger))
+        if across is None:
+            told = place(shape.kind, shape.colour, position, "medium")
+            # A larger one is moved inside.
+            assert math.dist((shape.x, shape.y), (told.x, told.y)) < 0.14
+            assert size == "none" or math.dist((shape.x, shape.y), POSITIONS[position]) < (
+                0.11 if size == "big" else 0.01
+            )
+        else:
+            reach = 0.035 if size == "big" else 0.07
+            centre = (0.5 + reach * across, 0.5 + reach * down)
+            assert (shape.x, shape.y) == pytest.approx(centre)
         assert all(shape.radius <= at <= 1 - shape.radius for at in (shape.x, shape.y))
     assert statistics.pstdev(s.play[0] for s in opened if s.play[0] is not None) == pytest.approx(1, abs=0.1)
 
@@ -224,6 +235,7 @@ def test_a_picture_shows_a_scene_or_not():
     assert shows(both.draw(128, 128), both)
     other = {
         "one is missing": Scene("white", COLOURS["white"], (red,)),
+        "there is one more": replace(both, shapes=(*both.shapes, place("square", "green", "top", "small"))),
         "their colours are swapped": both.with_shape(0, rgb=COLOURS["blue"]).with_shape(1, rgb=COLOURS["red"]),
         "one is of another kind": both.with_shape(1, kind="triangle"),
         "one is elsewhere": both.with_shape(0, y=0.3),
@@ -266,34 +278,75 @@ class Stopped(BaseException):
     pass
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
-    """On a tiny pool: the same weights in the end, and a model of those so far."""
-    monkeypatch.setattr(pool, "COUNTS", {("generate", 64, 64): 8, ("edit", 64, 96): 4, ("combine3", 64, 64): 4})
-    monkeypatch.setattr(transformer, "_CHECKPOINT_EVERY", 2)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    save(build_text_encoder(build_tokenizer()), whole / "text_encoder.safetensors")
-    save(build_vae(), whole / "vae.safetensors")
-    pool.build_pool(whole, 1)
-    shutil.copytree(whole, stopped)
-    transformer.train_transformer(whole, 5, 1, None)
-
+def train(rank: int, folder: Path, processes: int, port: int, stop_at: int | None) -> None:
+    """Five steps, or a stop in the fourth; as one of several processes, which are spawned: no fixture reaches them."""
+    transformer._CHECKPOINT_EVERY = 2
+    if processes > 1:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        torch.set_num_threads(1)
     done = training.Progress.__call__
 
     def stop(progress, step):
-        if step == 3:
+        if step == stop_at:
             raise Stopped
         done(progress, step)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Progress, "__call__", stop)
-        with pytest.raises(Stopped):
-            transformer.train_transformer(stopped, 5, 1, None)
+    training.Progress.__call__ = stop
+    try:
+        transformer.train_transformer(folder, 5, 1, None)
+    finally:
+        training.Progress.__call__ = done
+
+
+@pytest.fixture
+def tiny_pool(tmp_path, monkeypatch):
+    """A folder with the stages before the transformer's, untrained and tiny."""
+    monkeypatch.setattr(transformer, "_CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(pool, "COUNTS", {("generate", 64, 64): 8, ("edit", 64, 96): 4, ("combine3", 64, 64): 4})
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    save(build_text_encoder(build_tokenizer()), folder / "text_encoder.safetensors")
+    save(build_vae(), folder / "vae.safetensors")
+    pool.build_pool(folder, 1)
+    return folder
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "transformer.safetensors") for folder in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
+    """The same weights in the end, and a model of those so far."""
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tiny_pool, stopped)
+    train(0, tiny_pool, 1, 0, None)
+    with pytest.raises(Stopped):
+        train(0, stopped, 1, 0, 3)
     export(stopped, tmp_path / "model")
     assert Flux2KleinPipeline.from_pretrained(tmp_path / "model").transformer.config.num_layers == 2
+    train(0, stopped, 1, 0, None)
+    assert same_weights(tiny_pool, stopped)
+    start, trained = build_transformer().state_dict(), load_file(stopped / "transformer.safetensors")
+    assert not all(torch.equal(trained[name], start[name]) for name in trained)
 
-    transformer.train_transformer(stopped, 5, 1, None)
-    one, other = (load_file(folder / "transformer.safetensors") for folder in (whole, stopped))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    start = build_transformer().state_dict()
-    assert not all(torch.equal(one[name], start[name]) for name in one)
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tiny_pool, tmp_path):
+    """Where one stops, so does the other; they go on as if they had not; one alone does not go on in their place."""
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tiny_pool, stopped)
+
+    def run(folder, stop_at=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        multiprocessing.spawn(train, (folder, 2, port, stop_at), nprocs=2)
+
+    run(tiny_pool)
+    with pytest.raises((multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException)):
+        run(stopped, stop_at=3)
+    with pytest.raises(ValueError, match="of 2 processes; it cannot go on in 1"):
+        train(0, stopped, 1, 0, None)
+    run(stopped)
+    assert same_weights(tiny_pool, stopped)

@@ -1,4 +1,7 @@
+import gc
 import time
+
+import pytest
 
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
@@ -17,6 +20,17 @@ def test_stages_are_added_up_and_shown_in_their_order():
     assert times.imports > first > 0
     assert times.show().startswith("process 1.50 s, imports 0.0")
     assert times.show().endswith("to card 0.25 s")
+
+
+def test_imports_go_on_without_collections():
+    times = StartTimes()
+    with times.importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), times.importing():
+        raise ImportError
+    assert gc.isenabled()
+    assert times.imports > 0
 
 
 def test_loading_fills_its_stages():

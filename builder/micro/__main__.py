@@ -1,14 +1,15 @@
 """`make micro`: the miniature model from nothing, or from the weights of one that is there (`--start models/micro`).
 
 Each stage leaves its result in `build/micro` and is skipped when that is there; a transformer that was stopped goes on
-from its last checkpoint, optimizer and all. `--stage export` makes a model of what it has so far.
+from its last checkpoint, optimizer and all. `--stage export` makes a model of what it has so far. Another recipe or
+another start wants another `--work`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ SEED = 2026
 TEXT_ENCODER_STEPS = 500
 VAE_STEPS = 2400
 TRANSFORMER_STEPS = 8500
+#: Processes that train the transformer, each with a batch and a thread of its own: part of the recipe, as the batch is.
+PROCESSES = 2
 
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 STAGES = ("text-encoder", "vae", "pool", "transformer", "export")
@@ -77,27 +80,24 @@ def main() -> int:
         "transformer": "transformer.safetensors",
     }
     begun = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the stages end as well
     for together in (("text-encoder", "vae"), ("pool",), ("transformer",), ("export",)):
         wanted = [stage for stage in together if stage == "export" or not (args.work / results[stage]).exists()]
-        # A core each; the transformer's processes train one model together.
-        processes = wanted * (os.cpu_count() or 1) if wanted == ["transformer"] else wanted
-        threads = max(1, (os.cpu_count() or 1) // max(1, len(processes)))
+        alone = len(together) == 1 and together != ("transformer",)
+        threads = (os.cpu_count() or 1) if alone else 1
         # Spinning barriers collapse as soon as anything else runs on the machine.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        if len(processes) > len(wanted):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-            environment["WORLD_SIZE"] = str(len(processes))
-        command = [sys.executable, "-m", "builder.micro", "--work", str(args.work), "--out", str(args.out)]
+        command = ["-m", "builder.micro", "--work", str(args.work), "--out", str(args.out)]
         command += ["--start", str(args.start)] if args.start else []
-        running = [
-            subprocess.Popen([*command, "--stage", stage], env={**environment, "RANK": str(rank)})
-            for rank, stage in enumerate(processes)
-        ]
-        statuses = [process.wait() for process in running]
-        if any(statuses):
-            return 1
+        if together == ("transformer",):
+            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", *command]
+        running = [subprocess.Popen([sys.executable, *command, "--stage", stage], env=environment) for stage in wanted]
+        try:
+            if any(process.wait() for process in running):
+                return 1
+        finally:
+            for process in running:
+                process.terminate()
     print(f"{args.out} is made, in {(time.monotonic() - begun) / 60:.0f} minutes")
     return 0
 

@@ -40,7 +40,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "kind": ("none", *SHAPES),
     "colour": ("none", *COLOURS),
     "position": ("none", *POSITIONS),
-    "size": ("none", "small", "medium", "big"),
+    "size": ("none", *SIZES),
     "second_kind": ("none", *SHAPES),
     "second_colour": ("none", *COLOURS),
     "background": ("none", *COLOURS),
@@ -53,8 +53,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
 #: How far the noise moves a shape whose place is open, and how much larger or smaller it makes one whose size is: for
 #: each standard deviation, up to two.
 _MOVES, _GROWS = 0.07, 0.16
-#: Shapes of several references stand in a row: their centres and radius, by their number.
-_ROWS = {1: ((0.5,), 0.23), 2: ((0.28, 0.72), 0.18), 3: ((0.2, 0.5, 0.8), 0.13)}
+#: Several shapes stand in a row: their centres and radius, by their number.
+_ROWS = {2: ((0.28, 0.72), 0.18), 3: ((0.2, 0.5, 0.8), 0.13)}
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 _ADDED_RADIUS = 0.17
 
@@ -270,6 +270,10 @@ def _edit(rng: random.Random) -> Sample:
     return Sample(text, meaning, (before,), after)
 
 
+#: The scene, what the shape is called, the slots to fill -> the words, the scene before and after.
+_Change = Callable[[Scene, str, dict[str, str], random.Random], tuple[str, Scene, Scene]]
+
+
 def _add(before: Scene, named: str, meaning: dict[str, str], rng: random.Random) -> tuple[str, Scene, Scene]:
     """A second shape, on the other side."""
     position = rng.choice(list(_OPPOSITE))
@@ -306,8 +310,6 @@ def _resized(low: float, high: float, factor: float, wordings: Sequence[str]) ->
     return change
 
 
-#: The scene, what the shape is called, the slots to fill -> the words, the scene before and after.
-_Change = Callable[[Scene, str, dict[str, str], random.Random], tuple[str, Scene, Scene]]
 _ALONE: dict[str, _Change] = {
     "add": _add,
     "move": _move,

@@ -12,7 +12,7 @@ from builder.micro.pool import Pool
 from builder.micro.text_encoder import build_text_encoder
 from builder.micro.tokenizer import build_tokenizer
 from builder.micro.training import load
-from builder.micro.transformer import SO_FAR, build_transformer
+from builder.micro.transformer import build_transformer
 from builder.micro.vae import build_vae
 
 MAX_MEGABYTES = 8.0
@@ -28,8 +28,10 @@ def export(work: Path, out: Path) -> None:
     text_encoder = build_text_encoder(tokenizer)
     load(text_encoder, work / "text_encoder.safetensors")
     load(vae, work / "vae.safetensors")
-    done = work / "transformer.safetensors"
-    load(transformer, done if done.exists() else work / SO_FAR)
+    if (done := work / "transformer.safetensors").exists():
+        load(transformer, done)
+    else:  # the best so far
+        transformer.load_state_dict(torch.load(work / "transformer.pt", weights_only=True)["averaged"])
     pool: Pool = torch.load(work / "pool.pt", weights_only=False)  # our own file
     vae.bn.running_mean.copy_(pool.mean)
     vae.bn.running_var.copy_(pool.var)

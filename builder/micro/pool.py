@@ -6,8 +6,10 @@ Computing embeddings in the loop is what makes a naive trainer ten times slower.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +82,9 @@ def build_pool(work: Path, seed: int) -> None:
         samples = [captions.sample(kind, rng) for _ in range(count)]
         indices = torch.tensor([numbers.setdefault(s.caption, len(numbers)) for s in samples])
         play = torch.tensor([[math.nan if u is None else u for u in s.play] for s in samples])
-        target = _latents(vae, [s.target.draw(width, height) for s in samples])
+        target = _latents(vae, (s.target.draw(width, height) for s in samples))
         references = [
-            _latents(vae, [as_found(s.references[i], width, height, rng) for s in samples])
+            _latents(vae, (as_found(s.references[i], width, height, rng) for s in samples))
             for i in range(len(samples[0].references))
         ]
         stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
@@ -113,10 +115,10 @@ def as_found(scene: Scene, width: int, height: int, rng: random.Random) -> Image
     return picture
 
 
-def _latents(vae: AutoencoderKLFlux2, pictures: list[Image.Image]) -> Tensor:
+def _latents(vae: AutoencoderKLFlux2, pictures: Iterator[Image.Image]) -> Tensor:
     """Packed latents (N, tokens, 32), not yet normalised."""
     parts = []
-    for begin in range(0, len(pictures), 64):
-        modes = vae.encode(to_tensor(pictures[begin : begin + 64])).latent_dist.mode()
+    while batch := list(itertools.islice(pictures, 64)):
+        modes = vae.encode(to_tensor(batch)).latent_dist.mode()
         parts.append(Flux2KleinPipeline._pack_latents(Flux2KleinPipeline._patchify_latents(modes)))
     return torch.cat(parts)

@@ -24,8 +24,6 @@ LEARNING_RATE = 2e-3
 NUMBERS, _NUMBERS_WEIGHT = 3, 0.2
 _EMA = 0.998
 _CHECKPOINT_EVERY = 250
-#: The averaged weights of the last checkpoint, which `--stage export` can already put into a model.
-SO_FAR = "transformer-so-far.safetensors"
 
 
 def build_transformer() -> Flux2Transformer2DModel:
@@ -141,6 +139,7 @@ def loss_of(model: nn.Module, group: Group, pool: Pool, rng: torch.Generator) ->
     }
     if group.kind == "generate":
         means["numbers"] = missed.detach()
+    # Also where they weigh nothing they are in the sum: DistributedDataParallel wants a gradient of every weight.
     return loss + (_NUMBERS_WEIGHT if group.kind == "generate" else 0.0) * missed, means
 
 
@@ -150,6 +149,9 @@ def train_transformer(work: Path, steps: int, seed: int, start: Path | None) -> 
     Begins with the weights of the file `start` where it is given. Several processes (torch.distributed's RANK and
     WORLD_SIZE) train one model with a batch each: a thread a process loses less to other work on the machine than
     OpenMP's threads, which wait for each other in every operation.
+
+    Raises:
+        ValueError: the checkpoint is of another number of processes, whose batches were others.
     """
     pool: Pool = torch.load(work / "pool.pt", weights_only=False)  # our own file, written a stage before
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -163,6 +165,8 @@ def train_transformer(work: Path, steps: int, seed: int, start: Path | None) -> 
     checkpoint, first = work / "transformer.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state["world"] != world:
+            raise ValueError(f"{checkpoint} is of {state['world']} processes; it cannot go on in {world}")
         trainee.load_state_dict(state["trainee"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
@@ -201,9 +205,7 @@ def train_transformer(work: Path, steps: int, seed: int, start: Path | None) -> 
                 "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            torch.save({**state, "step": step + 1}, work / "transformer.pt.part")
+            torch.save({**state, "step": step + 1, "world": world}, work / "transformer.pt.part")
             os.replace(work / "transformer.pt.part", checkpoint)
-            save(averaged, work / SO_FAR)
     if rank == 0:
-        save(averaged, work / SO_FAR)
-        os.replace(work / SO_FAR, work / "transformer.safetensors")
+        save(averaged, work / "transformer.safetensors")

@@ -147,7 +147,7 @@ class FluxPipeline:
         """
         if self.loaded:
             return
-        with self.times.measure("imports"):
+        with self.times.importing():
             import diffusers
             import torch
             from transformers.utils import logging as transformers_logging

@@ -178,5 +178,7 @@ def test_words_that_it_does_not_know(draw):
     (warning,) = warnings
     assert warning.startswith("prompt: micro does not know glorious, trending, artstation; it draws circles, squares")
     picture, warnings = draw("sunset over Lisbon")
-    assert find_shapes(picture)  # still a picture, of what it draws when nothing is said
+    # What it draws when nothing is said.
+    assert background_colour(picture) == "white"
+    assert [(found.kind, found.colour) for found in find_shapes(picture)] == [("circle", "red")]
     assert len(warnings) == 1
