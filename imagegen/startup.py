@@ -37,7 +37,7 @@ class StartTimes(BaseModel):
     @contextmanager
     def importing(self) -> Iterator[None]:
         """Measures the imports of torch, diffusers and transformers; they go on without Python's garbage collection,
-        which runs hundreds of times amid them, finds nothing, and takes a fifth of their time (docs/benchmarks.md)."""
+        which runs hundreds of times amid them and finds nothing (docs/benchmarks.md says what that was worth)."""
         collecting = gc.isenabled()
         gc.disable()
         try:

@@ -1,0 +1,98 @@
+"""The miniature's training on a tiny pool: stopped and gone on with, in one process and in two."""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import Flux2KleinPipeline
+from safetensors.torch import load_file
+from torch import multiprocessing
+
+from builder.micro import pool, training, transformer
+from builder.micro.export import export
+from builder.micro.text_encoder import build_text_encoder
+from builder.micro.tokenizer import build_tokenizer
+from builder.micro.training import save
+from builder.micro.transformer import build_transformer
+from builder.micro.vae import build_vae
+
+
+class Stopped(BaseException):
+    pass
+
+
+def train(rank: int, folder: Path, processes: int, port: int, stop_at: int | None) -> None:
+    """Five steps, or a stop in the fourth; as one of several processes, which are spawned: no fixture reaches them."""
+    transformer._CHECKPOINT_EVERY = 2
+    if processes > 1:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        torch.set_num_threads(1)
+    done = training.Progress.__call__
+
+    def stop(progress, step):
+        if step == stop_at:
+            raise Stopped
+        done(progress, step)
+
+    training.Progress.__call__ = stop
+    try:
+        transformer.train_transformer(folder, 5, 1, None)
+    finally:
+        training.Progress.__call__ = done
+
+
+@pytest.fixture
+def tiny_pool(tmp_path, monkeypatch):
+    """A folder with the stages before the transformer's, untrained and tiny."""
+    monkeypatch.setattr(transformer, "_CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(pool, "COUNTS", {("generate", 64, 64): 8, ("edit", 64, 96): 4, ("combine3", 64, 64): 4})
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    save(build_text_encoder(build_tokenizer()), folder / "text_encoder.safetensors")
+    save(build_vae(), folder / "vae.safetensors")
+    pool.build_pool(folder, 1)
+    return folder
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "transformer.safetensors") for folder in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
+    """The same weights in the end, and a model of those so far."""
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tiny_pool, stopped)
+    train(0, tiny_pool, 1, 0, None)
+    with pytest.raises(Stopped):
+        train(0, stopped, 1, 0, 3)
+    export(stopped, tmp_path / "model")
+    assert Flux2KleinPipeline.from_pretrained(tmp_path / "model").transformer.config.num_layers == 2
+    train(0, stopped, 1, 0, None)
+    assert same_weights(tiny_pool, stopped)
+    start, trained = build_transformer().state_dict(), load_file(stopped / "transformer.safetensors")
+    assert not all(torch.equal(trained[name], start[name]) for name in trained)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tiny_pool, tmp_path):
+    """Where one stops, so does the other; they go on as if they had not; one alone does not go on in their place."""
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tiny_pool, stopped)
+
+    def run(folder, stop_at=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        multiprocessing.spawn(train, (folder, 2, port, stop_at), nprocs=2)
+
+    run(tiny_pool)
+    with pytest.raises((multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException)):
+        run(stopped, stop_at=3)
+    with pytest.raises(ValueError, match="of 2 processes; it cannot go on in 1"):
+        train(0, stopped, 1, 0, None)
+    run(stopped)
+    assert same_weights(tiny_pool, stopped)
