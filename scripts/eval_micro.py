@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from builder.micro import __main__ as recipe
-from builder.micro.captions import Sample, sample
+from builder.micro.captions import Sample
 from builder.micro.measure import (
     background_colour,
     find_shapes,
@@ -39,6 +39,7 @@ from builder.micro.measure import (
     untouched_difference,
 )
 from builder.micro.pool import as_found
+from builder.micro.samples import draw_sample
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
 
@@ -171,7 +172,7 @@ def run(pipeline: FluxPipeline, test: Test, count: int, rng: random.Random) -> I
     is not asked."""
     seed = 0
     while seed < count:
-        asked = sample(test.kind, rng, held_out=True)
+        asked = draw_sample(test.kind, rng, held_out=True)
         if not test.wanted(asked) or not shows(asked.target.draw(*test.size), asked.target):
             continue
         references = [as_found(scene, *test.size, rng) for scene in asked.references]
@@ -207,7 +208,7 @@ def pace(pipeline: FluxPipeline, count: int) -> str:
     for kind in ("generate", "edit", "combine", "combine3", "combine4"):
         seconds = []
         for seed in range(count):
-            asked = sample(kind, rng)
+            asked = draw_sample(kind, rng)
             references = [scene.draw(SIZE, SIZE) for scene in asked.references]
             begun = time.monotonic()
             prompt = pipeline.encode_prompt(asked.caption)

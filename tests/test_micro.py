@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
+from PIL import Image
 
-from builder.micro import captions
+from builder.micro.captions import SLOTS, generate
 from builder.micro.measure import (
     background_colour,
     find_shapes,
@@ -19,6 +20,7 @@ from builder.micro.measure import (
     size_name,
     untouched_difference,
 )
+from builder.micro.samples import KINDS, draw_sample
 from builder.micro.scenes import (
     COLOURS,
     POSITIONS,
@@ -40,7 +42,7 @@ from imagegen.models import MICRO_PATH, get_model
 @pytest.fixture(scope="module")
 def samples():
     rng = random.Random(1)
-    return [captions.sample(kind, rng) for kind in captions.KINDS for _ in range(600)]
+    return [draw_sample(kind, rng) for kind in KINDS for _ in range(600)]
 
 
 def test_training_never_shows_what_is_held_out(samples):
@@ -63,7 +65,7 @@ def test_every_caption_is_within_the_vocabulary_and_the_tokens(samples):
         ids = tokenizer(f"<start> {sample.caption} <end>")["input_ids"]
         assert ids.count(tokenizer.unk_token_id) == sample.caption.count("<unk>"), sample.caption
         assert len(ids) <= MAX_TOKENS == get_model("micro").max_sequence_length
-    assert labels_of(samples).shape == (len(samples), len(captions.SLOTS))
+    assert labels_of(samples).shape == (len(samples), len(SLOTS))
 
 
 def test_the_delivered_tokenizer_is_the_built_one():
@@ -78,6 +80,28 @@ def test_the_delivered_tokenizer_is_the_built_one():
         one, two = (tokenizer.apply_chat_template(chat, **options) for tokenizer in (read, built))
         assert one == two
         assert read(one)["input_ids"] == built(two)["input_ids"]
+
+
+def test_the_cards_example_draws_what_it_says(tmp_path, monkeypatch):
+    code = (MICRO_PATH / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("models/micro", str(MICRO_PATH)), {})
+    with Image.open(tmp_path / "circle.png") as picture:
+        assert background_colour(picture) == "blue"
+        assert [(found.kind, found.colour) for found in find_shapes(picture)] == [("circle", "red")]
+
+
+def test_what_is_not_said_has_one_answer():
+    """One picture for each caption and noise: where both colours are open, red on white, whatever else was drawn."""
+    rng, answers = random.Random(8), {}
+    for _ in range(4000):
+        drawn = generate(rng)
+        if len(drawn.target.shapes) == 1:
+            seen = (drawn.target.shapes[0].colour, drawn.target.background)
+            assert answers.setdefault(drawn.caption, seen) == seen, drawn.caption
+    assert answers["a star"] == ("red", "white")
+    assert answers["a white star"] == ("white", "black")
+    assert answers["a star on a red background"] == ("yellow", "red")
 
 
 def test_an_edit_changes_what_it_names_and_nothing_else(samples):
@@ -100,7 +124,7 @@ def test_an_edit_changes_what_it_names_and_nothing_else(samples):
             (before,) = sample.references
             changed = [(old, new) for old, new in zip(before.shapes, sample.target.shapes, strict=True) if old != new]
             assert [new for _, new in changed] == [
-                replace(old, kind=sample.meaning["second_kind"]) for old, _ in changed
+                replace(old, kind=sample.meaning["second_kind"], turn=0.0) for old, _ in changed
             ]
             assert len(changed) == 1
         elif task == "keep":
@@ -172,7 +196,7 @@ def test_noise_that_holds_numbers_is_still_noise():
 
 
 def test_the_same_seed_draws_the_same_samples():
-    first, second = ([captions.sample("edit", random.Random(5)) for _ in range(3)] for _ in range(2))
+    first, second = ([draw_sample("edit", random.Random(5)) for _ in range(3)] for _ in range(2))
     assert first == second
     assert first[0].target.draw(64, 64).tobytes() == second[0].target.draw(64, 64).tobytes()
 
@@ -239,8 +263,8 @@ def test_a_picture_shows_a_scene_or_not():
 
 def test_what_is_held_out_is_what_the_evaluation_asks_for():
     rng, held_out = random.Random(2), set(held_out_combinations())
-    for kind in captions.KINDS:
-        target = captions.sample(kind, rng, held_out=True).target
+    for kind in KINDS:
+        target = draw_sample(kind, rng, held_out=True).target
         assert held_out & {(shape.kind, shape.colour, target.background) for shape in target.shapes}
 
 

@@ -1,5 +1,7 @@
-"""The miniature's training on a tiny pool: stopped and gone on with, in one process and in two."""
+"""The miniature's training: it samples as the pipeline does; stopped and gone on with, in one process and in two."""
 
+import itertools
+import math
 import os
 import shutil
 import socket
@@ -13,11 +15,13 @@ from torch import multiprocessing
 
 from builder.micro import pool, training, transformer
 from builder.micro.export import export
-from builder.micro.text_encoder import build_text_encoder
-from builder.micro.tokenizer import build_tokenizer
+from builder.micro.scenes import COLOURS, Scene, place
+from builder.micro.text_encoder import build_text_encoder, embed, tokenize
+from builder.micro.tokenizer import MAX_TOKENS, build_tokenizer
 from builder.micro.training import save
 from builder.micro.transformer import build_transformer
-from builder.micro.vae import build_vae
+from builder.micro.vae import build_vae, to_tensor
+from imagegen.models import MICRO_PATH
 
 
 class Stopped(BaseException):
@@ -75,6 +79,43 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
     assert same_weights(tiny_pool, stopped)
     start, trained = build_transformer().state_dict(), load_file(stopped / "transformer.safetensors")
     assert not all(torch.equal(trained[name], start[name]) for name in trained)
+
+
+def test_a_round_goes_where_the_pipeline_goes():
+    """The same latents after every step, with a reference and without: training learns from what sampling meets."""
+    pipe = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
+    picture = place("star", "red", "left", "medium")
+    reference = Scene("blue", COLOURS["blue"], (picture,)).draw(128, 128)
+    noise = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(1))
+    prompt = "make the star green"
+    for images in ([], [reference]):
+        seen = []
+        pipe(
+            prompt=prompt,
+            image=images or None,
+            latents=noise,
+            width=128,
+            height=128,
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            max_sequence_length=MAX_TOKENS,
+            callback_on_step_end=lambda _, __, ___, tensors, seen=seen: seen.append(tensors["latents"]) or {},
+        )
+        with torch.no_grad():
+            text = embed(pipe.text_encoder, *tokenize(pipe.tokenizer, [prompt]))
+            encoded = [pipe._encode_vae_image(to_tensor([image]), None) for image in images]
+        packed = [pipe._pack_latents(one) for one in encoded]
+        references = torch.stack(packed, 1) if packed else torch.empty(1, 0, 64, 32)
+        nothing = torch.zeros(1, 64, 32)
+        group = pool.Group("edit", 128, 128, torch.tensor([0]), nothing, references, torch.full((1, 3), math.nan))
+        start = pipe._pack_latents(noise)
+        batch = transformer.Batch(group, nothing, references.flatten(1, 2), text, start, start)
+        trainee = transformer.Trainee(pipe.transformer)
+        levels = [*transformer.schedule(64).tolist(), 0.0]
+        for (level, following), wanted in zip(itertools.pairwise(levels), seen, strict=True):
+            transformer.advance(trainee, batch, level, following)
+            assert torch.allclose(batch.noisy, wanted, atol=1e-3)
+        assert (batch.noisy - start).abs().mean() > 0.5
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`make micro`: the miniature model from nothing, or from the weights of one that is there (`--start models/micro`).
+"""`make micro`: the miniature model from nothing, or from the weights of one that is there (`--init-from FOLDER`).
 
 Each stage leaves its result in `build/micro` and is skipped when that is there; a transformer that was stopped goes on
 from its last checkpoint, optimizer and all. `--stage export` makes a model of what it has so far. Another recipe or
@@ -17,8 +17,9 @@ from pathlib import Path
 
 SEED = 2026
 TEXT_ENCODER_STEPS = 500
-VAE_STEPS = 2400
-TRANSFORMER_STEPS = 8500
+VAE_STEPS = 6000
+#: Of about 16 optimizer steps each.
+TRANSFORMER_ROUNDS = 1320
 #: Processes that train the transformer, each with a batch and a thread of its own: part of the recipe, as the batch is.
 PROCESSES = 2
 
@@ -30,7 +31,7 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     """Runs one stage in this process; reads and writes the files of `work`.
 
     Args:
-        start: the folder of a model whose weights the trainings begin with; text encoder and VAE then need fewer steps.
+        start: the folder of a model whose weights the trainings begin with, and then need fewer steps.
     """
     # Imported here, so that OMP's settings of main() are in the environment before torch is.
     from builder.micro.tokenizer import build_tokenizer
@@ -45,7 +46,7 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
         from builder.micro.vae import train_vae
 
         weights = start and start / "vae" / _DIFFUSERS
-        train_vae(str(work / "vae.safetensors"), VAE_STEPS if start is None else VAE_STEPS // 4, SEED, weights)
+        train_vae(str(work / "vae.safetensors"), VAE_STEPS if start is None else VAE_STEPS // 2, SEED, weights)
     elif stage == "pool":
         from builder.micro.pool import build_pool
 
@@ -53,7 +54,8 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     elif stage == "transformer":
         from builder.micro.transformer import train_transformer
 
-        train_transformer(work, TRANSFORMER_STEPS, SEED, start and start / "transformer" / _DIFFUSERS)
+        rounds = TRANSFORMER_ROUNDS if start is None else TRANSFORMER_ROUNDS // 4
+        train_transformer(work, rounds, SEED, start and start / "transformer" / _DIFFUSERS)
     else:
         from builder.micro.export import export
 
@@ -65,12 +67,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m builder.micro", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/micro"), help="where the stages leave their results")
     parser.add_argument("--out", type=Path, default=Path("models/micro"), help="where the model is written")
-    parser.add_argument("--start", type=Path, help="a model whose weights the trainings begin with")
+    parser.add_argument("--init-from", type=Path, help="a model whose weights the trainings begin with")
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage:
-        run_stage(args.stage, args.work, args.out, args.start)
+        run_stage(args.stage, args.work, args.out, args.init_from)
         return 0
 
     results = {
@@ -88,7 +90,7 @@ def main() -> int:
         # Spinning barriers collapse as soon as anything else runs on the machine.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         command = ["-m", "builder.micro", "--work", str(args.work), "--out", str(args.out)]
-        command += ["--start", str(args.start)] if args.start else []
+        command += ["--init-from", str(args.init_from)] if args.init_from else []
         if together == ("transformer",):
             command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", *command]
         running = [subprocess.Popen([sys.executable, *command, "--stage", stage], env=environment) for stage in wanted]

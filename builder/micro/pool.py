@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import multiprocessing
 import random
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 from PIL import Image
 from torch import Tensor
 
-from builder.micro import captions
+from builder.micro.samples import draw_sample
 from builder.micro.scenes import Scene
 from builder.micro.text_encoder import build_text_encoder, embed, tokenize
 from builder.micro.tokenizer import build_tokenizer
@@ -27,15 +29,16 @@ from builder.micro.vae import build_vae, to_tensor
 
 #: (kind of sample, width, height): how many. Mostly the size that the model is asked for, enough of others to cope.
 COUNTS: dict[tuple[str, int, int], int] = {
-    ("generate", 128, 128): 9000,
-    ("edit", 128, 128): 9000,
-    ("combine", 128, 128): 2000,
-    ("combine3", 128, 128): 1500,
-    ("combine4", 128, 128): 1500,
+    ("generate", 128, 128): 8000,
+    ("edit", 128, 128): 11000,
+    ("combine", 128, 128): 1500,
+    ("combine3", 128, 128): 2000,
+    ("combine4", 128, 128): 2000,
     **{("generate", w, h): 500 for w, h in ((96, 96), (160, 160), (192, 192), (256, 256))},
     **{("generate", w, h): 500 for w, h in ((144, 96), (96, 144), (192, 128), (128, 192))},
     **{("edit", w, h): 400 for w, h in ((96, 96), (144, 96), (96, 144), (192, 128), (128, 192), (192, 192))},
 }
+_PIECE = 500  # samples that one process draws and encodes at a time
 #: References as other hands make them: with hard edges, and as JPEG of such a quality.
 _HARD_EDGES, _JPEG, _QUALITY = 0.15, 0.2, (40, 90)
 
@@ -67,7 +70,6 @@ class Pool:
 @torch.no_grad()
 def build_pool(work: Path, seed: int) -> None:
     """Writes `pool.pt` from the trained text encoder and VAE in `work`."""
-    rng = random.Random(seed + 1)
     tokenizer, vae = build_tokenizer(), build_vae()
     encoder = build_text_encoder(tokenizer)
     load(encoder, work / "text_encoder.safetensors")
@@ -78,18 +80,17 @@ def build_pool(work: Path, seed: int) -> None:
 
     numbers: dict[str, int] = {}
     groups = []
-    for (kind, width, height), count in COUNTS.items():
-        samples = [captions.sample(kind, rng) for _ in range(count)]
-        indices = torch.tensor([numbers.setdefault(s.caption, len(numbers)) for s in samples])
-        play = torch.tensor([[math.nan if u is None else u for u in s.play] for s in samples])
-        target = _latents(vae, (s.target.draw(width, height) for s in samples))
-        references = [
-            _latents(vae, (as_found(s.references[i], width, height, rng) for s in samples))
-            for i in range(len(samples[0].references))
-        ]
-        stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
-        groups.append(Group(kind, width, height, indices, target, stacked, play))
-        print(f"pool: {count} of {kind} at {width}x{height}", flush=True)
+    pieces = [
+        (*which, at, min(_PIECE, count - at)) for which, count in COUNTS.items() for at in range(0, count, _PIECE)
+    ]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
+        drawn = workers.map(_draw, pieces, itertools.repeat(vae), itertools.repeat(seed))
+        for (kind, width, height), count in COUNTS.items():
+            texts, *tensors = zip(*itertools.islice(drawn, -(-count // _PIECE)), strict=True)
+            indices = torch.tensor([numbers.setdefault(text, len(numbers)) for text in itertools.chain(*texts)])
+            play, target, references = (torch.cat(parts) for parts in tensors)
+            groups.append(Group(kind, width, height, indices, target, references, play))
+            print(f"pool: {count} of {kind} at {width}x{height}", flush=True)
 
     seen = groups[0].target.flatten(0, 1)
     mean, var = seen.mean(0), seen.var(0)
@@ -103,6 +104,26 @@ def build_pool(work: Path, seed: int) -> None:
         parts.append(embed(encoder, *tokenize(tokenizer, texts[begin : begin + 256])).half())
     print(f"pool: {len(texts)} different captions", flush=True)
     torch.save(Pool(groups, torch.cat(parts), mean, var), work / "pool.pt")
+
+
+@torch.no_grad()
+def _draw(
+    piece: tuple[str, int, int, int, int], vae: AutoencoderKLFlux2, seed: int
+) -> tuple[list[str], Tensor, Tensor, Tensor]:
+    """Captions, `play`, `target` and `references` (see Group, not yet normalised) of a piece (kind, width, height,
+    where it begins, how many), in a process with one thread."""
+    torch.set_num_threads(1)
+    kind, width, height, at, count = piece
+    rng = random.Random(f"{seed}-{kind}-{width}x{height}-{at}")
+    samples = [draw_sample(kind, rng) for _ in range(count)]
+    play = torch.tensor([[math.nan if u is None else u for u in s.play] for s in samples])
+    target = _latents(vae, (s.target.draw(width, height) for s in samples))
+    references = [
+        _latents(vae, (as_found(s.references[i], width, height, rng) for s in samples))
+        for i in range(len(samples[0].references))
+    ]
+    stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
+    return [s.caption for s in samples], play, target, stacked
 
 
 def as_found(scene: Scene, width: int, height: int, rng: random.Random) -> Image.Image:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from builder.micro import captions
+from builder.micro.captions import SLOTS, Sample
+from builder.micro.samples import draw_sample
 from builder.micro.tokenizer import MAX_TOKENS
 from builder.micro.training import Progress, load, save
 
@@ -75,7 +76,7 @@ class Meaning(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes = [len(answers) for answers in captions.SLOTS.values()]
+        self.sizes = [len(answers) for answers in SLOTS.values()]
         self.head = nn.Linear(3 * HIDDEN, sum(self.sizes))
 
     def loss(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, float]:
@@ -95,17 +96,17 @@ class Meaning(nn.Module):
         return total, right
 
 
-def labels_of(samples: Sequence[captions.Sample]) -> Tensor:
+def labels_of(samples: Sequence[Sample]) -> Tensor:
     """(B, slots): the index of each slot's answer."""
     return torch.tensor(
-        [[answers.index(s.meaning.get(slot, answers[0])) for slot, answers in captions.SLOTS.items()] for s in samples]
+        [[answers.index(s.meaning.get(slot, answers[0])) for slot, answers in SLOTS.items()] for s in samples]
     )
 
 
-def draw_samples(count: int, rng: random.Random) -> list[captions.Sample]:
+def draw_samples(count: int, rng: random.Random) -> list[Sample]:
     """Samples of all kinds by their shares."""
     kinds = rng.choices(list(SHARES), list(SHARES.values()), k=count)
-    return [captions.sample(kind, rng) for kind in kinds]
+    return [draw_sample(kind, rng) for kind in kinds]
 
 
 def train_text_encoder(
