@@ -15,12 +15,12 @@ from torch import multiprocessing
 
 from builder.micro import pool, training, transformer
 from builder.micro.export import export
-from builder.micro.scenes import COLOURS, Scene, place
+from builder.micro.scenes import COLOURS, SIZES, Scene, place
 from builder.micro.text_encoder import build_text_encoder, embed, tokenize
 from builder.micro.tokenizer import MAX_TOKENS, build_tokenizer
 from builder.micro.training import save
 from builder.micro.transformer import build_transformer
-from builder.micro.vae import build_vae, to_tensor
+from builder.micro.vae import build_vae, near_edges, to_tensor
 from imagegen.models import MICRO_PATH
 
 
@@ -116,6 +116,22 @@ def test_a_round_goes_where_the_pipeline_goes():
             transformer.advance(trainee, batch, level, following)
             assert torch.allclose(batch.noisy, wanted, atol=1e-3)
         assert (batch.noisy - start).abs().mean() > 0.5
+
+
+def test_plain_attention_is_torchs():
+    query, key, value = torch.randn(3, 2, 4, 20, 32, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert torch.allclose(transformer.plain_attention(query, key, value), expected, atol=1e-5)
+
+
+def test_edges_weigh_more_in_the_vaes_loss():
+    picture = to_tensor([Scene("blue", COLOURS["blue"], (place("square", "red", "centre", "medium"),)).draw(64, 64)])
+    (edges,) = near_edges(picture)[0]
+    assert edges.shape == (64, 64)
+    assert edges[32, 32] == edges[2, 2] == 0  # inside and outside
+    side = round(32 + 64 * SIZES["medium"] / math.sqrt(2))
+    assert edges[32, side - 2 : side + 2].all()
+    assert 0.05 < edges.mean() < 0.3
 
 
 @pytest.mark.slow
