@@ -29,7 +29,7 @@ class Stopped(BaseException):
 
 
 def train(rank: int, folder: Path, processes: int, port: int, stop_at: int | None) -> None:
-    """Five steps, or a stop in the fourth; as one of several processes, which are spawned: no fixture reaches them."""
+    """Five rounds, or a stop in the fourth; as one of several processes, which are spawned: no fixture reaches them."""
     transformer._CHECKPOINT_EVERY = 2
     if processes > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -52,12 +52,18 @@ def train(rank: int, folder: Path, processes: int, port: int, stop_at: int | Non
 def tiny_pool(tmp_path, monkeypatch):
     """A folder with the stages before the transformer's, untrained and tiny."""
     monkeypatch.setattr(transformer, "_CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(pool, "_PIECE", 3)
     monkeypatch.setattr(pool, "COUNTS", {("generate", 64, 64): 8, ("edit", 64, 96): 4, ("combine3", 64, 64): 4})
     folder = tmp_path / "whole"
     folder.mkdir()
     save(build_text_encoder(build_tokenizer()), folder / "text_encoder.safetensors")
     save(build_vae(), folder / "vae.safetensors")
     pool.build_pool(folder, 1)
+    built = torch.load(folder / "pool.pt", weights_only=False)
+    for group, ((kind, width, height), count) in zip(built.groups, pool.COUNTS.items(), strict=True):
+        assert group.kind == kind
+        assert group.target.shape == (count, width * height // 256, 32)
+        assert len(group.captions) == len(group.references) == len(group.play) == count
     return folder
 
 
@@ -149,7 +155,7 @@ def test_two_processes_train_one_model(tiny_pool, tmp_path):
     run(tiny_pool)
     with pytest.raises((multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException)):
         run(stopped, stop_at=3)
-    with pytest.raises(ValueError, match="of 2 processes; it cannot go on in 1"):
+    with pytest.raises(ValueError, match="of 2 processes; it cannot go on with 1"):
         train(0, stopped, 1, 0, None)
     run(stopped)
     assert same_weights(tiny_pool, stopped)

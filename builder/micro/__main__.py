@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what they started ends as well
     if args.stage:
         run_stage(args.stage, args.work, args.out, args.init_from)
         return 0
@@ -82,7 +83,6 @@ def main() -> int:
         "transformer": "transformer.safetensors",
     }
     begun = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the stages end as well
     for together in (("text-encoder", "vae"), ("pool",), ("transformer",), ("export",)):
         wanted = [stage for stage in together if stage == "export" or not (args.work / results[stage]).exists()]
         alone = len(together) == 1 and together != ("transformer",)

@@ -11,12 +11,14 @@ import math
 import multiprocessing
 import random
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -70,31 +72,28 @@ class Pool:
 @torch.no_grad()
 def build_pool(work: Path, seed: int) -> None:
     """Writes `pool.pt` from the trained text encoder and VAE in `work`."""
-    tokenizer, vae = build_tokenizer(), build_vae()
+    tokenizer = build_tokenizer()
     encoder = build_text_encoder(tokenizer)
     load(encoder, work / "text_encoder.safetensors")
-    load(vae, work / "vae.safetensors")
-    # Weights are delivered in half precision: what the transformer learns from has been rounded likewise.
-    encoder.half().float().eval()
-    vae.half().float().eval()
+    encoder.half().float().eval()  # as delivered, see _open_vae
 
     numbers: dict[str, int] = {}
     groups = []
     pieces = [
         (*which, at, min(_PIECE, count - at)) for which, count in COUNTS.items() for at in range(0, count, _PIECE)
     ]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
-        drawn = workers.map(_draw, pieces, itertools.repeat(vae), itertools.repeat(seed))
+    with multiprocessing.get_context("spawn").Pool(initializer=_open_vae, initargs=(work,)) as workers:
+        drawn = workers.imap(partial(_draw, seed=seed), pieces)
         for (kind, width, height), count in COUNTS.items():
-            texts, *tensors = zip(*itertools.islice(drawn, -(-count // _PIECE)), strict=True)
-            indices = torch.tensor([numbers.setdefault(text, len(numbers)) for text in itertools.chain(*texts)])
-            play, target, references = (torch.cat(parts) for parts in tensors)
+            asked, *tensors = zip(*itertools.islice(drawn, -(-count // _PIECE)), strict=True)
+            indices = torch.tensor([numbers.setdefault(text, len(numbers)) for text in itertools.chain(*asked)])
+            play, target, references = (torch.from_numpy(np.concatenate(parts)) for parts in tensors)
             groups.append(Group(kind, width, height, indices, target, references, play))
             print(f"pool: {count} of {kind} at {width}x{height}", flush=True)
 
     seen = groups[0].target.flatten(0, 1)
     mean, var = seen.mean(0), seen.var(0)
-    scale = (var + vae.config.batch_norm_eps).sqrt()
+    scale = (var + build_vae().config.batch_norm_eps).sqrt()
     for group in groups:
         group.target.sub_(mean).div_(scale)
         group.references.sub_(mean).div_(scale)
@@ -106,13 +105,25 @@ def build_pool(work: Path, seed: int) -> None:
     torch.save(Pool(groups, torch.cat(parts), mean, var), work / "pool.pt")
 
 
+_vae: list[AutoencoderKLFlux2] = []  # of a process that draws
+
+
+def _open_vae(work: Path) -> None:
+    """Begins a process that draws."""
+    torch.set_num_threads(1)
+    vae = build_vae()
+    load(vae, work / "vae.safetensors")
+    # Weights are delivered in half precision: what the transformer learns from has been rounded likewise.
+    _vae.append(vae.half().float().eval())
+
+
 @torch.no_grad()
 def _draw(
-    piece: tuple[str, int, int, int, int], vae: AutoencoderKLFlux2, seed: int
-) -> tuple[list[str], Tensor, Tensor, Tensor]:
+    piece: tuple[str, int, int, int, int], seed: int
+) -> tuple[list[str], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Captions, `play`, `target` and `references` (see Group, not yet normalised) of a piece (kind, width, height,
-    where it begins, how many), in a process with one thread."""
-    torch.set_num_threads(1)
+    where it begins, how many), in a process with one thread. Arrays, since tensors would go through shared memory."""
+    vae = _vae[0]
     kind, width, height, at, count = piece
     rng = random.Random(f"{seed}-{kind}-{width}x{height}-{at}")
     samples = [draw_sample(kind, rng) for _ in range(count)]
@@ -123,7 +134,7 @@ def _draw(
         for i in range(len(samples[0].references))
     ]
     stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
-    return [s.caption for s in samples], play, target, stacked
+    return [s.caption for s in samples], play.numpy(), target.numpy(), stacked.numpy()
 
 
 def as_found(scene: Scene, width: int, height: int, rng: random.Random) -> Image.Image:

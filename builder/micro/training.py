@@ -32,7 +32,7 @@ class Progress:
         pace = (time.monotonic() - self._begun) / (done - self._first)
         figures = "  ".join(f"{key} {sum(seen) / len(seen):.4f}" for key, seen in sorted(self._sums.items()))
         left = pace * (self._steps - done) / 60
-        print(f"{self._name} {done}/{self._steps}  {figures}  {pace:.3f} s a step, {left:.0f} min left", flush=True)
+        print(f"{self._name} {done}/{self._steps}  {figures}  {pace:.3f} s each, {left:.0f} min left", flush=True)
         self._sums.clear()
 
 

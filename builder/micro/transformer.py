@@ -108,7 +108,8 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tens
     Its kernels for the CPU took 43 % of a training step in bfloat16; a step is 0.7 times as long without them.
     """
     weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    return weights.softmax(-1) @ value
+    attended: Tensor = weights.softmax(-1) @ value
+    return attended
 
 
 @dataclass
@@ -175,7 +176,8 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
     OpenMP's threads, which wait for each other in every operation.
 
     Raises:
-        ValueError: the checkpoint is of another number of processes, whose batches were others.
+        ValueError: the checkpoint is of another number of processes, whose batches were others, or of another number of
+            rounds or rate, as with another `start`.
     """
     pool: Pool = torch.load(work / "pool.pt", weights_only=False)  # our own file, written a stage before
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -191,8 +193,9 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
     checkpoint, first = work / "transformer.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["world"] != world:
-            raise ValueError(f"{checkpoint} is of {state['world']} processes; it cannot go on in {world}")
+        for name, wanted in (("processes", world), ("rounds", rounds), ("rate", rate)):
+            if state[name] != wanted:
+                raise ValueError(f"{checkpoint} is of {state[name]} {name}; it cannot go on with {wanted}")
         trainee.load_state_dict(state["trainee"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
@@ -246,7 +249,8 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
                 "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            torch.save({**state, "round": number + 1, "world": world}, work / "transformer.pt.part")
+            state |= {"round": number + 1, "processes": world, "rounds": rounds, "rate": rate}
+            torch.save(state, work / "transformer.pt.part")
             os.replace(work / "transformer.pt.part", checkpoint)
     if rank == 0:
         save(averaged, work / "transformer.safetensors")

@@ -108,9 +108,10 @@ def _pictures(count: int, size: tuple[int, int], rng: random.Random) -> Tensor:
 
 def near_edges(images: Tensor) -> Tensor:
     """(B, 1, H, W): 1 within two pixels of where colours change, else 0."""
-    reach = {"kernel_size": 5, "stride": 1, "padding": 2}
-    most, least = nn.functional.max_pool2d(images, **reach), -nn.functional.max_pool2d(-images, **reach)
-    return ((most - least).amax(1, keepdim=True) > 0.25).float()
+    reach = nn.MaxPool2d(5, stride=1, padding=2)
+    most, least = reach(images), -reach(-images)
+    near: Tensor = ((most - least).amax(1, keepdim=True) > 0.25).float()
+    return near
 
 
 def train_vae(path: str, steps: int, seed: int, start: Path | None) -> None:
@@ -145,5 +146,5 @@ def train_vae(path: str, steps: int, seed: int, start: Path | None) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        progress(step, **{f"error_of_255_at_{size[0]}": error.mean().item() * 127.5})
+        progress(step, **{f"error_of_255_at_{size[0]}x{size[1]}": error.mean().item() * 127.5})
     save(vae, path)
