@@ -64,7 +64,7 @@ image-test: $(VENV)/.dev ## build the image with micro and run it (docker, or th
 serve: $(VENV)/.run ## the HTTP server and its page, on PORT (7000)
 	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
 
-micro: $(VENV)/.run ## make the miniature model from nothing (about three and a half hours on two cores)
+micro: $(VENV)/.run ## make the miniature model from nothing (more than four hours on two cores)
 	$(BIN)/python -m builder.micro
 	$(BIN)/python -m scripts.eval_micro --card
 

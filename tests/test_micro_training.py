@@ -1,6 +1,6 @@
 """The miniature's training: it samples as the pipeline does; stopped and gone on with, in one process and in two."""
 
-import itertools
+import copy
 import math
 import os
 import shutil
@@ -15,7 +15,7 @@ from torch import multiprocessing
 
 from builder.micro import pool, training, transformer
 from builder.micro.export import export
-from builder.micro.scenes import COLOURS, SIZES, Scene, place
+from builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, place
 from builder.micro.text_encoder import build_text_encoder, embed, tokenize
 from builder.micro.tokenizer import MAX_TOKENS, build_tokenizer
 from builder.micro.training import save
@@ -64,6 +64,7 @@ def tiny_pool(tmp_path, monkeypatch):
         assert group.kind == kind
         assert group.target.shape == (count, width * height // 256, 32)
         assert len(group.captions) == len(group.references) == len(group.play) == count
+        assert group.kinds.shape == (count, 1 + group.references.shape[1], width * height // 256)
     return folder
 
 
@@ -87,47 +88,87 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
     assert not all(torch.equal(trained[name], start[name]) for name in trained)
 
 
-def test_a_round_goes_where_the_pipeline_goes():
-    """The same latents after every step, with a reference and without: training learns from what sampling meets."""
-    pipe = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
+@pytest.fixture(scope="module")
+def pipe():
+    return Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6])
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (96, 144)])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_round_goes_where_the_pipeline_goes(pipe, steps, width, height, count):
+    """The same latents after every step, with references and without: training learns from what sampling meets."""
     picture = place("star", "red", "left", "medium")
-    reference = Scene("blue", COLOURS["blue"], (picture,)).draw(128, 128)
-    noise = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(1))
-    prompt = "make the star green"
-    for images in ([], [reference]):
-        seen = []
-        pipe(
-            prompt=prompt,
-            image=images or None,
-            latents=noise,
-            width=128,
-            height=128,
-            num_inference_steps=4,
-            guidance_scale=1.0,
-            max_sequence_length=MAX_TOKENS,
-            callback_on_step_end=lambda _, __, ___, tensors, seen=seen: seen.append(tensors["latents"]) or {},
-        )
-        with torch.no_grad():
-            text = embed(pipe.text_encoder, *tokenize(pipe.tokenizer, [prompt]))
-            encoded = [pipe._encode_vae_image(to_tensor([image]), None) for image in images]
-        packed = [pipe._pack_latents(one) for one in encoded]
-        references = torch.stack(packed, 1) if packed else torch.empty(1, 0, 64, 32)
-        nothing = torch.zeros(1, 64, 32)
-        group = pool.Group("edit", 128, 128, torch.tensor([0]), nothing, references, torch.full((1, 3), math.nan))
-        start = pipe._pack_latents(noise)
-        batch = transformer.Batch(group, nothing, references.flatten(1, 2), text, start, start)
-        trainee = transformer.Trainee(pipe.transformer)
-        levels = [*transformer.schedule(64).tolist(), 0.0]
-        for (level, following), wanted in zip(itertools.pairwise(levels), seen, strict=True):
-            transformer.advance(trainee, batch, level, following)
-            assert torch.allclose(batch.noisy, wanted, atol=1e-3)
-        assert (batch.noisy - start).abs().mean() > 0.5
+    images = [Scene(ground, COLOURS[ground], (picture,)).draw(width, height) for ground in ("blue", "green")[:count]]
+    noise = torch.randn(1, 32, height // 16, width // 16, generator=torch.Generator().manual_seed(1))
+    prompt = "put the star of image 1 on the background of image 2"
+    seen = []
+    pipe(
+        prompt=prompt,
+        image=images or None,
+        latents=noise,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        max_sequence_length=MAX_TOKENS,
+        callback_on_step_end=lambda _, __, ___, tensors: seen.append(tensors["latents"]) or {},
+    )
+    with torch.no_grad():
+        text = embed(pipe.text_encoder, *tokenize(pipe.tokenizer, [prompt]))
+        encoded = [pipe._encode_vae_image(to_tensor([image]), None) for image in images]
+    packed, start = [pipe._pack_latents(one) for one in encoded], pipe._pack_latents(noise)
+    nothing = torch.zeros_like(start)
+    references = torch.stack(packed, 1) if packed else torch.empty(1, 0, *nothing.shape[1:])
+    kinds = torch.zeros(1, 1 + count, nothing.shape[1], dtype=torch.long)
+    group = pool.Group(
+        "edit", width, height, torch.tensor([0]), nothing, references, torch.full((1, 3), math.nan), kinds
+    )
+    batch = transformer.Batch(group, nothing, references.flatten(1, 2), text, kinds.flatten(1, 2), start, start)
+    trainee = transformer.Trainee(copy.deepcopy(pipe.transformer), fast=False)
+    with torch.no_grad():
+        for (number, moved, _), wanted in zip(transformer.sample(trainee, [batch], steps), seen, strict=True):
+            assert moved is batch
+            assert torch.allclose(batch.noisy, wanted, atol=1e-3), number
+    assert (batch.noisy - start).abs().mean() > 0.5
+
+
+def test_a_fast_trainee_does_without_torchs_attention(monkeypatch):
+    """Its kernels for the CPU are slow; what comes out is nearly the same."""
+    torch.manual_seed(1)
+    model = build_transformer()
+    torch.nn.init.normal_(model.proj_out.weight, std=0.02)
+    image_ids, text_ids = transformer.position_ids(64, 96, 1)
+    inputs = {
+        "hidden_states": torch.randn(2, 48, 32),
+        "encoder_hidden_states": torch.randn(2, 8, 192),
+        "timestep": torch.full((2,), 0.7),
+        "img_ids": image_ids,
+        "txt_ids": text_ids[:8],
+    }
+    trainee = transformer.Trainee(model, fast=False)
+    expected = trainee(24, **inputs)
+    assert [tuple(one.shape) for one in expected] == [(2, 24, 32), (2, 24, 3), (2, 48, 5)]
+    trainee.fast = True
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    with pytest.raises(TypeError):
+        model(**inputs)
+    for one, other in zip(trainee(24, **inputs), expected, strict=True):
+        assert 0 < (one - other).abs().mean() < 0.02
 
 
 def test_plain_attention_is_torchs():
     query, key, value = torch.randn(3, 2, 4, 20, 32, generator=torch.Generator().manual_seed(1))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     assert torch.allclose(transformer.plain_attention(query, key, value), expected, atol=1e-5)
+
+
+def test_the_pool_says_which_shape_is_where():
+    star, circle = place("star", "red", "left", "small"), place("circle", "red", "right", "medium")
+    shown = pool._kinds(Scene("blue", COLOURS["blue"], (star, circle)), 192, 128).reshape(8, 12)
+    assert (shown[3:5, 2:4] == 1 + SHAPES.index("star")).all()
+    assert (shown[3:5, 8:10] == 1 + SHAPES.index("circle")).all()
+    assert set(shown[:, :1].flat) | set(shown[:, 5:7].flat) | set(shown[0]) | set(shown[7]) == {0}
 
 
 def test_edges_weigh_more_in_the_vaes_loss():

@@ -19,7 +19,7 @@ SEED = 2026
 TEXT_ENCODER_STEPS = 500
 VAE_STEPS = 6000
 #: Of about 16 optimizer steps each.
-TRANSFORMER_ROUNDS = 1320
+TRANSFORMER_ROUNDS = 1800
 #: Processes that train the transformer, each with a batch and a thread of its own: part of the recipe, as the batch is.
 PROCESSES = 2
 
@@ -54,7 +54,7 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     elif stage == "transformer":
         from builder.micro.transformer import train_transformer
 
-        rounds = TRANSFORMER_ROUNDS if start is None else TRANSFORMER_ROUNDS // 4
+        rounds = TRANSFORMER_ROUNDS if start is None else TRANSFORMER_ROUNDS // 2
         train_transformer(work, rounds, SEED, start and start / "transformer" / _DIFFUSERS)
     else:
         from builder.micro.export import export

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from builder.micro.captions import WHERE, Sample, article, phrase, row
-from builder.micro.scenes import COLOURS, POSITIONS, SHAPES, Scene, Shape, place, scatter, shade
+from builder.micro.scenes import COLOURS, POSITIONS, SHAPES, Scene, Shape, inside, place, scatter, shade
 
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 _ADDED_RADIUS = 0.17
@@ -21,14 +21,14 @@ def _reference(rng: random.Random, kinds: int = 1) -> Scene:
     for kind, position in zip(chosen, ["left", "right"] if kinds == 2 else [rng.choice(list(POSITIONS))], strict=True):
         colour = rng.choice([c for c in COLOURS if c != background])
         shape = scatter(place(kind, colour, position, rng.choice(["small", "medium", "medium", "big"])), rng)
-        shapes.append(replace(shape, radius=min(shape.radius, 0.2)) if kinds == 2 else shape)
+        shapes.append(inside(replace(shape, radius=min(shape.radius, 0.2)) if kinds == 2 else shape))
     return Scene(background, shade(background, rng), tuple(shapes), rng.random() < 0.15)
 
 
 #: The changes of an edit, and how often each.
 _CHANGES = {
-    "recolour": 14, "background": 16, "remove": 10, "swap": 22, "keep": 2,
-    "add": 10, "move": 14, "enlarge": 8, "shrink": 8
+    "recolour": 14, "background": 14, "remove": 10, "swap": 22, "keep": 2,
+    "add": 6, "move": 16, "enlarge": 9, "shrink": 9
 }  # fmt: skip
 #: How often an edit's reference shows two shapes.
 _TWO, _TWO_TO_REMOVE = 0.2, 0.6
@@ -37,9 +37,16 @@ _TWO, _TWO_TO_REMOVE = 0.2, 0.6
 def edit(rng: random.Random) -> Sample:
     """One reference, one change."""
     task = rng.choices(list(_CHANGES), list(_CHANGES.values()))[0]
-    alone = task in ("add", "move", "enlarge", "shrink")
-    two = 0.0 if alone else _TWO_TO_REMOVE if task == "remove" else _TWO
-    before = _reference(rng, 2 if rng.random() < two else 1)
+    two = 0.0 if task in _ALONE else _TWO_TO_REMOVE if task == "remove" else _TWO
+    return _edit(task, _reference(rng, 2 if rng.random() < two else 1), rng)
+
+
+def edit_one_of_two(rng: random.Random) -> Sample:
+    """One reference with two shapes, of which the words name the one to change."""
+    return _edit(rng.choice(["recolour", "remove", "remove", "swap"]), _reference(rng, 2), rng)
+
+
+def _edit(task: str, before: Scene, rng: random.Random) -> Sample:
     index = rng.randrange(len(before.shapes))
     kind = before.shapes[index].kind
     named = rng.choice([kind, kind, kind, "shape"]) if len(before.shapes) == 1 else kind
@@ -120,14 +127,16 @@ def _move(before: Scene, named: str, meaning: dict[str, str], rng: random.Random
     text = f"move the {named} to the {position}"
     x, y = POSITIONS[position]
     meaning["position"] = position
-    return text, before, before.with_shape(0, x=x, y=y)
+    return text, before, replace(before, shapes=(inside(replace(small, x=x, y=y)),))
 
 
 def _resized(low: float, high: float, factor: float, wordings: Sequence[str]) -> _Change:
     def change(before: Scene, named: str, meaning: dict[str, str], rng: random.Random) -> tuple[str, Scene, Scene]:
-        before = before.with_shape(0, radius=rng.uniform(low, high))
+        radius = rng.uniform(low, high)
+        whole = inside(replace(before.shapes[0], radius=radius * max(1.0, factor)))  # before and after
+        before = before.with_shape(0, x=whole.x, y=whole.y, radius=radius)
         text = rng.choice(wordings).format(named)
-        return text, before, before.with_shape(0, radius=before.shapes[0].radius * factor)
+        return text, before, before.with_shape(0, radius=radius * factor)
 
     return change
 

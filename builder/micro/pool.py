@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from builder.micro.samples import draw_sample
-from builder.micro.scenes import Scene
+from builder.micro.scenes import SHAPES, Scene
 from builder.micro.text_encoder import build_text_encoder, embed, tokenize
 from builder.micro.tokenizer import build_tokenizer
 from builder.micro.training import load
@@ -31,14 +31,15 @@ from builder.micro.vae import build_vae, to_tensor
 
 #: (kind of sample, width, height): how many. Mostly the size that the model is asked for, enough of others to cope.
 COUNTS: dict[tuple[str, int, int], int] = {
-    ("generate", 128, 128): 8000,
+    ("generate", 128, 128): 6000,
     ("edit", 128, 128): 11000,
+    ("edit2", 128, 128): 5000,
     ("combine", 128, 128): 1500,
-    ("combine3", 128, 128): 2000,
-    ("combine4", 128, 128): 2000,
-    **{("generate", w, h): 500 for w, h in ((96, 96), (160, 160), (192, 192), (256, 256))},
-    **{("generate", w, h): 500 for w, h in ((144, 96), (96, 144), (192, 128), (128, 192))},
-    **{("edit", w, h): 400 for w, h in ((96, 96), (144, 96), (96, 144), (192, 128), (128, 192), (192, 192))},
+    ("combine3", 128, 128): 2500,
+    ("combine4", 128, 128): 2500,
+    **{("generate", w, h): 500 for w, h in ((96, 96), (160, 160), (144, 96), (96, 144), (192, 128), (128, 192))},
+    **{("generate", w, h): 1000 for w, h in ((192, 192), (256, 256))},
+    **{("edit", w, h): 500 for w, h in ((96, 96), (144, 96), (96, 144), (192, 128), (128, 192), (192, 192))},
 }
 _PIECE = 500  # samples that one process draws and encodes at a time
 #: References as other hands make them: with hard edges, and as JPEG of such a quality.
@@ -48,7 +49,8 @@ _HARD_EDGES, _JPEG, _QUALITY = 0.15, 0.2, (40, 90)
 @dataclass
 class Group:
     """Samples of one kind and size. `captions` (N,) indexes the embeddings; `target` (N, tokens, 32) and `references`
-    (N, R, tokens, 32) hold packed, normalised latents; `play` (N, 3) what the noise must hold, NaN where it is free."""
+    (N, R, tokens, 32) hold packed, normalised latents; `play` (N, 3) what the noise must hold, NaN where it is free;
+    `kinds` (N, 1 + R, tokens) which shape is at each token of the target and the references (see _kinds)."""
 
     kind: str
     width: int
@@ -57,6 +59,7 @@ class Group:
     target: Tensor
     references: Tensor
     play: Tensor
+    kinds: Tensor
 
 
 @dataclass
@@ -87,8 +90,8 @@ def build_pool(work: Path, seed: int) -> None:
         for (kind, width, height), count in COUNTS.items():
             asked, *tensors = zip(*itertools.islice(drawn, -(-count // _PIECE)), strict=True)
             indices = torch.tensor([numbers.setdefault(text, len(numbers)) for text in itertools.chain(*asked)])
-            play, target, references = (torch.from_numpy(np.concatenate(parts)) for parts in tensors)
-            groups.append(Group(kind, width, height, indices, target, references, play))
+            target, references, play, kinds = (torch.from_numpy(np.concatenate(parts)) for parts in tensors)
+            groups.append(Group(kind, width, height, indices, target, references, play, kinds))
             print(f"pool: {count} of {kind} at {width}x{height}", flush=True)
 
     seen = groups[0].target.flatten(0, 1)
@@ -120,21 +123,34 @@ def _open_vae(work: Path) -> None:
 @torch.no_grad()
 def _draw(
     piece: tuple[str, int, int, int, int], seed: int
-) -> tuple[list[str], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Captions, `play`, `target` and `references` (see Group, not yet normalised) of a piece (kind, width, height,
-    where it begins, how many), in a process with one thread. Arrays, since tensors would go through shared memory."""
+) -> tuple[list[str], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Captions, `target`, `references`, `play` and `kinds` (see Group, not yet normalised) of a piece (kind, width,
+    height, where it begins, how many), in a process with one thread. Arrays, since tensors would go through shared
+    memory."""
     vae = _vae[0]
     kind, width, height, at, count = piece
     rng = random.Random(f"{seed}-{kind}-{width}x{height}-{at}")
     samples = [draw_sample(kind, rng) for _ in range(count)]
-    play = torch.tensor([[math.nan if u is None else u for u in s.play] for s in samples])
+    play = np.array([[math.nan if u is None else u for u in s.play] for s in samples], dtype=np.float32)
+    kinds = np.array([[_kinds(scene, width, height) for scene in (s.target, *s.references)] for s in samples])
     target = _latents(vae, (s.target.draw(width, height) for s in samples))
     references = [
         _latents(vae, (as_found(s.references[i], width, height, rng) for s in samples))
         for i in range(len(samples[0].references))
     ]
     stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
-    return [s.caption for s in samples], play.numpy(), target.numpy(), stacked.numpy()
+    return [s.caption for s in samples], target.numpy(), stacked.numpy(), play, kinds
+
+
+def _kinds(scene: Scene, width: int, height: int) -> NDArray[np.int64]:
+    """What is at each token (tokens,): 0 nothing, else 1 + the index in SHAPES of the last shape whose circumscribed
+    circle covers the token's middle."""
+    rows, columns = np.indices((height // 16, width // 16)).reshape(2, -1) * 16 + 8
+    kinds = np.zeros(rows.shape, dtype=np.int64)
+    for shape in scene.shapes:
+        distance = np.hypot(columns - shape.x * width, rows - shape.y * height)
+        kinds[distance < shape.radius * min(width, height)] = 1 + SHAPES.index(shape.kind)
+    return kinds
 
 
 def as_found(scene: Scene, width: int, height: int, rng: random.Random) -> Image.Image:

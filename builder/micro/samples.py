@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import partial
 
 from builder.micro.captions import Sample, generate
-from builder.micro.edits import combine, combine_more, edit
+from builder.micro.edits import combine, combine_more, edit, edit_one_of_two
 from builder.micro.scenes import is_held_out, may_train, visible
 
 KINDS: dict[str, Callable[[random.Random], Sample]] = {
     "generate": generate,
     "edit": edit,
+    "edit2": edit_one_of_two,
     "combine": combine,
     "combine3": partial(combine_more, 3),
     "combine4": partial(combine_more, 4),
@@ -20,8 +21,8 @@ KINDS: dict[str, Callable[[random.Random], Sample]] = {
 
 
 def draw_sample(kind: str, rng: random.Random, held_out: bool = False) -> Sample:
-    """A sample of the kind "generate", "edit", "combine" (two references), "combine3" or "combine4": for the training,
-    which never shows a combination that is held out; or, `held_out`, one whose answer shows such a combination."""
+    """A sample of a kind of KINDS: for the training, which never shows a combination that is held out; or, `held_out`,
+    one whose answer shows such a combination."""
     while True:
         drawn = KINDS[kind](rng)
         if held_out:

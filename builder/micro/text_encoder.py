@@ -24,7 +24,7 @@ from builder.micro.training import Progress, load, save
 HIDDEN = 64
 #: States that the pipeline stacks; the same numbers as klein's.
 STATES = (9, 18, 27)
-#: Share of each kind of sample, here and in the VAE.
+#: Share of each kind of sample, here and in the VAE (edit2's words are edit's).
 SHARES = {"generate": 0.4, "edit": 0.4, "combine": 0.08, "combine3": 0.06, "combine4": 0.06}
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, distributed, nn
 
 from builder.micro.pool import Group, Pool
+from builder.micro.scenes import SHAPES
 from builder.micro.training import Progress, load, save
 
 #: How often each kind is trained, and its batch at 128x128 in each process.
-SHARES = {"generate": 0.26, "edit": 0.5, "combine": 0.04, "combine3": 0.09, "combine4": 0.11}
-BATCH = {"generate": 32, "edit": 24, "combine": 16, "combine3": 12, "combine4": 10}
+SHARES = {"generate": 0.22, "edit": 0.36, "edit2": 0.16, "combine": 0.04, "combine3": 0.1, "combine4": 0.12}
+BATCH = {"generate": 32, "edit": 24, "edit2": 24, "combine": 16, "combine3": 12, "combine4": 10}
 LEARNING_RATE, _CONTINUED = 2e-3, 1e-3  # from nothing, and from trained weights
 #: Batches of a round: in turn, for several steps in a row with the same pictures led the weights astray.
 _TOGETHER = 4
@@ -29,6 +31,8 @@ _TOGETHER = 4
 _STEPS = {4: 16, 1: 1, 2: 1, 3: 1, 6: 1, 8: 1}
 #: How many numbers the noise holds (`captions.Sample.play`), and how much it weighs to know them.
 NUMBERS, _NUMBERS_WEIGHT = 3, 0.2
+#: What can be at a token (`pool._kinds`), how much it weighs to know it, and how much more a shape than none.
+KINDS, _KINDS_WEIGHT, _SHAPE_WEIGHT = 1 + len(SHAPES), 0.1, 3.0
 _EMA = 0.998
 _CHECKPOINT_EVERY = 15
 
@@ -81,27 +85,6 @@ def hold(noise: Tensor, play: Tensor) -> Tensor:
     return torch.cat([noise[:, :, :count] + moves[:, None], noise[:, :, count:]], -1)
 
 
-class Trainee(nn.Module):
-    """The transformer, and a linear map from its tokens behind the double blocks to the numbers that the noise holds.
-
-    The map is thrown away after the training. Asked for directly, the numbers are found within some hundred steps (the
-    tokens learn to average the noise); by the pictures alone, 1,750 steps found next to nothing of them.
-    """
-
-    def __init__(self, transformer: Flux2Transformer2DModel) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self.numbers = nn.Sequential(nn.LayerNorm(transformer.inner_dim), nn.Linear(transformer.inner_dim, NUMBERS))
-
-    def forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """The velocity (B, tokens, C), and what each token takes the noise's numbers to be (B, tokens, NUMBERS)."""
-        seen: list[Tensor] = []
-        hook = self.transformer.transformer_blocks[-1].register_forward_hook(lambda _, __, out: seen.append(out[1]))
-        velocity = self.transformer(**inputs, return_dict=False)[0]
-        hook.remove()
-        return velocity, self.numbers(seen[0])
-
-
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
     """torch's scaled_dot_product_attention without its options, as two matrix products.
 
@@ -112,14 +95,59 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tens
     return attended
 
 
+class Trainee(nn.Module):
+    """The transformer, with two auxiliary heads that tell what its tokens know; they are not kept.
+
+    They ask directly for what the error of the pictures alone hardly teaches: the numbers that the noise holds were
+    found within some hundred steps (next to nothing of them in 1,750 steps without); which shape is where decides what
+    to draw, and which of two the words mean.
+
+    Args:
+        fast: computes in bfloat16, 1.35 times as fast where the processor knows it, and with `plain_attention`.
+    """
+
+    def __init__(self, transformer: Flux2Transformer2DModel, fast: bool = True) -> None:
+        super().__init__()
+        self.transformer, self.fast = transformer, fast
+        self.numbers, self.kinds = (
+            nn.Sequential(nn.LayerNorm(transformer.inner_dim), nn.Linear(transformer.inner_dim, count))
+            for count in (NUMBERS, KINDS)
+        )
+        self._early = self._late = torch.empty(0)
+        transformer.transformer_blocks[-1].register_forward_hook(self._keep_early)
+        transformer.single_transformer_blocks[-2].register_forward_hook(self._keep_late)
+
+    def _keep_early(self, _: nn.Module, __: object, out: tuple[Tensor, Tensor]) -> None:
+        self._early = out[1]
+
+    def _keep_late(self, _: nn.Module, __: object, out: Tensor) -> None:
+        self._late = out[:, -self._early.shape[1] :]
+
+    def forward(self, tokens: int, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The velocity (B, tokens, C); what each of the picture's `tokens` takes the noise's numbers to be (B, tokens,
+        NUMBERS), behind the double blocks; and the logits of what is at each token, references' included (B, all,
+        KINDS): of a reference behind the double blocks, of the picture to come before the last block."""
+        attention = plain_attention if self.fast else nn.functional.scaled_dot_product_attention
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=self.fast),
+            patch.object(nn.functional, "scaled_dot_product_attention", attention),
+        ):
+            velocity = self.transformer(**inputs, return_dict=False)[0][:, :tokens]
+            numbers = self.numbers(self._early[:, :tokens])
+            kinds = self.kinds(torch.cat([self._late[:, :tokens], self._early[:, tokens:]], 1))
+        return velocity.float(), numbers.float(), kinds.float()
+
+
 @dataclass
 class Batch:
-    """Samples on their way from noise to picture: `noisy` (B, tokens, 32) is where the model itself has come to."""
+    """Samples on their way from noise to picture: `noisy` (B, tokens, 32) is where the model itself has come to;
+    `references` (B, R * tokens, 32), `kinds` (B, (1 + R) * tokens), the target's first."""
 
     group: Group
     target: Tensor
     references: Tensor
     text: Tensor
+    kinds: Tensor
     noise: Tensor
     noisy: Tensor
 
@@ -130,25 +158,45 @@ def draw_batch(group: Group, pool: Pool, rng: torch.Generator) -> Batch:
     chosen = torch.randint(0, len(group.captions), (size,), generator=rng)
     target, references = group.target[chosen], group.references[chosen].flatten(1, 2)
     noise = hold(torch.randn(target.shape, generator=rng), group.play[chosen])
-    return Batch(group, target, references, pool.embeddings[group.captions[chosen]].float(), noise, noise)
+    text, kinds = pool.embeddings[group.captions[chosen]].float(), group.kinds[chosen].flatten(1, 2)
+    return Batch(group, target, references, text, kinds, noise, noise)
 
 
-def advance(model: nn.Module, batch: Batch, level: float, following: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One sampling step of a Trainee, from noise level `level` to `following`: moves `batch.noisy` there.
+@dataclass
+class Step:
+    """What a sampling step of a batch came to: the loss, the mean squared error of the picture that the model foresees,
+    that of the noise's numbers, and the share of shapes' tokens whose kind it knows (NaN where there is no shape)."""
 
-    Returns:
-        The loss, the mean squared error of the picture that the model foresees, and that of the noise's numbers.
+    loss: Tensor
+    error: float
+    numbers: float
+    known: float
+
+
+def sample(model: nn.Module, batches: list[Batch], steps: int) -> Iterator[tuple[int, Batch, Step]]:
+    """Takes batches from noise to picture as the pipeline does, in turn, with what the Trainee `model` has come to be:
+    its weights may change between the steps.
+
+    Yields:
+        The step, from 0; the batch that has made it; what it came to.
     """
+    for number, batch in itertools.product(range(steps), batches):
+        levels = [*schedule(batch.target.shape[1], steps).tolist(), 0.0]
+        yield number, batch, _advance(model, batch, levels[number], levels[number + 1])
+
+
+def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> Step:
+    """One sampling step, from noise level `level` to `following`: moves `batch.noisy` there."""
     count, tokens = batch.target.shape[:2]
     image_ids, text_ids = position_ids(batch.group.width, batch.group.height, batch.group.references.shape[1])
-    velocity, guessed = model(
+    velocity, numbers, kinds = model(
+        tokens,
         hidden_states=torch.cat([batch.noisy, batch.references], 1),
         encoder_hidden_states=batch.text,
         timestep=torch.full((count,), level),
         img_ids=image_ids,
         txt_ids=text_ids,
     )
-    velocity = velocity[:, :tokens].float()
     foreseen = batch.noisy - level * velocity
     error = (foreseen - batch.target).square().mean(-1)  # (B, tokens)
     # What is not background is a small part of the picture and all of its meaning.
@@ -157,11 +205,15 @@ def advance(model: nn.Module, batch: Batch, level: float, following: float) -> t
     loss = (error * weight).sum() / weight.sum()
     # Where nothing of the picture is to be seen yet, the tokens are to know the noise's numbers. Also where this weighs
     # nothing it is in the sum: DistributedDataParallel wants a gradient of every weight.
-    numbers = batch.noise[:, :, :NUMBERS].mean(1, keepdim=True) * math.sqrt(tokens)
-    missed = (guessed[:, :tokens].float() - numbers).square().mean()
-    wanted = batch.group.kind == "generate" and level > 0.9
+    held = batch.noise[:, :, :NUMBERS].mean(1, keepdim=True) * math.sqrt(tokens)
+    missed = (numbers - held).square().mean()
+    loss = loss + (_NUMBERS_WEIGHT if batch.group.kind == "generate" and level > 0.9 else 0.0) * missed
+    class_weights = torch.tensor([1.0] + [_SHAPE_WEIGHT] * len(SHAPES))
+    loss = loss + _KINDS_WEIGHT * nn.functional.cross_entropy(kinds.flatten(0, 1), batch.kinds.flatten(), class_weights)
+    shapes = batch.kinds > 0
+    known = (kinds.argmax(-1) == batch.kinds)[shapes].float().mean()
     batch.noisy = batch.noisy + (following - level) * velocity.detach()
-    return loss + (_NUMBERS_WEIGHT if wanted else 0.0) * missed, error.detach().mean(), missed.detach()
+    return Step(loss, error.mean().item(), missed.item(), known.item())
 
 
 def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) -> None:
@@ -217,16 +269,9 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
         batches = [draw_batch(group, pool, rng) for group in shared.choices(pool.groups, weights, k=_TOGETHER)]
         for settings in optimizer.param_groups:
             settings["lr"] = rate * min(1.0, (number + 1) / 10) * (1 - number / rounds) ** 0.8
-        for step, batch in itertools.product(range(steps), batches):
-            levels = [*schedule(batch.target.shape[1], steps).tolist(), 0.0]
-            # bfloat16 is 1.35 times as fast where the processor knows it.
-            with (
-                torch.autocast("cpu", torch.bfloat16),
-                patch.object(nn.functional, "scaled_dot_product_attention", plain_attention),
-            ):
-                loss, error, missed = advance(trained, batch, levels[step], levels[step + 1])
+        for at, batch, step in sample(trained, batches, steps):
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            step.loss.backward()
             torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
             optimizer.step()
             if rank > 0:
@@ -234,12 +279,13 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
             with torch.no_grad():
                 for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
                     mean.lerp_(value, 1 - min(_EMA, (number + 1) / (number + 2)))
-            if step == 0:
-                progress.note(**{f"{batch.group.kind}/first": error.item()})
-                if batch.group.kind == "generate":
-                    progress.note(numbers=missed.item())
-            if step == steps - 1:
-                progress.note(**{f"{batch.group.kind}/last": error.item()})
+            kind = batch.group.kind
+            if at == 0:
+                progress.note(**{f"{kind}/first": step.error, "shapes": step.known})
+                if kind == "generate":
+                    progress.note(numbers=step.numbers)
+            if at == steps - 1:
+                progress.note(**{f"{kind}/last": step.error})
         if rank > 0:
             continue
         progress(number)
@@ -254,3 +300,5 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
             os.replace(work / "transformer.pt.part", checkpoint)
     if rank == 0:
         save(averaged, work / "transformer.safetensors")
+    if world > 1:
+        distributed.destroy_process_group()

@@ -61,6 +61,13 @@ def test_a_shape_on_a_background(draw, kind, colour, background):
     assert warnings == []
 
 
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_shape_of_which_no_more_is_said(draw, kind):
+    picture, _ = draw(f"a {kind}")
+    assert background_colour(picture) == "white"
+    assert [(found.kind, found.colour) for found in find_shapes(picture)] == [(kind, "red")]
+
+
 @pytest.mark.parametrize(
     ("prompt", "wanted"),
     [

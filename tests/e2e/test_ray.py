@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from PIL import ImageChops
 
 from imagegen.server.schemas import GenerateRequest
 from imagegen.settings import variable_names
@@ -52,7 +53,10 @@ def test_the_routes_are_those_of_the_http_door(url, service):
         answer = client.post("/generate", json=JOB)
         assert answer.headers["X-Request-ID"]
         here = asyncio.run(service.run(GenerateRequest(**JOB)))
-        assert answer.json()["images"] == here.images
+        there, ours = (from_base64(images[0]) for images in (answer.json()["images"], here.images))
+        # A replica is another process, with threads of its own: sums in another order round some pixels otherwise.
+        assert there.size == ours.size
+        assert all(high <= 2 for _, high in ImageChops.difference(there, ours).getextrema())
         reference = {"image": to_bytes(scene("circle", "red", "blue"))}
         edit = client.post("/edit", data={"prompt": "make the background green"}, files=reference)
         assert from_base64(edit.json()["images"][0]).size == (128, 128)
