@@ -23,6 +23,8 @@ from builder.micro.transformer import build_transformer
 from builder.micro.vae import build_vae, near_edges, to_tensor
 from imagegen.models import MICRO_PATH
 
+SMALL = dict.fromkeys(transformer.BATCH, 3)
+
 
 class Stopped(BaseException):
     pass
@@ -30,7 +32,7 @@ class Stopped(BaseException):
 
 def train(rank: int, folder: Path, processes: int, port: int, stop_at: int | None) -> None:
     """Five rounds, or a stop in the fourth; as one of several processes, which are spawned: no fixture reaches them."""
-    transformer._CHECKPOINT_EVERY = 2
+    transformer._CHECKPOINT_EVERY, transformer.BATCH = 2, SMALL
     if processes > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         torch.set_num_threads(1)
@@ -52,6 +54,7 @@ def train(rank: int, folder: Path, processes: int, port: int, stop_at: int | Non
 def tiny_pool(tmp_path, monkeypatch):
     """A folder with the stages before the transformer's, untrained and tiny."""
     monkeypatch.setattr(transformer, "_CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(transformer, "BATCH", SMALL)
     monkeypatch.setattr(pool, "_PIECE", 3)
     monkeypatch.setattr(pool, "COUNTS", {("generate", 64, 64): 8, ("edit", 64, 96): 4, ("combine3", 64, 64): 4})
     folder = tmp_path / "whole"
