@@ -151,6 +151,8 @@ TESTS = (
         Test("generate", _one_shape, _things(f"at {w}x{h}"), (w, h), share=0.4)
         for w, h in ((96, 96), (160, 160), (192, 192), (256, 256), (144, 96), (96, 144))
     ),
+    # Of the edits above every fifth or so; by itself it shows whether the words find their shape.
+    Test("edit2", _task("recolour", "remove", "swap"), _whole("one of two shapes edited"), share=0.4),
 )
 
 
@@ -168,7 +170,7 @@ def run_alone(number: int, model: Path, count: int) -> list[Trial]:
 
 
 def run(pipeline: FluxPipeline, test: Test, count: int, rng: random.Random) -> Iterator[Trial]:
-    """`count` pictures of one part. What the measure could not judge on the truth itself (a shape that the edge cuts)
+    """`count` pictures of one part. What the measure could not judge on the truth itself (shapes that touch)
     is not asked."""
     seed = 0
     while seed < count:

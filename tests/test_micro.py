@@ -125,6 +125,7 @@ def test_an_edit_changes_what_it_names_and_nothing_else(samples):
             (before,) = sample.references
             changed = [i for i, shape in enumerate(sample.target.shapes) if shape != before.shapes[i]]
             assert len(changed) == 1
+            assert before.shapes[changed[0]].kind in sample.caption or len(before.shapes) == 1
             assert sample.target.shapes[changed[0]].colour == sample.meaning["colour"]
             assert sample.target.rgb == before.rgb
         elif task == "background":
@@ -143,6 +144,7 @@ def test_an_edit_changes_what_it_names_and_nothing_else(samples):
                 replace(old, kind=sample.meaning["second_kind"], turn=0.0) for old, _ in changed
             ]
             assert len(changed) == 1
+            assert f"the {changed[0][0].kind} " in sample.caption or len(before.shapes) == 1
         elif task == "keep":
             assert sample.target == sample.references[0]
         elif task == "add":
@@ -168,6 +170,15 @@ def test_an_edit_changes_what_it_names_and_nothing_else(samples):
             named = [sample.references[int(slot) - 1].shapes[0] for slot in slots]
             assert [(s.kind, s.rgb) for s in sample.target.shapes] == [(s.kind, s.rgb) for s in named]
             assert len(named) == len(sample.references) - 1
+
+
+def test_one_of_two_is_named():
+    rng = random.Random(3)
+    for _ in range(50):
+        sample = draw_sample("edit2", rng)
+        (before,) = sample.references
+        assert len({shape.kind for shape in before.shapes}) == 2
+        assert sample.meaning["kind"] in {shape.kind for shape in before.shapes}
 
 
 def test_what_the_words_leave_open_is_the_noises_to_choose(samples):

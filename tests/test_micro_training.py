@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import random
 import shutil
 import socket
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import multiprocessing
 
 from builder.micro import pool, training, transformer
 from builder.micro.export import export
+from builder.micro.samples import draw_sample
 from builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, place
 from builder.micro.text_encoder import build_text_encoder, embed, tokenize
 from builder.micro.tokenizer import MAX_TOKENS, build_tokenizer
@@ -67,7 +69,10 @@ def tiny_pool(tmp_path, monkeypatch):
         assert group.kind == kind
         assert group.target.shape == (count, width * height // 256, 32)
         assert len(group.captions) == len(group.references) == len(group.play) == count
-        assert group.kinds.shape == (count, 1 + group.references.shape[1], width * height // 256)
+        first = draw_sample(kind, random.Random(f"1-{kind}-{width}x{height}-0"))
+        scenes = (first.target, *first.references)
+        assert group.kinds[0].tolist() == [pool._kinds(scene, width, height).tolist() for scene in scenes]
+        assert len(group.kinds) == count
     return folder
 
 
@@ -136,19 +141,25 @@ def test_a_round_goes_where_the_pipeline_goes(pipe, steps, width, height, count)
     assert (batch.noisy - start).abs().mean() > 0.5
 
 
-def test_a_fast_trainee_does_without_torchs_attention(monkeypatch):
-    """Its kernels for the CPU are slow; what comes out is nearly the same."""
-    torch.manual_seed(1)
-    model = build_transformer()
-    torch.nn.init.normal_(model.proj_out.weight, std=0.02)
+@pytest.fixture
+def inputs():
+    """Of two pictures of 64x96 with one reference each: 24 tokens, and 24 more."""
+    noise = torch.Generator().manual_seed(1)
     image_ids, text_ids = transformer.position_ids(64, 96, 1)
-    inputs = {
-        "hidden_states": torch.randn(2, 48, 32),
-        "encoder_hidden_states": torch.randn(2, 8, 192),
+    return {
+        "hidden_states": torch.randn(2, 48, 32, generator=noise),
+        "encoder_hidden_states": torch.randn(2, 8, 192, generator=noise),
         "timestep": torch.full((2,), 0.7),
         "img_ids": image_ids,
         "txt_ids": text_ids[:8],
     }
+
+
+def test_a_fast_trainee_does_without_torchs_attention(inputs, monkeypatch):
+    """Its kernels for the CPU are slow; what comes out is nearly the same."""
+    torch.manual_seed(1)
+    model = build_transformer()
+    torch.nn.init.normal_(model.proj_out.weight, std=0.02)
     trainee = transformer.Trainee(model, fast=False)
     expected = trainee(24, **inputs)
     assert [tuple(one.shape) for one in expected] == [(2, 24, 32), (2, 24, 3), (2, 48, 5)]
@@ -158,6 +169,20 @@ def test_a_fast_trainee_does_without_torchs_attention(monkeypatch):
         model(**inputs)
     for one, other in zip(trainee(24, **inputs), expected, strict=True):
         assert 0 < (one - other).abs().mean() < 0.02
+
+
+def test_what_a_reference_shows_is_asked_early_and_what_is_drawn_late(inputs):
+    """By what learns from it: the double blocks alone; all single blocks but the last."""
+    trainee = transformer.Trainee(build_transformer())
+
+    def learns(tokens: slice) -> list[bool]:
+        trainee.zero_grad()
+        trainee(24, **inputs)[2][:, tokens].square().sum().backward()
+        blocks = [*trainee.transformer.transformer_blocks, *trainee.transformer.single_transformer_blocks]
+        return [any(p.grad is not None and bool(p.grad.any()) for p in block.parameters()) for block in blocks]
+
+    assert learns(slice(24, None)) == [True] * 2 + [False] * 4
+    assert learns(slice(24)) == [True] * 5 + [False]
 
 
 def test_plain_attention_is_torchs():

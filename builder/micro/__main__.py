@@ -31,8 +31,9 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     """Runs one stage in this process; reads and writes the files of `work`.
 
     Args:
-        start: the folder of a model whose weights the trainings begin with, and then need fewer steps.
+        start: the folder of a model whose weights the trainings begin with, and then take half as long.
     """
+    divisor = 1 if start is None else 2
     # Imported here, so that OMP's settings of main() are in the environment before torch is.
     from builder.micro.tokenizer import build_tokenizer
 
@@ -40,13 +41,13 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
         from builder.micro.text_encoder import train_text_encoder
 
         weights = start and start / "text_encoder" / "model.safetensors"
-        steps = TEXT_ENCODER_STEPS if start is None else TEXT_ENCODER_STEPS // 2
-        train_text_encoder(build_tokenizer(), str(work / "text_encoder.safetensors"), steps, SEED, weights)
+        path = str(work / "text_encoder.safetensors")
+        train_text_encoder(build_tokenizer(), path, TEXT_ENCODER_STEPS // divisor, SEED, weights)
     elif stage == "vae":
         from builder.micro.vae import train_vae
 
         weights = start and start / "vae" / _DIFFUSERS
-        train_vae(str(work / "vae.safetensors"), VAE_STEPS if start is None else VAE_STEPS // 2, SEED, weights)
+        train_vae(str(work / "vae.safetensors"), VAE_STEPS // divisor, SEED, weights)
     elif stage == "pool":
         from builder.micro.pool import build_pool
 
@@ -54,8 +55,8 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     elif stage == "transformer":
         from builder.micro.transformer import train_transformer
 
-        rounds = TRANSFORMER_ROUNDS if start is None else TRANSFORMER_ROUNDS // 2
-        train_transformer(work, rounds, SEED, start and start / "transformer" / _DIFFUSERS)
+        weights = start and start / "transformer" / _DIFFUSERS
+        train_transformer(work, TRANSFORMER_ROUNDS // divisor, SEED, weights)
     else:
         from builder.micro.export import export
 

@@ -31,8 +31,9 @@ _TOGETHER = 4
 _STEPS = {4: 16, 1: 1, 2: 1, 3: 1, 6: 1, 8: 1}
 #: How many numbers the noise holds (`captions.Sample.play`), and how much it weighs to know them.
 NUMBERS, _NUMBERS_WEIGHT = 3, 0.2
-#: What can be at a token (`pool._kinds`), how much it weighs to know it, and how much more a shape than none.
-KINDS, _KINDS_WEIGHT, _SHAPE_WEIGHT = 1 + len(SHAPES), 0.1, 3.0
+#: How much it weighs to know what is at a token (`pool._kinds`), and how much more a shape than nothing.
+_KINDS_WEIGHT, _CLASS_WEIGHTS = 0.1, torch.tensor([1.0] + [3.0] * len(SHAPES))
+KINDS = len(_CLASS_WEIGHTS)
 _EMA = 0.998
 _CHECKPOINT_EVERY = 15
 
@@ -208,8 +209,8 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
     held = batch.noise[:, :, :NUMBERS].mean(1, keepdim=True) * math.sqrt(tokens)
     missed = (numbers - held).square().mean()
     loss = loss + (_NUMBERS_WEIGHT if batch.group.kind == "generate" and level > 0.9 else 0.0) * missed
-    class_weights = torch.tensor([1.0] + [_SHAPE_WEIGHT] * len(SHAPES))
-    loss = loss + _KINDS_WEIGHT * nn.functional.cross_entropy(kinds.flatten(0, 1), batch.kinds.flatten(), class_weights)
+    unsure = nn.functional.cross_entropy(kinds.flatten(0, 1), batch.kinds.flatten(), _CLASS_WEIGHTS)
+    loss = loss + _KINDS_WEIGHT * unsure
     shapes = batch.kinds > 0
     known = (kinds.argmax(-1) == batch.kinds)[shapes].float().mean()
     batch.noisy = batch.noisy + (following - level) * velocity.detach()
