@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing
 
 from builder.micro import pool, training, transformer
+from builder.micro.edits import edit_one_of_two
 from builder.micro.export import export
 from builder.micro.samples import draw_sample
 from builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, place
@@ -72,7 +74,8 @@ def tiny_pool(tmp_path, monkeypatch):
         first = draw_sample(kind, random.Random(f"1-{kind}-{width}x{height}-0"))
         scenes = (first.target, *first.references)
         assert group.kinds[0].tolist() == [pool._kinds(scene, width, height).tolist() for scene in scenes]
-        assert len(group.kinds) == count
+        assert group.outlines[0].tolist() == [pool._outlines(scene, width, height).tolist() for scene in scenes]
+        assert len(group.kinds) == len(group.outlines) == count
     return folder
 
 
@@ -129,10 +132,11 @@ def test_a_round_goes_where_the_pipeline_goes(pipe, steps, width, height, count)
     nothing = torch.zeros_like(start)
     references = torch.stack(packed, 1) if packed else torch.empty(1, 0, *nothing.shape[1:])
     kinds = torch.zeros(1, 1 + count, nothing.shape[1], dtype=torch.long)
-    group = pool.Group(
-        "edit", width, height, torch.tensor([0]), nothing, references, torch.full((1, 3), math.nan), kinds
-    )
-    batch = transformer.Batch(group, nothing, references.flatten(1, 2), text, kinds.flatten(1, 2), start, start)
+    outlines = torch.zeros(*kinds.shape, pool.CELLS, dtype=torch.bool)
+    free = torch.full((1, 3), math.nan)
+    group = pool.Group("edit", width, height, torch.tensor([0]), nothing, references, free, kinds, outlines)
+    labels = kinds.flatten(1, 2), outlines.flatten(1, 2)
+    batch = transformer.Batch(group, nothing, references.flatten(1, 2), text, *labels, start, start)
     trainee = transformer.Trainee(copy.deepcopy(pipe.transformer), fast=False)
     with torch.no_grad():
         for (number, moved, _), wanted in zip(transformer.sample(trainee, [batch], steps), seen, strict=True):
@@ -162,7 +166,7 @@ def test_a_fast_trainee_does_without_torchs_attention(inputs, monkeypatch):
     torch.nn.init.normal_(model.proj_out.weight, std=0.02)
     trainee = transformer.Trainee(model, fast=False)
     expected = trainee(24, **inputs)
-    assert [tuple(one.shape) for one in expected] == [(2, 24, 32), (2, 24, 3), (2, 48, 5)]
+    assert [tuple(one.shape) for one in expected] == [(2, 24, 32), (2, 24, 3), (2, 48, 5), (2, 48, 64)]
     trainee.fast = True
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
     with pytest.raises(TypeError):
@@ -197,6 +201,27 @@ def test_the_pool_says_which_shape_is_where():
     assert (shown[3:5, 2:4] == 1 + SHAPES.index("star")).all()
     assert (shown[3:5, 8:10] == 1 + SHAPES.index("circle")).all()
     assert set(shown[:, :1].flat) | set(shown[:, 5:7].flat) | set(shown[0]) | set(shown[7]) == {0}
+
+
+def test_the_pool_tells_outlines_of_shapes_in_any_colour():
+    """Cell by cell, where the tokens are: a turned square of the background's own colour, and a white star."""
+    square, star = replace(place("square", "red", "left", "small"), turn=20.0), place("star", "white", "right", "big")
+    cells = torch.from_numpy(pool._outlines(Scene("red", COLOURS["red"], (square, star)), 192, 128))
+    shown = cells.view(8, 12, 8, 8).transpose(1, 2).reshape(64, 96)
+    white = tuple(replace(shape, rgb=(255, 255, 255)) for shape in (square, star))
+    drawn = to_tensor([Scene("black", (0, 0, 0), white).draw(192, 128)])[0, 0]
+    expected = torch.nn.functional.avg_pool2d(drawn[None], 2)[0] > 0
+    assert (shown != expected).float().mean() < 0.005
+    assert 0.1 < shown.float().mean() < 0.3
+
+
+def test_no_two_shapes_of_a_reference_touch():
+    rng = random.Random(1)
+    for _ in range(300):
+        left, right = edit_one_of_two(rng).references[0].shapes
+        assert left.x + left.radius < 0.5 < right.x - right.radius
+        assert all(shape.x - shape.radius > 0 and shape.x + shape.radius < 1 for shape in (left, right))
+        assert min(left.radius, right.radius) > 0.1
 
 
 def test_edges_weigh_more_in_the_vaes_loss():

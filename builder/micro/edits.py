@@ -21,14 +21,21 @@ def _reference(rng: random.Random, kinds: int = 1) -> Scene:
     for kind, position in zip(chosen, ["left", "right"] if kinds == 2 else [rng.choice(list(POSITIONS))], strict=True):
         colour = rng.choice([c for c in COLOURS if c != background])
         shape = scatter(place(kind, colour, position, rng.choice(["small", "medium", "medium", "big"])), rng)
-        shapes.append(inside(replace(shape, radius=min(shape.radius, 0.2)) if kinds == 2 else shape))
+        shapes.append(_in_half(shape, position) if kinds == 2 else inside(shape))
     return Scene(background, shade(background, rng), tuple(shapes), rng.random() < 0.15)
+
+
+def _in_half(shape: Shape, side: str) -> Shape:
+    """The shape, made and moved so that it stays on its side: of two that touch nobody could tell which is which."""
+    shape = inside(replace(shape, radius=min(shape.radius, 0.2)))
+    middle = 0.48 - shape.radius if side == "left" else 0.52 + shape.radius
+    return replace(shape, x=min(shape.x, middle) if side == "left" else max(shape.x, middle))
 
 
 #: The changes of an edit, and how often each.
 _CHANGES = {
-    "recolour": 14, "background": 14, "remove": 10, "swap": 22, "keep": 2,
-    "add": 6, "move": 16, "enlarge": 9, "shrink": 9
+    "recolour": 10, "background": 20, "remove": 8, "swap": 18, "keep": 2,
+    "add": 4, "move": 18, "enlarge": 10, "shrink": 10
 }  # fmt: skip
 #: How often an edit's reference shows two shapes.
 _TWO, _TWO_TO_REMOVE = 0.2, 0.6

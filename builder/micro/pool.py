@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,16 +31,19 @@ from builder.micro.vae import build_vae, to_tensor
 
 #: (kind of sample, width, height): how many. Mostly the size that the model is asked for, enough of others to cope.
 COUNTS: dict[tuple[str, int, int], int] = {
-    ("generate", 128, 128): 6000,
-    ("edit", 128, 128): 11000,
+    ("generate", 128, 128): 5000,
+    ("edit", 128, 128): 14000,
     ("edit2", 128, 128): 5000,
     ("combine", 128, 128): 1500,
     ("combine3", 128, 128): 2500,
     ("combine4", 128, 128): 2500,
     **{("generate", w, h): 500 for w, h in ((96, 96), (160, 160), (144, 96), (96, 144), (192, 128), (128, 192))},
-    **{("generate", w, h): 1000 for w, h in ((192, 192), (256, 256))},
+    **{("generate", w, h): 1500 for w, h in ((192, 192), (256, 256))},
     **{("edit", w, h): 500 for w, h in ((96, 96), (144, 96), (96, 144), (192, 128), (128, 192), (192, 192))},
 }
+#: A token is 16 pixels wide and high; its outline is told in cells of 2 by 2.
+_CELL, _ACROSS = 2, 8
+CELLS = _ACROSS * _ACROSS
 _PIECE = 500  # samples that one process draws and encodes at a time
 #: References as other hands make them: with hard edges, and as JPEG of such a quality.
 _HARD_EDGES, _JPEG, _QUALITY = 0.15, 0.2, (40, 90)
@@ -50,7 +53,8 @@ _HARD_EDGES, _JPEG, _QUALITY = 0.15, 0.2, (40, 90)
 class Group:
     """Samples of one kind and size. `captions` (N,) indexes the embeddings; `target` (N, tokens, 32) and `references`
     (N, R, tokens, 32) hold packed, normalised latents; `play` (N, 3) what the noise must hold, NaN where it is free;
-    `kinds` (N, 1 + R, tokens) which shape is at each token of the target and the references (see _kinds)."""
+    `kinds` (N, 1 + R, tokens) which shape is at each token of the target and the references (see _kinds), `outlines`
+    (N, 1 + R, tokens, CELLS) which cells of each token a shape covers (see _outlines)."""
 
     kind: str
     width: int
@@ -60,6 +64,7 @@ class Group:
     references: Tensor
     play: Tensor
     kinds: Tensor
+    outlines: Tensor
 
 
 @dataclass
@@ -90,8 +95,8 @@ def build_pool(work: Path, seed: int) -> None:
         for (kind, width, height), count in COUNTS.items():
             asked, *tensors = zip(*itertools.islice(drawn, -(-count // _PIECE)), strict=True)
             indices = torch.tensor([numbers.setdefault(text, len(numbers)) for text in itertools.chain(*asked)])
-            target, references, play, kinds = (torch.from_numpy(np.concatenate(parts)) for parts in tensors)
-            groups.append(Group(kind, width, height, indices, target, references, play, kinds))
+            arrays = (torch.from_numpy(np.concatenate(parts)) for parts in tensors)
+            groups.append(Group(kind, width, height, indices, *arrays))
             print(f"pool: {count} of {kind} at {width}x{height}", flush=True)
 
     seen = groups[0].target.flatten(0, 1)
@@ -123,23 +128,25 @@ def _open_vae(work: Path) -> None:
 @torch.no_grad()
 def _draw(
     piece: tuple[str, int, int, int, int], seed: int
-) -> tuple[list[str], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Captions, `target`, `references`, `play` and `kinds` (see Group, not yet normalised) of a piece (kind, width,
-    height, where it begins, how many), in a process with one thread. Arrays, since tensors would go through shared
-    memory."""
+) -> tuple[list[str], *tuple[NDArray[np.float32], ...], NDArray[np.int64], NDArray[np.bool_]]:
+    """Captions, `target`, `references`, `play`, `kinds` and `outlines` (see Group, not yet normalised) of a piece
+    (kind, width, height, where it begins, how many), in a process with one thread. Arrays, since tensors would go
+    through shared memory."""
     vae = _vae[0]
     kind, width, height, at, count = piece
     rng = random.Random(f"{seed}-{kind}-{width}x{height}-{at}")
     samples = [draw_sample(kind, rng) for _ in range(count)]
     play = np.array([[math.nan if u is None else u for u in s.play] for s in samples], dtype=np.float32)
-    kinds = np.array([[_kinds(scene, width, height) for scene in (s.target, *s.references)] for s in samples])
+    scenes = [(s.target, *s.references) for s in samples]
+    kinds = np.array([[_kinds(scene, width, height) for scene in several] for several in scenes])
+    outlines = np.array([[_outlines(scene, width, height) for scene in several] for several in scenes])
     target = _latents(vae, (s.target.draw(width, height) for s in samples))
     references = [
         _latents(vae, (as_found(s.references[i], width, height, rng) for s in samples))
         for i in range(len(samples[0].references))
     ]
     stacked = torch.stack(references, 1) if references else target.new_zeros(count, 0, *target.shape[1:])
-    return [s.caption for s in samples], target.numpy(), stacked.numpy(), play, kinds
+    return [s.caption for s in samples], target.numpy(), stacked.numpy(), play, kinds, outlines
 
 
 def _kinds(scene: Scene, width: int, height: int) -> NDArray[np.int64]:
@@ -151,6 +158,15 @@ def _kinds(scene: Scene, width: int, height: int) -> NDArray[np.int64]:
         distance = np.hypot(columns - shape.x * width, rows - shape.y * height)
         kinds[distance < shape.radius * min(width, height)] = 1 + SHAPES.index(shape.kind)
     return kinds
+
+
+def _outlines(scene: Scene, width: int, height: int) -> NDArray[np.bool_]:
+    """Which cells of each token (tokens, CELLS) the shapes cover by half or more, whatever their colours."""
+    shapes = tuple(replace(shape, rgb=(255, 255, 255)) for shape in scene.shapes)
+    drawn = Scene("black", (0, 0, 0), shapes).draw(width // _CELL, height // _CELL).getchannel(0)
+    cells = np.asarray(drawn).reshape(height // 16, _ACROSS, width // 16, _ACROSS).transpose(0, 2, 1, 3)
+    covered: NDArray[np.bool_] = cells.reshape(-1, CELLS) >= 128
+    return covered
 
 
 def as_found(scene: Scene, width: int, height: int, rng: random.Random) -> Image.Image:

@@ -17,12 +17,12 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, distributed, nn
 
-from builder.micro.pool import Group, Pool
+from builder.micro.pool import CELLS, Group, Pool
 from builder.micro.scenes import SHAPES
 from builder.micro.training import Progress, load, save
 
 #: How often each kind is trained, and its batch at 128x128 in each process.
-SHARES = {"generate": 0.22, "edit": 0.36, "edit2": 0.16, "combine": 0.04, "combine3": 0.1, "combine4": 0.12}
+SHARES = {"generate": 0.2, "edit": 0.44, "edit2": 0.15, "combine": 0.04, "combine3": 0.07, "combine4": 0.1}
 BATCH = {"generate": 32, "edit": 24, "edit2": 24, "combine": 16, "combine3": 12, "combine4": 10}
 LEARNING_RATE, _CONTINUED = 2e-3, 1e-3  # from nothing, and from trained weights
 #: Batches of a round: in turn, for several steps in a row with the same pictures led the weights astray.
@@ -34,6 +34,8 @@ NUMBERS, _NUMBERS_WEIGHT = 3, 0.2
 #: How much it weighs to know what is at a token (`pool._kinds`), and how much more a shape than nothing.
 _KINDS_WEIGHT, _CLASS_WEIGHTS = 0.1, torch.tensor([1.0] + [3.0] * len(SHAPES))
 KINDS = len(_CLASS_WEIGHTS)
+#: How much it weighs to know the outline at a token (`pool._outlines`).
+_OUTLINES_WEIGHT = 0.5
 _EMA = 0.998
 _CHECKPOINT_EVERY = 15
 
@@ -97,11 +99,11 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tens
 
 
 class Trainee(nn.Module):
-    """The transformer, with two auxiliary heads that tell what its tokens know; they are not kept.
+    """The transformer, with auxiliary heads that tell what its tokens know; they are not kept.
 
     They ask directly for what the error of the pictures alone hardly teaches: the numbers that the noise holds were
     found within some hundred steps (next to nothing of them in 1,750 steps without); which shape is where decides what
-    to draw, and which of two the words mean.
+    to draw, and which of two the words mean; its outline, whatever the colours, keeps its corners and its turn.
 
     Args:
         fast: computes in bfloat16, 1.35 times as fast where the processor knows it, and with `plain_attention`.
@@ -110,9 +112,9 @@ class Trainee(nn.Module):
     def __init__(self, transformer: Flux2Transformer2DModel, fast: bool = True) -> None:
         super().__init__()
         self.transformer, self.fast = transformer, fast
-        self.numbers, self.kinds = (
+        self.numbers, self.shapes = (
             nn.Sequential(nn.LayerNorm(transformer.inner_dim), nn.Linear(transformer.inner_dim, count))
-            for count in (NUMBERS, KINDS)
+            for count in (NUMBERS, KINDS + CELLS)
         )
         self._early = self._late = torch.empty(0)
         transformer.transformer_blocks[-1].register_forward_hook(self._keep_early)
@@ -124,10 +126,11 @@ class Trainee(nn.Module):
     def _keep_late(self, _: nn.Module, __: object, out: Tensor) -> None:
         self._late = out[:, -self._early.shape[1] :]
 
-    def forward(self, tokens: int, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, tokens: int, **inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The velocity (B, tokens, C); what each of the picture's `tokens` takes the noise's numbers to be (B, tokens,
-        NUMBERS), behind the double blocks; and the logits of what is at each token, references' included (B, all,
-        KINDS): of a reference behind the double blocks, of the picture to come before the last block."""
+        NUMBERS), behind the double blocks; and the logits of which shape is at each token, references' included (B,
+        all, KINDS), and of which cells of it are covered (B, all, CELLS): of a reference behind the double blocks, of
+        the picture to come before the last block."""
         attention = plain_attention if self.fast else nn.functional.scaled_dot_product_attention
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=self.fast),
@@ -135,20 +138,22 @@ class Trainee(nn.Module):
         ):
             velocity = self.transformer(**inputs, return_dict=False)[0][:, :tokens]
             numbers = self.numbers(self._early[:, :tokens])
-            kinds = self.kinds(torch.cat([self._late[:, :tokens], self._early[:, tokens:]], 1))
-        return velocity.float(), numbers.float(), kinds.float()
+            shapes = self.shapes(torch.cat([self._late[:, :tokens], self._early[:, tokens:]], 1)).float()
+        return velocity.float(), numbers.float(), shapes[..., :KINDS], shapes[..., KINDS:]
 
 
 @dataclass
 class Batch:
     """Samples on their way from noise to picture: `noisy` (B, tokens, 32) is where the model itself has come to;
-    `references` (B, R * tokens, 32), `kinds` (B, (1 + R) * tokens), the target's first."""
+    `references` (B, R * tokens, 32), `kinds` (B, (1 + R) * tokens) and `outlines` (B, (1 + R) * tokens, CELLS), the
+    target's first."""
 
     group: Group
     target: Tensor
     references: Tensor
     text: Tensor
     kinds: Tensor
+    outlines: Tensor
     noise: Tensor
     noisy: Tensor
 
@@ -159,19 +164,22 @@ def draw_batch(group: Group, pool: Pool, rng: torch.Generator) -> Batch:
     chosen = torch.randint(0, len(group.captions), (size,), generator=rng)
     target, references = group.target[chosen], group.references[chosen].flatten(1, 2)
     noise = hold(torch.randn(target.shape, generator=rng), group.play[chosen])
-    text, kinds = pool.embeddings[group.captions[chosen]].float(), group.kinds[chosen].flatten(1, 2)
-    return Batch(group, target, references, text, kinds, noise, noise)
+    text = pool.embeddings[group.captions[chosen]].float()
+    kinds, outlines = (labels[chosen].flatten(1, 2) for labels in (group.kinds, group.outlines))
+    return Batch(group, target, references, text, kinds, outlines, noise, noise)
 
 
 @dataclass
 class Step:
     """What a sampling step of a batch came to: the loss, the mean squared error of the picture that the model foresees,
-    that of the noise's numbers, and the share of shapes' tokens whose kind it knows (NaN where there is no shape)."""
+    that of the noise's numbers, the share of shapes' tokens whose kind it knows (NaN where there is no shape), and the
+    cross entropy of their outlines."""
 
     loss: Tensor
     error: float
     numbers: float
     known: float
+    blurred: float
 
 
 def sample(model: nn.Module, batches: list[Batch], steps: int) -> Iterator[tuple[int, Batch, Step]]:
@@ -190,7 +198,7 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
     """One sampling step, from noise level `level` to `following`: moves `batch.noisy` there."""
     count, tokens = batch.target.shape[:2]
     image_ids, text_ids = position_ids(batch.group.width, batch.group.height, batch.group.references.shape[1])
-    velocity, numbers, kinds = model(
+    velocity, numbers, kinds, outlines = model(
         tokens,
         hidden_states=torch.cat([batch.noisy, batch.references], 1),
         encoder_hidden_states=batch.text,
@@ -200,9 +208,10 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
     )
     foreseen = batch.noisy - level * velocity
     error = (foreseen - batch.target).square().mean(-1)  # (B, tokens)
-    # What is not background is a small part of the picture and all of its meaning.
-    different = (batch.target - batch.target[:, :1]).square().mean(-1) > 0.05
-    weight = 1 + 2 * different.float()
+    # What is not background is a small part of the picture and all of its meaning. Of an outline in orange on red or
+    # blue on purple, and of a corner that just reaches a token, the error is a tenth of one in white on black.
+    different = (batch.target - batch.target[:, :1]).square().mean(-1)
+    weight = 1 + batch.outlines[:, :tokens].any(-1) * 4 / (different + 0.5)
     loss = (error * weight).sum() / weight.sum()
     # Where nothing of the picture is to be seen yet, the tokens are to know the noise's numbers. Also where this weighs
     # nothing it is in the sum: DistributedDataParallel wants a gradient of every weight.
@@ -211,10 +220,12 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
     loss = loss + (_NUMBERS_WEIGHT if batch.group.kind == "generate" and level > 0.9 else 0.0) * missed
     unsure = nn.functional.cross_entropy(kinds.flatten(0, 1), batch.kinds.flatten(), _CLASS_WEIGHTS)
     loss = loss + _KINDS_WEIGHT * unsure
+    blurred = nn.functional.binary_cross_entropy_with_logits(outlines, batch.outlines.float())
+    loss = loss + _OUTLINES_WEIGHT * blurred
     shapes = batch.kinds > 0
     known = (kinds.argmax(-1) == batch.kinds)[shapes].float().mean()
     batch.noisy = batch.noisy + (following - level) * velocity.detach()
-    return Step(loss, error.mean().item(), missed.item(), known.item())
+    return Step(loss, error.mean().item(), missed.item(), known.item(), blurred.item())
 
 
 def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) -> None:
@@ -282,7 +293,7 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
                     mean.lerp_(value, 1 - min(_EMA, (number + 1) / (number + 2)))
             kind = batch.group.kind
             if at == 0:
-                progress.note(**{f"{kind}/first": step.error, "shapes": step.known})
+                progress.note(**{f"{kind}/first": step.error, "shapes": step.known, "outlines": step.blurred})
                 if kind == "generate":
                     progress.note(numbers=step.numbers)
             if at == steps - 1:
