@@ -6,7 +6,10 @@ import os
 import random
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from diffusers import Flux2KleinPipeline
 from safetensors.torch import load_file
 from torch import multiprocessing
 
-from builder.micro import pool, training, transformer
+from builder.micro import pool, text_encoder, training, transformer, vae
 from builder.micro.edits import edit_one_of_two
 from builder.micro.export import export
 from builder.micro.samples import draw_sample
@@ -34,24 +37,31 @@ class Stopped(BaseException):
     pass
 
 
+@contextmanager
+def stopping(at: int | None) -> Iterator[None]:
+    """Stops a training at the end of its step `at`, which is not told any more."""
+    done = training.Progress.__call__
+
+    def stop(progress, step, **values):
+        if step == at:
+            raise Stopped
+        done(progress, step, **values)
+
+    training.Progress.__call__ = stop
+    try:
+        yield
+    finally:
+        training.Progress.__call__ = done
+
+
 def train(rank: int, folder: Path, processes: int, port: int, stop_at: int | None) -> None:
     """Five rounds, or a stop in the fourth; as one of several processes, which are spawned: no fixture reaches them."""
     transformer._CHECKPOINT_EVERY, transformer.BATCH = 2, SMALL
     if processes > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         torch.set_num_threads(1)
-    done = training.Progress.__call__
-
-    def stop(progress, step):
-        if step == stop_at:
-            raise Stopped
-        done(progress, step)
-
-    training.Progress.__call__ = stop
-    try:
+    with stopping(stop_at):
         transformer.train_transformer(folder, 5, 1, None)
-    finally:
-        training.Progress.__call__ = done
 
 
 @pytest.fixture
@@ -97,6 +107,30 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
     assert same_weights(tiny_pool, stopped)
     start, trained = build_transformer().state_dict(), load_file(stopped / "transformer.safetensors")
     assert not all(torch.equal(trained[name], start[name]) for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("module", "train"),
+    [
+        (text_encoder, partial(text_encoder.train_text_encoder, build_tokenizer())),
+        (vae, vae.train_vae),
+    ],
+)
+def test_the_other_parts_go_on_as_well(module, train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 2)
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    train(whole, 4, 1, None)
+    with pytest.raises(Stopped), stopping(3):
+        train(stopped, 4, 1, None)
+    assert not stopped.exists()
+    with pytest.raises(ValueError, match=r"stopped\.pt is of 4 steps; it cannot go on with 6"):
+        train(stopped, 6, 1, None)
+    told: list[int] = []
+    monkeypatch.setattr(training.Progress, "__call__", lambda _, step, **values: told.append(step))
+    train(stopped, 4, 1, None)
+    assert told == [2, 3]
+    first, second = load_file(whole), load_file(stopped)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """`make micro`: the miniature model from nothing, or from the weights of one that is there (`--init-from FOLDER`).
 
-Each stage leaves its result in `build/micro` and is skipped when that is there; a transformer that was stopped goes on
+Each stage leaves its result in `build/micro` and is skipped when that is there; a training that was stopped goes on
 from its last checkpoint, optimizer and all. `--stage export` makes a model of what it has so far. Another recipe or
 another start wants another `--work`.
 """
@@ -41,13 +41,13 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
         from builder.micro.text_encoder import train_text_encoder
 
         weights = start and start / "text_encoder" / "model.safetensors"
-        path = str(work / "text_encoder.safetensors")
+        path = work / "text_encoder.safetensors"
         train_text_encoder(build_tokenizer(), path, TEXT_ENCODER_STEPS // divisor, SEED, weights)
     elif stage == "vae":
         from builder.micro.vae import train_vae
 
         weights = start and start / "vae" / _DIFFUSERS
-        train_vae(str(work / "vae.safetensors"), VAE_STEPS // divisor, SEED, weights)
+        train_vae(work / "vae.safetensors", VAE_STEPS // divisor, SEED, weights)
     elif stage == "pool":
         from builder.micro.pool import build_pool
 

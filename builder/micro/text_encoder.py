@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from builder.micro.captions import SLOTS, Sample
 from builder.micro.samples import draw_sample
 from builder.micro.tokenizer import MAX_TOKENS
-from builder.micro.training import Progress, load, save
+from builder.micro.training import Checkpoint, Progress, load, save
 
 HIDDEN = 64
 #: States that the pipeline stacks; the same numbers as klein's.
 STATES = (9, 18, 27)
 #: Share of each kind of sample, here and in the VAE (edit2's words are edit's).
 SHARES = {"generate": 0.4, "edit": 0.4, "combine": 0.08, "combine3": 0.06, "combine4": 0.06}
+_CHECKPOINT_EVERY = 50
 
 
 def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -110,20 +111,27 @@ def draw_samples(count: int, rng: random.Random) -> list[Sample]:
 
 
 def train_text_encoder(
-    tokenizer: PreTrainedTokenizerFast, path: str, steps: int, seed: int, start: Path | None
+    tokenizer: PreTrainedTokenizerFast, path: Path, steps: int, seed: int, start: Path | None
 ) -> None:
-    """Trains and writes the weights to `path` (safetensors); begins with those of `start` where it is given."""
+    """Trains and writes the weights to `path` (safetensors); begins with those of `start` where it is given, and goes
+    on from a checkpoint beside `path` if there is one.
+
+    Raises:
+        ValueError: the checkpoint is of another number of steps.
+    """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     model, meaning = build_text_encoder(tokenizer), Meaning()
     if start is not None:
         load(model, start)
     optimizer = torch.optim.AdamW([*model.parameters(), *meaning.parameters()], lr=2e-3, weight_decay=0.01)
-    progress = Progress("text encoder", steps)
-    for step in range(steps):
+    parts = {"model": model, "meaning": meaning, "optimizer": optimizer}
+    checkpoint = Checkpoint(path.with_suffix(".pt"), parts, {"steps": steps})
+    first = checkpoint.restore()
+    progress = Progress("text encoder", steps, first)
+    for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 30) * (1 - step / steps)
-        samples = draw_samples(128, rng)
+        samples = draw_samples(128, random.Random(f"{seed}-{step}"))
         ids, mask = tokenize(tokenizer, [s.caption for s in samples])
         loss, right = meaning.loss(embed(model, ids, mask), mask, labels_of(samples))
         optimizer.zero_grad(set_to_none=True)
@@ -131,4 +139,6 @@ def train_text_encoder(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         progress(step, loss=loss.item(), right=right)
+        if (step + 1) % _CHECKPOINT_EVERY == 0:
+            checkpoint.save(step + 1)
     save(model, path)

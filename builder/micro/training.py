@@ -1,4 +1,4 @@
-"""What the three trainings share: a progress line with an estimate, and weights written in one go."""
+"""What the three trainings share: a progress line with an estimate, checkpoints, and weights written in one go."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -34,6 +35,45 @@ class Progress:
         left = pace * (self._steps - done) / 60
         print(f"{self._name} {done}/{self._steps}  {figures}  {pace:.3f} s each, {left:.0f} min left", flush=True)
         self._sums.clear()
+
+
+class Checkpoint:
+    """Lets a training go on as if it had not been stopped, if what it draws at random is seeded by the step.
+
+    Args:
+        parts: what the training changes, by name.
+        recipe: what must be the same to go on, by name.
+    """
+
+    def __init__(
+        self, path: Path, parts: dict[str, nn.Module | torch.optim.Optimizer], recipe: dict[str, float]
+    ) -> None:
+        self._path, self._parts, self._recipe = path, parts, recipe
+
+    def restore(self) -> int:
+        """Puts the parts back as they were saved; returns how many steps were done, 0 where nothing was saved.
+
+        Raises:
+            ValueError: the checkpoint is of another recipe.
+        """
+        if not self._path.exists():
+            return 0
+        state = torch.load(self._path, weights_only=True)
+        for name, wanted in self._recipe.items():
+            if state[name] != wanted:
+                raise ValueError(f"{self._path} is of {state[name]} {name}; it cannot go on with {wanted}")
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        done: int = state["done"]
+        return done
+
+    def save(self, done: int) -> None:
+        """After `done` steps; a stop amid it leaves the checkpoint before."""
+        partial = Path(f"{self._path}.part")
+        torch.save(
+            {**{name: part.state_dict() for name, part in self._parts.items()}, **self._recipe, "done": done}, partial
+        )
+        os.replace(partial, self._path)
 
 
 def save(model: nn.Module, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from builder.micro.pool import CELLS, Group, Pool
 from builder.micro.scenes import SHAPES
-from builder.micro.training import Progress, load, save
+from builder.micro.training import Checkpoint, Progress, load, save
 
 #: How often each kind is trained, and its batch at 128x128 in each process.
 SHARES = {"generate": 0.2, "edit": 0.44, "edit2": 0.15, "combine": 0.04, "combine3": 0.07, "combine4": 0.1}
@@ -254,16 +254,12 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
     averaged.load_state_dict(model.state_dict())
     trainee = Trainee(model)
     optimizer = torch.optim.AdamW(trainee.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
-    checkpoint, first = work / "transformer.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for name, wanted in (("processes", world), ("rounds", rounds), ("rate", rate)):
-            if state[name] != wanted:
-                raise ValueError(f"{checkpoint} is of {state[name]} {name}; it cannot go on with {wanted}")
-        trainee.load_state_dict(state["trainee"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["round"]
+    checkpoint = Checkpoint(
+        work / "transformer.pt",
+        {"trainee": trainee, "averaged": averaged, "optimizer": optimizer},
+        {"processes": world, "rounds": rounds, "rate": rate},
+    )
+    first = checkpoint.restore()
     trained: nn.Module = trainee
     if world > 1:
         distributed.init_process_group("gloo")
@@ -302,14 +298,7 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
             continue
         progress(number)
         if (number + 1) % _CHECKPOINT_EVERY == 0:
-            state = {
-                "trainee": trainee.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            state |= {"round": number + 1, "processes": world, "rounds": rounds, "rate": rate}
-            torch.save(state, work / "transformer.pt.part")
-            os.replace(work / "transformer.pt.part", checkpoint)
+            checkpoint.save(number + 1)
     if rank == 0:
         save(averaged, work / "transformer.safetensors")
     if world > 1:

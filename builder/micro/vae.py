@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from builder.micro.scenes import Scene
 from builder.micro.text_encoder import draw_samples
-from builder.micro.training import Progress, load, save
+from builder.micro.training import Checkpoint, Progress, load, save
 
 CHANNELS = (8, 16, 32, 64)
 LATENTS = 8
@@ -31,6 +31,7 @@ _CONSTANT = 7  # the channel that holds a constant, the last of the narrowest le
 _LEVEL = 8.0  # its value, well above what pictures in -1..1 reach
 _LIFT = 3.0  # SiLU is nearly the identity plus a constant from here up
 _EDGES = 4.0  # how much more a pixel near an edge weighs
+_CHECKPOINT_EVERY = 250
 
 
 def build_vae() -> AutoencoderKLFlux2:
@@ -114,18 +115,27 @@ def near_edges(images: Tensor) -> Tensor:
     return near
 
 
-def train_vae(path: str, steps: int, seed: int, start: Path | None) -> None:
+def train_vae(path: Path, steps: int, seed: int, start: Path | None) -> None:
     """Trains on whole scenes (crops would teach the norms other statistics) and writes the weights to `path`; begins
-    with those of the file `start` where it is given."""
+    with those of the file `start` where it is given, and goes on from a checkpoint beside `path` if there is one.
+
+    Raises:
+        ValueError: the checkpoint is of another number of steps or rate, as with another `start`.
+    """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     vae, rate = build_vae(), 2e-3
     if start is not None:
         load(vae, start)
         rate = 1e-3  # more would first undo what is there
     optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    progress = Progress("vae", steps)
-    for step in range(steps):
+    checkpoint = Checkpoint(
+        path.with_suffix(".pt"), {"vae": vae, "optimizer": optimizer}, {"steps": steps, "rate": rate}
+    )
+    first = checkpoint.restore()
+    progress = Progress("vae", steps, first)
+    for step in range(first, steps):
+        torch.manual_seed(seed * 10_000_000 + step)
+        rng = random.Random(f"{seed}-{step}")
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
         size, count = (
@@ -147,4 +157,6 @@ def train_vae(path: str, steps: int, seed: int, start: Path | None) -> None:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         progress(step, **{f"error_of_255_at_{size[0]}x{size[1]}": error.mean().item() * 127.5})
+        if (step + 1) % _CHECKPOINT_EVERY == 0:
+            checkpoint.save(step + 1)
     save(vae, path)
