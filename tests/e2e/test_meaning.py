@@ -96,8 +96,10 @@ def test_two_shapes(draw):
     ]
 
 
-CIRCLE, SQUARE = shape("circle", "yellow", x=0.4), shape("square", "red")
+CIRCLE, SUN, SQUARE = shape("circle", "yellow", x=0.4), shape("circle", "yellow"), shape("square", "red")
 ALONE = shape("circle", "red", x=0.7, radius=0.16)
+LEFT, RIGHT = shape("square", "yellow", x=0.26, radius=0.17), shape("circle", "red", x=0.72, radius=0.17)
+FAINT = shape("square", "blue", x=0.55, radius=0.16)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,19 @@ ALONE = shape("circle", "red", x=0.7, radius=0.16)
             "make the circle smaller",
             scene("black", shape("circle", "yellow", radius=0.3)),
             scene("black", shape("circle", "yellow", radius=0.18)),
+        ),
+        ("turn the circle into a star", scene("purple", SUN), scene("purple", shape("star", "yellow"))),
+        ("remove the circle", scene("blue", LEFT, RIGHT), scene("blue", LEFT)),
+        ("remove the square", scene("blue", LEFT, RIGHT), scene("blue", RIGHT)),
+        (
+            "make the square green",
+            scene("blue", LEFT, RIGHT),
+            scene("blue", shape("square", "green", x=0.26, radius=0.17), RIGHT),
+        ),
+        (
+            "move the square to the left",
+            scene("purple", FAINT),
+            scene("purple", shape("square", "blue", x=0.26, radius=0.16)),
         ),
     ],
 )
