@@ -116,7 +116,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
         (vae, vae.train_vae),
     ],
 )
-def test_the_other_parts_go_on_as_well(module, train, tmp_path, monkeypatch, capsys):
+def test_the_other_parts_go_on_as_well(module, train, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 2)
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     train(whole, 4, 1, None)
@@ -247,6 +247,41 @@ def test_the_pool_tells_outlines_of_shapes_in_any_colour():
     expected = torch.nn.functional.avg_pool2d(drawn[None], 2)[0] > 0
     assert (shown != expected).float().mean() < 0.005
     assert 0.1 < shown.float().mean() < 0.3
+
+
+def test_faint_shapes_weigh_more_and_outlines_count_in_references_too():
+    """The loss of one step, of a model that foresees the picture but for one token, and knows some of the outlines."""
+    target, free = torch.zeros(1, 8, 32), torch.full((1, 3), math.nan)
+    target[0, 2], target[0, 5] = 0.1, 2.0  # a faint shape, and one that stands out
+    labels = torch.zeros(1, 2, 8, dtype=torch.long), torch.zeros(1, 2, 8, pool.CELLS, dtype=torch.bool)
+    labels[1][0, 0, [2, 5]] = labels[1][0, 1, 3] = True
+    group = pool.Group("edit", 64, 32, torch.tensor([0]), target, torch.zeros(1, 1, 8, 32), free, *labels)
+    outlines = labels[1].flatten(1, 2)
+
+    def loss(wrong_at: int | None, known: list[int]) -> float:
+        foreseen = target.clone()
+        if wrong_at is not None:
+            foreseen[0, wrong_at] += 1
+        logits = torch.zeros(1, 16, pool.CELLS)
+        logits[:, known] = outlines[:, known].float() * 20 - 10
+        velocity = (torch.ones_like(target) - foreseen) / 0.5
+
+        def model(tokens, **_):
+            return velocity, torch.zeros(1, tokens, 3), torch.zeros(1, 16, transformer.KINDS), logits
+
+        noisy = torch.ones_like(target)
+        kinds = labels[0].flatten(1, 2)
+        batch = transformer.Batch(
+            group, target, group.references.flatten(1, 2), torch.zeros(1, 32, 192), kinds, outlines, noisy, noisy
+        )
+        return transformer._advance(model, batch, 0.5, 0.0).loss.item()
+
+    right = loss(None, [])
+    faint, strong, ground = (loss(at, []) - right for at in (2, 5, 7))
+    assert faint > 4 * strong > 4 * ground > 0
+    # Of the picture's shapes, and of the reference's.
+    assert loss(None, [2, 5]) < right - 0.01
+    assert loss(None, [11]) < right - 0.005
 
 
 def test_no_two_shapes_of_a_reference_touch():

@@ -26,10 +26,12 @@ def _reference(rng: random.Random, kinds: int = 1) -> Scene:
 
 
 def _in_half(shape: Shape, side: str) -> Shape:
-    """The shape, made and moved so that it stays on its side: of two that touch nobody could tell which is which."""
+    """The shape, made smaller and moved so that it stays on its side: of two that touch nobody could tell which is
+    which."""
     shape = inside(replace(shape, radius=min(shape.radius, 0.2)))
-    middle = 0.48 - shape.radius if side == "left" else 0.52 + shape.radius
-    return replace(shape, x=min(shape.x, middle) if side == "left" else max(shape.x, middle))
+    if side == "left":
+        return replace(shape, x=min(shape.x, 0.48 - shape.radius))
+    return replace(shape, x=max(shape.x, 0.52 + shape.radius))
 
 
 #: The changes of an edit, and how often each.

@@ -117,7 +117,7 @@ def train_text_encoder(
     on from a checkpoint beside `path` if there is one.
 
     Raises:
-        ValueError: the checkpoint is of another number of steps.
+        ValueError: the checkpoint is of another number of steps or seed.
     """
     torch.manual_seed(seed)
     model, meaning = build_text_encoder(tokenizer), Meaning()
@@ -125,7 +125,7 @@ def train_text_encoder(
         load(model, start)
     optimizer = torch.optim.AdamW([*model.parameters(), *meaning.parameters()], lr=2e-3, weight_decay=0.01)
     parts = {"model": model, "meaning": meaning, "optimizer": optimizer}
-    checkpoint = Checkpoint(path.with_suffix(".pt"), parts, {"steps": steps})
+    checkpoint = Checkpoint(path.with_suffix(".pt"), parts, {"steps": steps, "seed": seed})
     first = checkpoint.restore()
     progress = Progress("text encoder", steps, first)
     for step in range(first, steps):

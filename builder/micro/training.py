@@ -60,8 +60,8 @@ class Checkpoint:
             return 0
         state = torch.load(self._path, weights_only=True)
         for name, wanted in self._recipe.items():
-            if state[name] != wanted:
-                raise ValueError(f"{self._path} is of {state[name]} {name}; it cannot go on with {wanted}")
+            if state.get(name) != wanted:
+                raise ValueError(f"{self._path} is of {state.get(name)} {name}; it cannot go on with {wanted}")
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         done: int = state["done"]
@@ -70,9 +70,8 @@ class Checkpoint:
     def save(self, done: int) -> None:
         """After `done` steps; a stop amid it leaves the checkpoint before."""
         partial = Path(f"{self._path}.part")
-        torch.save(
-            {**{name: part.state_dict() for name, part in self._parts.items()}, **self._recipe, "done": done}, partial
-        )
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        torch.save({**state, **self._recipe, "done": done}, partial)
         os.replace(partial, self._path)
 
 

@@ -36,6 +36,10 @@ _KINDS_WEIGHT, _CLASS_WEIGHTS = 0.1, torch.tensor([1.0] + [3.0] * len(SHAPES))
 KINDS = len(_CLASS_WEIGHTS)
 #: How much it weighs to know the outline at a token (`pool._outlines`).
 _OUTLINES_WEIGHT = 0.5
+#: How much more than background an error weighs at a shape's token: up to _FAINT / _CONTRAST, where hardly anything
+#: stands out from the first token (a gradient alone does, somewhat); half of that where the latents' mean squared
+#: difference is _CONTRAST.
+_FAINT, _CONTRAST = 4.0, 0.5
 _EMA = 0.998
 _CHECKPOINT_EVERY = 15
 
@@ -173,7 +177,7 @@ def draw_batch(group: Group, pool: Pool, rng: torch.Generator) -> Batch:
 class Step:
     """What a sampling step of a batch came to: the loss, the mean squared error of the picture that the model foresees,
     that of the noise's numbers, the share of shapes' tokens whose kind it knows (NaN where there is no shape), and the
-    cross entropy of their outlines."""
+    cross entropy of all tokens' cells."""
 
     loss: Tensor
     error: float
@@ -209,9 +213,9 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
     foreseen = batch.noisy - level * velocity
     error = (foreseen - batch.target).square().mean(-1)  # (B, tokens)
     # What is not background is a small part of the picture and all of its meaning. Of an outline in orange on red or
-    # blue on purple, and of a corner that just reaches a token, the error is a tenth of one in white on black.
+    # blue on purple the error is a tenth of one in white on black.
     different = (batch.target - batch.target[:, :1]).square().mean(-1)
-    weight = 1 + batch.outlines[:, :tokens].any(-1) * 4 / (different + 0.5)
+    weight = 1 + batch.outlines[:, :tokens].any(-1) * _FAINT / (different + _CONTRAST)
     loss = (error * weight).sum() / weight.sum()
     # Where nothing of the picture is to be seen yet, the tokens are to know the noise's numbers. Also where this weighs
     # nothing it is in the sum: DistributedDataParallel wants a gradient of every weight.
@@ -241,7 +245,7 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
 
     Raises:
         ValueError: the checkpoint is of another number of processes, whose batches were others, or of another number of
-            rounds or rate, as with another `start`.
+            rounds, seed or rate, as with another `start`.
     """
     pool: Pool = torch.load(work / "pool.pt", weights_only=False)  # our own file, written a stage before
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -257,7 +261,7 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
     checkpoint = Checkpoint(
         work / "transformer.pt",
         {"trainee": trainee, "averaged": averaged, "optimizer": optimizer},
-        {"processes": world, "rounds": rounds, "rate": rate},
+        {"processes": world, "rounds": rounds, "rate": rate, "seed": seed},
     )
     first = checkpoint.restore()
     trained: nn.Module = trainee

@@ -120,7 +120,7 @@ def train_vae(path: Path, steps: int, seed: int, start: Path | None) -> None:
     with those of the file `start` where it is given, and goes on from a checkpoint beside `path` if there is one.
 
     Raises:
-        ValueError: the checkpoint is of another number of steps or rate, as with another `start`.
+        ValueError: the checkpoint is of another number of steps, seed or rate, as with another `start`.
     """
     torch.manual_seed(seed)
     vae, rate = build_vae(), 2e-3
@@ -129,7 +129,7 @@ def train_vae(path: Path, steps: int, seed: int, start: Path | None) -> None:
         rate = 1e-3  # more would first undo what is there
     optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
     checkpoint = Checkpoint(
-        path.with_suffix(".pt"), {"vae": vae, "optimizer": optimizer}, {"steps": steps, "rate": rate}
+        path.with_suffix(".pt"), {"vae": vae, "optimizer": optimizer}, {"steps": steps, "rate": rate, "seed": seed}
     )
     first = checkpoint.restore()
     progress = Progress("vae", steps, first)
