@@ -99,6 +99,7 @@ def test_two_shapes(draw):
 CIRCLE, SUN, SQUARE = shape("circle", "yellow", x=0.4), shape("circle", "yellow"), shape("square", "red")
 ALONE = shape("circle", "red", x=0.7, radius=0.16)
 LEFT, RIGHT = shape("square", "yellow", x=0.26, radius=0.17), shape("circle", "red", x=0.72, radius=0.17)
+STAR = shape("star", "orange", x=0.72, radius=0.17)
 FAINT = shape("square", "blue", x=0.55, radius=0.16)
 
 
@@ -133,9 +134,9 @@ FAINT = shape("square", "blue", x=0.55, radius=0.16)
         ("remove the circle", scene("blue", LEFT, RIGHT), scene("blue", LEFT)),
         ("remove the square", scene("blue", LEFT, RIGHT), scene("blue", RIGHT)),
         (
-            "make the square green",
-            scene("blue", LEFT, RIGHT),
-            scene("blue", shape("square", "green", x=0.26, radius=0.17), RIGHT),
+            "make the triangle purple",
+            scene("black", shape("triangle", "white", x=0.26, radius=0.17), STAR),
+            scene("black", shape("triangle", "purple", x=0.26, radius=0.17), STAR),
         ),
         (
             "move the square to the left",
