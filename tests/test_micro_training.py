@@ -117,18 +117,18 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
     ],
 )
 def test_the_other_parts_go_on_as_well(module, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(module, "_CHECKPOINT_EVERY", 1)
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
-    train(whole, 4, 1, None)
-    with pytest.raises(Stopped), stopping(3):
-        train(stopped, 4, 1, None)
+    train(whole, 2, 1, None)
+    with pytest.raises(Stopped), stopping(1):
+        train(stopped, 2, 1, None)
     assert not stopped.exists()
-    with pytest.raises(ValueError, match=r"stopped\.pt is of 4 steps; it cannot go on with 6"):
-        train(stopped, 6, 1, None)
+    with pytest.raises(ValueError, match=r"stopped\.pt is of 2 steps; it cannot go on with 3"):
+        train(stopped, 3, 1, None)
     told: list[int] = []
     monkeypatch.setattr(training.Progress, "__call__", lambda _, step, **values: told.append(step))
-    train(stopped, 4, 1, None)
-    assert told == [2, 3]
+    train(stopped, 2, 1, None)
+    assert told == [1]
     first, second = load_file(whole), load_file(stopped)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
