@@ -1,6 +1,6 @@
 """image-gen on Modal: the HTTP door at a URL of its own, and `run`, which takes the jobs of RunPod's door.
 
-    pip install 'imagegen[modal]' && modal setup
+    pip install modal && modal setup
     modal secret create image-gen HUGGING_FACE_TOKEN=... IMAGEGEN_API_KEY=...
     modal run deploy/modal_app.py::download
     modal deploy deploy/modal_app.py

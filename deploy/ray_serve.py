@@ -1,6 +1,6 @@
 """image-gen as a Ray Serve application, for those who own several GPUs: one ingress, and a replica for each GPU.
 
-    pip install 'imagegen[ray]'
+    pip install 'ray[serve]'
     IMAGEGEN_MODEL=klein-9b serve run deploy.ray_serve:app min_replicas=1 max_replicas=4
 
 The ingress is the HTTP door with all its routes, keys and limits; only the road behind it goes on in a replica, which

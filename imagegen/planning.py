@@ -74,7 +74,7 @@ def choose(
     size = size or (spec.size, spec.size)
     asked = _asked(precision, offload)
     if not nf4 and "nf4" in (precision, *stored):
-        raise ConfigurationError("nf4 needs bitsandbytes, which is not installed: pip install 'imagegen[nf4]'")
+        raise ConfigurationError("nf4 needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.50'")
 
     def plan(transformer: Precision, text_encoder: Precision, where: Offload, why: str = "") -> MemoryPlan:
         parts = part_bytes(spec, transformer, text_encoder, element=4 if card is None else 2)

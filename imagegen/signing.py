@@ -1,6 +1,6 @@
 """C2PA: a manifest in each picture that says who made it, signed with the operator's key, so that it can be checked.
 
-Needs the extra `imagegen[c2pa]`. The key signs in the threads that compress pictures, beside the GPU.
+Needs the packages c2pa-python and cryptography. The key signs in the threads that compress pictures, beside the GPU.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def load_signer(settings: Settings) -> Signer | None:
         missing = "IMAGEGEN_C2PA_KEY" if key is None else "IMAGEGEN_C2PA_CERTIFICATE"
         raise ConfigurationError(f"{missing}: is not set; signing needs both the key and its certificates")
     if find_spec("c2pa") is None:
-        raise ConfigurationError("IMAGEGEN_C2PA_KEY: signing needs c2pa; pip install 'imagegen[c2pa]'")
+        raise ConfigurationError("IMAGEGEN_C2PA_KEY: signing needs c2pa: pip install c2pa-python cryptography")
     certificates = _pem(certificate, "IMAGEGEN_C2PA_CERTIFICATE")
     return Signer(certificates, _pem(key.get_secret_value(), "IMAGEGEN_C2PA_KEY"))
 

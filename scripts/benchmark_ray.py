@@ -2,7 +2,7 @@
 
     python -m scripts.benchmark_ray [--jobs 120]
 
-Each replica has one processor. Prints Markdown for docs/benchmarks.md. Needs `pip install 'imagegen[ray]'`.
+Each replica has one processor. Prints Markdown for docs/benchmarks.md. Needs `pip install 'ray[serve]'`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_without_bitsandbytes_no_card_gets_nf4_and_who_asks_for_it_is_told():
     assert (plan.transformer, plan.text_encoder, plan.offload) == ("bf16", "bf16", "group")
     plan = choose(KLEIN, Card.of(12, ADA), references=1, nf4=False)
     assert (plan.transformer, plan.text_encoder, plan.offload) == ("fp8", "fp8", "model")
-    with pytest.raises(ConfigurationError, match=r"nf4 needs bitsandbytes.*pip install 'imagegen\[nf4\]'"):
+    with pytest.raises(ConfigurationError, match=r"nf4 needs bitsandbytes.*pip install 'bitsandbytes>=0\.50'"):
         choose(KLEIN, Card.of(12, ADA), precision="nf4", nf4=False)
 
 

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import diffusers
@@ -32,6 +34,35 @@ class Hostile:
 
     def __reduce__(self):
         return exec, (self.code,)
+
+
+def _told_to_install():
+    """Each package that a page, a docstring or a message tells people to install from PyPI, and where."""
+    words = re.compile(r"pip install ((?:-q |-U |--upgrade )*)([^`\n)|;&]+)")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "*.py",
+        "imagegen/**/*.py",
+        "scripts/**/*.py",
+        "builder/**/*.py",
+        "deploy/**/*",
+    ):
+        for page in filter(Path.is_file, ROOT.glob(pattern)):
+            for match in words.finditer(page.read_text(encoding="utf-8")):
+                for name in re.findall(r"(?:^|\s)[\"']?([A-Za-z][A-Za-z0-9._-]*)(?=[\[<>=~!\"'\s,.]|$)", match[2]):
+                    yield name.lower().rstrip("."), f"{page.relative_to(ROOT)}: {match[0]}"
+
+
+def test_nobody_is_told_to_install_what_the_project_does_not_use():
+    # "imagegen" on PyPI is somebody else's package: its setup.py would run with the user's rights.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    used = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    known = {re.match(r"[A-Za-z0-9._-]+", one)[0].lower() for one in used} | {"vastai"}  # deploy/vast has its own list
+    told = list(_told_to_install())
+    assert told  # the pages do say so of some
+    assert [place for name, place in told if name not in known] == []
+    assert project["name"] != "imagegen"
 
 
 @pytest.fixture
