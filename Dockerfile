@@ -10,9 +10,11 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 # What bakes the weights: these files alone, so that no other change bakes them again.
 FROM ${BASE_IMAGE} AS baker
-COPY imagegen/__init__.py imagegen/errors.py imagegen/manifest.py imagegen/models.py imagegen/quantization.py \
-    imagegen/settings.py imagegen/sources.py imagegen/weights.py /baker/imagegen/
-COPY builder/__init__.py builder/bake.py builder/hub.py builder/layer.sh builder/quantize.py /baker/builder/
+COPY imagegen/__init__.py imagegen/errors.py imagegen/models.py imagegen/settings.py /baker/imagegen/
+COPY imagegen/weights /baker/imagegen/weights
+COPY imagegen/model/__init__.py imagegen/model/quantization.py /baker/imagegen/model/
+COPY imagegen/builder/__init__.py imagegen/builder/bake.py imagegen/builder/hub.py imagegen/builder/layer.sh \
+    imagegen/builder/quantize.py /baker/imagegen/builder/
 
 # The code, compiled: on a read-only disk, as another user, it could not be later. By hash, since times are rewritten.
 FROM ${BASE_IMAGE} AS code
@@ -54,21 +56,21 @@ ARG REVISION=
 # A mirror of the hub.
 ARG HF_ENDPOINT=https://huggingface.co
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh --files 1
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
-    --mount=type=secret,id=hf_token sh /baker/builder/layer.sh
+    --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh
 # 4. The embedded miniature, and what the worker serves where nobody says otherwise.
 WORKDIR /app
 COPY models /app/models
@@ -83,7 +85,7 @@ COPY --from=code /app /app
 USER 10001
 EXPOSE 7000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=10s --start-period=30m CMD ["python", "-m", "imagegen.healthcheck"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30m CMD ["python", "-m", "imagegen.cli.healthcheck"]
 # No ENTRYPOINT, so that any other command is one: `docker run image-gen python handler.py --test_input`.
 CMD ["python", "-m", "imagegen"]
 

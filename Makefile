@@ -41,10 +41,11 @@ test: $(VENV)/.dev ## run the tests
 slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
 	$(BIN)/pytest -m slow
 
-check: $(VENV)/.dev lint ## ruff and mypy; hadolint and actionlint
+check: $(VENV)/.dev lint ## ruff, mypy and import-linter; hadolint and actionlint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
@@ -65,26 +66,26 @@ serve: $(VENV)/.run ## the HTTP server and its page, on PORT (7000)
 	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
 
 micro: $(VENV)/.run ## make the miniature model from nothing (more than four hours on two cores)
-	$(BIN)/python -m builder.micro
-	$(BIN)/python -m scripts.eval_micro --card
+	$(BIN)/python -m imagegen.builder.micro
+	$(BIN)/python -m benchmarks.micro --card
 
 eval: $(VENV)/.run ## measure the miniature model
-	$(BIN)/python -m scripts.eval_micro
+	$(BIN)/python -m benchmarks.micro
 
 bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against the plain handler, and the caches
-	$(BIN)/python -m scripts.benchmark_start
-	$(BIN)/python -m scripts.benchmark_worker --simulate 0.6
-	$(BIN)/python -m scripts.benchmark_worker --simulate 0.3
-	$(BIN)/python -m scripts.benchmark_worker --slow 0.1
-	$(BIN)/python -m scripts.benchmark_worker --memory
-	$(BIN)/python -m scripts.benchmark_server
-	$(BIN)/python -m scripts.benchmark_caches
+	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.worker --simulate 0.6
+	$(BIN)/python -m benchmarks.worker --simulate 0.3
+	$(BIN)/python -m benchmarks.worker --slow 0.1
+	$(BIN)/python -m benchmarks.worker --memory
+	$(BIN)/python -m benchmarks.server
+	$(BIN)/python -m benchmarks.caches
 
 fuzz: $(VENV)/.fuzz ## five minutes of broken pictures, which atheris looks for
-	$(BIN)/python -m scripts.fuzz_references --seconds 300
+	$(BIN)/python -m benchmarks.fuzz_references --seconds 300
 
 benchmark-gpu: ## what is promised of a card, in nine minutes at most, by the interpreter PYTHON=; into outputs/ (OUTPUT=)
-	$(PYTHON) -m scripts.benchmark_gpu --output $(OUTPUT)
+	$(PYTHON) -m benchmarks.gpu --output $(OUTPUT)
 
 audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI; a package that it does not know is a failure)
 	$(AUDIT)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off

@@ -21,14 +21,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from imagegen import logs, openai_jobs
-from imagegen.delivery import EXTENSIONS
+from imagegen import logs
+from imagegen.contract.events import Listener
+from imagegen.contract.requests import check_bytes, parse_job, show
+from imagegen.engine import openai
+from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady, internal
-from imagegen.events import Listener
-from imagegen.jobs import check_bytes, parse_job, show
-from imagegen.service import Service
+from imagegen.outputs.delivery import EXTENSIONS
+from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import Settings, get_settings
-from imagegen.store import ObjectStore
 
 #: Megabytes that RunPod takes as a job's answer, by the way it came; beyond them an answer is lost without a word.
 _RUN_MB, _RUNSYNC_MB = 10.0, 20.0
@@ -82,7 +83,7 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
         if job.get("s3Config"):
             options["store"] = ObjectStore.from_job(job["s3Config"], get_settings())
         if isinstance(job_input, dict) and "openai_route" in job_input:
-            return await openai_jobs.answer_job(service(), job_input, options)
+            return await openai.answer_job(service(), job_input, options)
         response = await service().run(parse_job(job_input), **options)
         return response.model_dump()
     except ImageGenError as error:
@@ -172,7 +173,7 @@ def serve(settings: Settings) -> int:
     if settings.preload_models:
         service().start()
     # Beside the loading: importing the SDK takes a second, in which it asks a subprocess for the processor's name.
-    from imagegen import worker
+    from imagegen.runpod import worker
 
     logs.adopt_runpod()
     return worker.run(service(), answer)

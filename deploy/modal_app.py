@@ -49,7 +49,7 @@ def download() -> None:
     """Brings the weights into the volume, on a machine without a GPU; without this the first container does."""
     from imagegen.models import get_model
     from imagegen.settings import get_settings
-    from imagegen.sources import download_weights, find_weights
+    from imagegen.weights.sources import download_weights, find_weights
 
     settings = get_settings()
     spec = get_model(settings.model or MODEL)

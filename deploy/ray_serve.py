@@ -26,15 +26,17 @@ from ray.serve import Application
 from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from imagegen import jobs, logs
+from imagegen import logs
+from imagegen.contract import requests
+from imagegen.contract.events import Event
+from imagegen.contract.schemas import GenerateResponse
+from imagegen.engine.event_queue import EventQueue
+from imagegen.engine.gpu_executor import Job
+from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError
-from imagegen.events import Event
-from imagegen.lane import Job
 from imagegen.models import get_model
 from imagegen.server import streams
 from imagegen.server.main import create_app
-from imagegen.server.schemas import GenerateResponse
-from imagegen.service import Service
 from imagegen.settings import Settings, get_settings
 
 #: Replicas that a job may end before it is the job that is at fault.
@@ -67,7 +69,7 @@ class Replica:
         """Answers once the model is loaded: Serve asks no replica before its constructor is done."""
 
     async def run(
-        self, request: jobs.Request, job_id: str, seed: int, previews: int
+        self, request: requests.Request, job_id: str, seed: int, previews: int
     ) -> AsyncIterator[Event | GenerateResponse | ImageGenError]:
         """A job's events, and at the end its answer or its error. A dead card ends the process, answer and all."""
 
@@ -77,7 +79,7 @@ class Replica:
                     request, job_id=job_id, default_seed=seed, listener=events.listen, previews=previews
                 )
 
-        events = streams.EventQueue()
+        events = EventQueue()
         task = asyncio.create_task(work())
         try:
             async for event in events.follow(task):
@@ -108,7 +110,7 @@ class Fleet(Service):
     async def _run(self, job: Job, default_seed: int | None) -> GenerateResponse:
         request, begun = job.request, time.monotonic()
         logs.note(mode=request.mode, images=request.num_images)
-        jobs.check(request, get_model(self.settings.model or ""), self.settings)
+        requests.check(request, get_model(self.settings.model or ""), self.settings)
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
         for tries in range(1, _TRIES + 1):
             logs.note(tries=tries)

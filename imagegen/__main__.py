@@ -21,7 +21,7 @@ from imagegen import logs
 from imagegen.errors import ConfigurationError
 from imagegen.models import get_model
 from imagegen.settings import Settings, get_settings
-from imagegen.sources import find_weights
+from imagegen.weights.sources import find_weights
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ def show_plan(settings: Settings, gigabytes: float | None, capability: tuple[int
     Raises:
         ConfigurationError: nothing that the settings ask for fits.
     """
-    from imagegen import loading
-    from imagegen.acceleration import is_installed
-    from imagegen.memory import Card, read_card
+    from imagegen.memory.plan import Card, read_card
+    from imagegen.model import loading
+    from imagegen.model.acceleration import is_installed
 
     if gigabytes is None:
         spec = loading.choose_model(settings)

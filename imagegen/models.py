@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,18 @@ from imagegen.errors import ConfigurationError
 
 #: The model that is part of the repository.
 MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
+#: Width and height in pixels.
+Size = tuple[int, int]
+#: A side is a multiple of this: 8 pixels a latent, 2x2 latents a token.
+MULTIPLE = 16
+#: The most pixels that a reference keeps, and that an edit takes over from its first reference (diffusers' own bound).
+MEGAPIXEL = 1024 * 1024
 _NON_COMMERCIAL = "FLUX Non-Commercial License"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The figures from which a model's bytes follow (`imagegen.footprint`), as its parts' config.json have them.
+    """The figures from which a model's bytes follow (`imagegen.memory.footprint`), as its parts' config.json have them.
 
     klein-9b's and klein-4b's: `Klein9BParams` and `Klein4BParams` of BFL's flux2, as public copies of them agree, and
     the configurations of Qwen3-8B and Qwen3-4B, of which the 4B's was read in copies alone. The transformer's context
@@ -157,3 +164,32 @@ def get_model(name: str) -> ModelSpec:
         raise ConfigurationError(
             f"IMAGEGEN_MODEL: no model is called {name!r}; known are {', '.join(MODELS)}"
         ) from None
+
+
+def fit(width: int, height: int, low: int, high: int) -> tuple[int, int]:
+    """The size nearest to the shape of width x height: at most a megapixel, sides low to high, in multiples of 16.
+
+    A larger picture shrinks as a whole; one that is too small grows until its shorter side is `low`. Only one that is
+    too long and thin for both bounds changes its shape.
+    """
+    scale = min(1.0, math.sqrt(MEGAPIXEL / (width * height)), high / max(width, height))
+    scale = max(scale, low / min(width, height))
+    w, h = width * scale, height * scale
+    sizes = [
+        (clamp(_down(w) + right, low, high), clamp(_down(h) + below, low, high))
+        for right in (0, MULTIPLE)
+        for below in (0, MULTIPLE)
+    ]
+    return min(
+        (size for size in sizes if size[0] * size[1] <= MEGAPIXEL),
+        key=lambda size: (abs(size[0] - w) / w + abs(size[1] - h) / h, size),
+    )
+
+
+def _down(side: float) -> int:
+    return int(side // MULTIPLE) * MULTIPLE
+
+
+def clamp(value: int, low: int, high: int) -> int:
+    """The nearest number to `value` that is from `low` to `high`."""
+    return max(low, min(high, value))

@@ -1,0 +1,1 @@
+"""What a user of the worker runs beside it."""

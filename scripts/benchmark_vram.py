@@ -22,17 +22,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from imagegen.acceleration import is_installed
+if not __package__:  # started by its path, which makes this folder the place of imports
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.measure import Case, Device, Runner, machine, shown, table
+from benchmarks.vram_chart import draw_chart
 from imagegen.errors import ConfigurationError
-from imagegen.footprint import Size, part_bytes
-from imagegen.memory import CONTEXT, REFERENCE, RESERVE, Card, MemoryPlan, Offload, Precision, gib
-from imagegen.models import ModelSpec, get_model
-from imagegen.planning import choose, stored_precisions
-from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
+from imagegen.memory.footprint import part_bytes
+from imagegen.memory.plan import CONTEXT, REFERENCE, RESERVE, Card, MemoryPlan, gib
+from imagegen.memory.planner import choose, stored_precisions
+from imagegen.memory.types import Offload, Precision
+from imagegen.model.acceleration import is_installed
+from imagegen.model.config import FluxConfig
+from imagegen.model.pipeline import FluxPipeline
+from imagegen.models import ModelSpec, Size, get_model
 from imagegen.settings import get_settings
-from imagegen.sources import find_weights
-from scripts.measure import Case, Device, Runner, machine, shown, table
-from scripts.vram_chart import draw_chart
+from imagegen.weights.sources import find_weights
 
 #: Cards that are estimated: GB and the compute capability of such a card. 12: RTX 4070, 16: RTX 4080, 24: RTX 4090,
 #: 32: RTX 5090, 48: L40S, 80: H100.
@@ -259,7 +264,7 @@ def _measure_all(spec: ModelSpec, args: argparse.Namespace, result: dict[str, An
     result["machine"] = machine(args.device)
     with tempfile.TemporaryDirectory() as temporary:
         if args.random_weights:
-            from scripts.random_model import write_model
+            from benchmarks.random_model import write_model
 
             path = write_model(spec, args.weights or Path(temporary) / spec.name, args.device)
         elif (found := find_weights(spec, get_settings())) is None:

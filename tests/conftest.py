@@ -10,10 +10,11 @@ import time
 import pytest
 from PIL import Image
 
-from builder.micro.scenes import COLOURS, Scene, Shape
+from imagegen.builder.micro.scenes import COLOURS, Scene, Shape
+from imagegen.engine.service import Service
+from imagegen.model.config import FluxConfig
+from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
-from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
-from imagegen.service import Service
 from imagegen.settings import Settings, get_settings
 
 # One process after the other uses both cores; spinning threads of two would stand in each other's way.

@@ -17,8 +17,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from tests.hub import Hub, serve
-from tests.test_bake import repository
+from tests.builder.test_bake import repository
+from tests.support.hub import Hub, serve
 
 BUILDER = os.environ.get("IMAGE_BUILDER")
 TAG = "image-gen:test"
@@ -108,7 +108,7 @@ def ask(path, body=None):
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 begun = time.monotonic()
-early = subprocess.run([sys.executable, "-m", "imagegen.healthcheck"], stdout=subprocess.DEVNULL).returncode
+early = subprocess.run([sys.executable, "-m", "imagegen.cli.healthcheck"], stdout=subprocess.DEVNULL).returncode
 server = subprocess.Popen([sys.executable, "-m", "imagegen"])
 health = {}
 while health.get("status") != "ready" and time.monotonic() - begun < 200:
@@ -119,7 +119,7 @@ while health.get("status") != "ready" and time.monotonic() - begun < 200:
         pass
 answer = ask("/generate", json.dumps({"prompt": "a red circle on a blue background", "seed": 42}).encode())
 seconds = time.monotonic() - begun
-healthy = subprocess.run([sys.executable, "-m", "imagegen.healthcheck"], stdout=subprocess.DEVNULL).returncode
+healthy = subprocess.run([sys.executable, "-m", "imagegen.cli.healthcheck"], stdout=subprocess.DEVNULL).returncode
 server.send_signal(signal.SIGTERM)
 print(json.dumps({"uid": os.getuid(), "health": health, "images": answer["images"], "healthcheck": [early, healthy],
                   "status": server.wait(60), "seconds": seconds}))
@@ -189,11 +189,11 @@ def test_a_gated_model_is_baked_with_the_secret_and_without_leaving_it(secret, t
     with serve(hub) as url:
         build("image-gen:baked", secret, "--build-arg", "PRECISION=fp8", "--build-arg", f"HF_ENDPOINT={url}")
     assert len([name for name, _ in hub.gets if name.endswith(".safetensors")]) == 4
-    check = "cat /app/.env && python -m imagegen.manifest /opt/huggingface/hub/models--*/snapshots/*"
+    check = "cat /app/.env && python -m imagegen.weights.manifest /opt/huggingface/hub/models--*/snapshots/*"
     assert run("sh", "-c", check, tag="image-gen:baked") == "IMAGEGEN_MODEL=klein-9b\n"
     script = """
 from imagegen.models import get_model
-from imagegen.sources import find_weights
+from imagegen.weights.sources import find_weights
 from imagegen.settings import get_settings
 print(find_weights(get_model(get_settings().model), get_settings()))
 """

@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from imagegen.server import schemas
-from imagegen.server.schemas import EditRequest, EditResponse, GenerateRequest, GenerateResponse, HealthResponse
+from imagegen.contract import schemas
+from imagegen.contract.schemas import EditRequest, EditResponse, GenerateRequest, GenerateResponse, HealthResponse
 
 SHARED = {
     "prompt", "width", "height", "aspect_ratio", "num_inference_steps", "guidance_scale", "num_images", "seed",

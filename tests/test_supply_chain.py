@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from imagegen.errors import ConfigurationError
+from imagegen.model.config import FluxConfig
+from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
-from imagegen.server.flux_pipeline import FluxConfig, FluxPipeline
-from imagegen.sources import download_weights, find_weights
+from imagegen.weights.sources import download_weights, find_weights
 from tests.conftest import settings
 
 ROOT = Path(__file__).parent.parent

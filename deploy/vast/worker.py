@@ -18,13 +18,13 @@ from vastai import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, Work
 PORT = int(os.environ.get("PORT") or 18000)
 LOG = os.environ.get("MODEL_LOG") or "/tmp/image-gen.log"
 
-LOADED = ['"logger": "imagegen.loading", "message": "loaded ']
+LOADED = ['"logger": "imagegen.model.loading", "message": "loaded ']
 BROKEN = [
     '"level": "ERROR", "logger": "imagegen.server.main", "message": "the model could not be loaded',
     '"level": "ERROR", "logger": "uvicorn.error"',
     '"level": "CRITICAL", "logger": "onstart", "message": "the server ended',
 ]
-TOLD = ['"logger": "imagegen.sources", "message": "']
+TOLD = ['"logger": "imagegen.weights.sources", "message": "']
 
 #: What is drawn where a job does not say: klein's. A reference costs the GPU as much as the picture.
 _SIDE, _STEPS = 1024, 4

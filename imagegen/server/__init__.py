@@ -1,1 +1,1 @@
-"""The schemas that both doors share, the pipeline, and the HTTP door."""
+"""The HTTP server: the native API, OpenAI's API and the page."""

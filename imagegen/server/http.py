@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen import logs
+from imagegen.engine.service import Service
 from imagegen.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -30,7 +31,6 @@ from imagegen.errors import (
     internal,
 )
 from imagegen.metrics import Metrics
-from imagegen.service import Service
 from imagegen.settings import Settings
 
 #: Open without a key: what a load balancer asks, and the page, which asks for the key itself.
@@ -121,7 +121,7 @@ def error_response(error: ImageGenError, path: str) -> Response:
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if path.startswith("/v1/"):
-        from imagegen.openai_jobs import error_body, status_of
+        from imagegen.engine.openai import error_body, status_of
 
         return _json({"error": error_body(error)}, status_of(error), headers)
     return _json({"error": error.body()}, error.status, headers)

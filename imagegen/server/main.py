@@ -2,7 +2,7 @@
 
     uvicorn imagegen.server.main:app --host 0.0.0.0 --port 7000
 
-A route translates its protocol and nothing else; the road is `imagegen.service`.
+A route translates its protocol and nothing else; the road is `imagegen.engine.service`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from imagegen import __version__, jobs, logs
-from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput, NotFound, NotReady
-from imagegen.models import MODELS
-from imagegen.server import http, streams
-from imagegen.server.openai import router as openai_router
-from imagegen.server.schemas import (
+from imagegen import __version__, logs
+from imagegen.contract import requests
+from imagegen.contract.schemas import (
     AspectRatio,
     EditRequest,
     EditResponse,
@@ -38,7 +35,12 @@ from imagegen.server.schemas import (
     HealthResponse,
     OutputFormat,
 )
-from imagegen.service import Service
+from imagegen.engine.event_queue import event_fields
+from imagegen.engine.service import Service
+from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput, NotFound, NotReady
+from imagegen.models import MODELS, MULTIPLE
+from imagegen.server import http, streams
+from imagegen.server.openai import router as openai_router
 from imagegen.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -179,7 +181,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             "licence": spec.licence,
             "models": list(MODELS),
             "defaults": {"num_inference_steps": spec.num_inference_steps, "guidance_scale": spec.guidance_scale},
-            "sizes": {"default": spec.size, "min": spec.min_size, "max": spec.max_size, "multiple": jobs.MULTIPLE},
+            "sizes": {"default": spec.size, "min": spec.min_size, "max": spec.max_size, "multiple": MULTIPLE},
             "aspect_ratios": get_args(AspectRatio),
             "output_formats": get_args(OutputFormat),
             "limits": {
@@ -207,7 +209,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
         """Text to image. `Accept: image/png` answers with the picture itself, `text/event-stream` with progress."""
         fields, form = await http.read_fields(request)
-        return await _answer(request, jobs.parse(GenerateRequest, fields, strict=not form), previews)
+        return await _answer(request, requests.parse(GenerateRequest, fields, strict=not form), previews)
 
     @app.post(
         "/edit",
@@ -218,7 +220,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
         """One to four references and what to make of them; as JSON, or as a form with files."""
         fields, form = await http.read_fields(request)
-        return await _answer(request, jobs.parse(EditRequest, fields, strict=not form), previews)
+        return await _answer(request, requests.parse(EditRequest, fields, strict=not form), previews)
 
     @app.delete("/jobs/{job_id}", responses={401: _ERRORS[401], 404: {"model": ErrorResponse}, 422: _ERRORS[422]})
     async def cancel(job_id: str) -> dict[str, str]:
@@ -240,7 +242,7 @@ _POLICY = (
 )
 
 
-async def _answer(request: Request, job: jobs.Request, previews: bool) -> Response:
+async def _answer(request: Request, job: requests.Request, previews: bool) -> Response:
     """Runs a job and answers in the form that the client accepts."""
     accept = _accepted(request.headers.get("accept", ""))
     if accept == "events":
@@ -277,7 +279,7 @@ def _accepted(accept: str) -> str:
     return "json"
 
 
-def _as_picture(job: jobs.Request, wanted: str) -> jobs.Request:
+def _as_picture(job: requests.Request, wanted: str) -> requests.Request:
     """The job with the format that the client accepts."""
     if job.num_images != 1:
         raise InvalidInput(f"num_images: {job.num_images} pictures do not go into one image; accept JSON", "num_images")
@@ -286,13 +288,13 @@ def _as_picture(job: jobs.Request, wanted: str) -> jobs.Request:
     return job if wanted == "*" else job.model_copy(update={"output_format": wanted})
 
 
-async def _stream(request: Request, job: jobs.Request, previews: int) -> Response:
+async def _stream(request: Request, job: requests.Request, previews: int) -> Response:
     """The job's events: queued, references, step, and at the end done or error."""
     task, events = await streams.follow(request, job, previews)
 
     async def body() -> AsyncIterator[str]:
         async for event in events:
-            name, fields = await streams.event_fields(event, request.state.request_id)
+            name, fields = await event_fields(event, request.state.request_id)
             yield streams.server_sent(name, json.dumps(fields))
         answer = await streams.ended(task)
         if isinstance(answer, ImageGenError):

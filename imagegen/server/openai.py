@@ -11,12 +11,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from imagegen import openai_jobs
+from imagegen.contract.events import Step
+from imagegen.engine import openai
+from imagegen.engine.event_queue import to_base64
+from imagegen.engine.openai import MAX_PARTIAL_IMAGES, USAGE, about, error_body
+from imagegen.engine.service import Service
 from imagegen.errors import ImageGenError, InvalidInput
-from imagegen.events import Step
-from imagegen.openai_jobs import MAX_PARTIAL_IMAGES, USAGE, about, error_body
 from imagegen.server import http, streams
-from imagegen.service import Service
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -60,7 +61,7 @@ class Images(BaseModel):
 @router.get("/models", summary="The model that is served", responses={401: {"model": Error}, 503: {"model": Error}})
 async def models(request: Request) -> dict[str, Any]:
     """One entry: what this server draws with."""
-    return openai_jobs.model_list(openai_jobs.served(request.app.state.service))
+    return openai.model_list(openai.served(request.app.state.service))
 
 
 def _openapi(edit: bool) -> dict[str, Any]:
@@ -128,16 +129,16 @@ async def _images(request: Request, edit: bool) -> Response:
     fields, form = await http.read_fields(request)
     if form:
         fields = {name: _from_form(name, value) for name, value in fields.items()}
-    job, warnings = openai_jobs.translate(fields, edit, openai_jobs.served(service), service.settings)
-    stream, partial = openai_jobs.streaming(fields)
+    job, warnings = openai.translate(fields, edit, openai.served(service), service.settings)
+    stream, partial = openai.streaming(fields)
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")
     if not stream:
         try:
             answer = await streams.until_gone(request, streams.start(request, job))
         except InvalidInput as error:
-            raise openai_jobs.in_their_names(error) from None
-        return JSONResponse(openai_jobs.answer(answer, warnings))
+            raise openai.in_their_names(error) from None
+        return JSONResponse(openai.answer(answer, warnings))
 
     if job.delivery == "url":
         raise InvalidInput(
@@ -152,7 +153,7 @@ async def _images(request: Request, edit: bool) -> Response:
         sent = 0
         async for event in events:
             if isinstance(event, Step) and event.preview is not None:
-                picture = await streams.to_base64(event.preview, None, job.output_format)
+                picture = await to_base64(event.preview, None, job.output_format)
                 kind = f"{name}.partial_image"
                 part = {"type": kind, "partial_image_index": sent, "b64_json": picture, **about(job)}
                 yield streams.server_sent(kind, json.dumps(part))

@@ -10,10 +10,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import handler
-from imagegen.jobs import parse_job
-from imagegen.service import Service
+from imagegen.contract.requests import parse_job
+from imagegen.engine.service import Service
 from tests.conftest import from_base64, settings, to_base64, until
-from tests.runpod_queue import RunPodQueue
+from tests.support.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 
@@ -161,13 +161,13 @@ def test_openais_and_native_http_answer_with_urls(bucket, tmp_path):
 
 @pytest.mark.slow
 def test_thirty_megabytes_arrive_by_url(bucket, tmp_path):
-    from tests.faulty_gpu import NOISE
+    from tests.support.faulty_gpu import NOISE
 
     environment = {
         "BUCKET_ENDPOINT_URL": bucket[0], "BUCKET_ACCESS_KEY_ID": "id", "BUCKET_SECRET_ACCESS_KEY": "secret",
         "BUCKET_NAME": "pictures",
     }  # fmt: skip
-    with RunPodQueue() as queue, queue.worker(tmp_path / "log", "-m", "tests.faulty_gpu", **environment):
+    with RunPodQueue() as queue, queue.worker(tmp_path / "log", "-m", "tests.support.faulty_gpu", **environment):
         job = queue.run({**PROMPT, "seed": NOISE, "num_images": 8}).wait()  # 8 pictures of 4.2 MB in base64
         assert len(job.output["urls"]) == 8
         assert job.output["warnings"] == ["delivery: 33.6 MB are too large to send; they are at the URLs"]

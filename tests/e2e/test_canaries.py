@@ -83,7 +83,7 @@ BAD = [
 #: A bug that repeats what it was given, in the thread that draws.
 BUG = """
 import sys
-from imagegen.server.flux_pipeline import FluxPipeline
+from imagegen.model.pipeline import FluxPipeline
 
 def fail(self, prompt):
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from builder.micro.measure import background_colour, shape_colour
+from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import scene, to_base64
 
 ROOT = Path(__file__).parent.parent.parent

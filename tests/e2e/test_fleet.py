@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scripts.plan_fleet import Fleet, simulate, steady
-from tests.runpod_queue import RunPodQueue
+from tests.support.runpod_queue import RunPodQueue
 
 pytestmark = pytest.mark.slow
 SECONDS, JOBS = 0.5, 60
@@ -20,7 +20,7 @@ def begun_and_ended(path):
 def waits(folder):
     """How long each job waited for the worker, and how long it would have by the simulation."""
     busy = folder / "busy"
-    command = ("-m", "scripts.worker_under_test", "handler.py", str(busy), "--simulate", str(SECONDS))
+    command = ("-m", "benchmarks.worker_under_test", "handler.py", str(busy), "--simulate", str(SECONDS))
     environment = {"IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "RUNPOD_LOG_LEVEL": "INFO"}
     fields = {"prompt": "a red circle", "width": 1024, "height": 1024}
     with RunPodQueue() as queue, queue.worker(folder / "log", *command, **environment):

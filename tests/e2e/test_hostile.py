@@ -14,10 +14,10 @@ from PIL import Image
 
 import handler
 from imagegen.errors import ImageGenError
-from imagegen.references import load_reference
+from imagegen.inputs.decoding import load_reference
 from tests.conftest import from_base64, to_base64, to_bytes
 from tests.e2e.test_server import running
-from tests.hostile import GOOD, pictures
+from tests.support.hostile import GOOD, pictures
 
 PICTURES = dict(pictures())
 ALLOWED = {"bad_reference", "payload_too_large"}

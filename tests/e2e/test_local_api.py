@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from builder.micro.measure import background_colour, shape_colour
+from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import from_base64, scene, to_base64
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 import handler
-from builder.micro.measure import background_colour, find_shapes, shows, untouched_difference
-from builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, Shape, place
+from imagegen.builder.micro.measure import background_colour, find_shapes, shows, untouched_difference
+from imagegen.builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, Shape, place
 from tests.conftest import from_base64, to_base64
 from tests.server.conftest import serving
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from builder.micro.measure import background_colour, shape_colour
+from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import from_base64, scene, to_base64, to_bytes
 from tests.server.conftest import serving
 

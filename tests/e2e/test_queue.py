@@ -7,14 +7,14 @@ from itertools import pairwise
 import pytest
 import runpod
 
-from builder.micro.measure import background_colour, shape_colour
+from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import from_base64, scene, to_base64, until
-from tests.faulty_gpu import DEAD, HANGS, NOISE, TOO_LARGE
-from tests.runpod_queue import RunPodQueue
+from tests.support.faulty_gpu import DEAD, HANGS, NOISE, TOO_LARGE
+from tests.support.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background"}
 LONG = {**PROMPT, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
-FAULTY = ("-m", "tests.faulty_gpu")
+FAULTY = ("-m", "tests.support.faulty_gpu")
 
 
 @pytest.fixture(scope="module")

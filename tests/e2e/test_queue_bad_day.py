@@ -7,8 +7,8 @@ import time
 import pytest
 
 import handler
-from imagegen.jobs import parse_job
-from tests.runpod_queue import FINAL, RunPodQueue
+from imagegen.contract.requests import parse_job
+from tests.support.runpod_queue import FINAL, RunPodQueue
 
 COLOURS = ("red", "blue", "green", "white", "yellow")
 BAD = ({"prompt": ""}, {"prompt": "x", "width": 1000, "height": 64}, {"prompt": "x", "image": "!"}, None, {"x": 1})

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import ImageChops
 
-from imagegen.server.schemas import GenerateRequest
+from imagegen.contract.schemas import GenerateRequest
 from imagegen.settings import variable_names
 from tests.conftest import from_base64, scene, to_bytes
 
@@ -91,7 +91,7 @@ def test_a_stream_shows_the_picture_as_it_forms_and_can_be_cancelled(url):
 
 
 def test_a_replica_that_dies_under_load_loses_nothing(url):
-    from scripts.benchmark_ray import replicas
+    from benchmarks.ray_replicas import replicas
 
     async def under_load():
         async with httpx.AsyncClient(base_url=url, timeout=300) as client:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.conftest import until
-from tests.faulty_gpu import DEAD, HANGS
+from tests.support.faulty_gpu import DEAD, HANGS
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
@@ -97,7 +97,7 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
     def status():
         return httpx.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code
 
-    with running(tmp_path, "-m", "tests.faulty_gpu", health="/ping", **environment) as (process, url):
+    with running(tmp_path, "-m", "tests.support.faulty_gpu", health="/ping", **environment) as (process, url):
         assert status() == 204  # it loads
         (tmp_path / "load").touch()
         until(lambda: status() != 204)
@@ -109,7 +109,7 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
 
 @pytest.mark.parametrize(("seed", "says"), [(DEAD, "the card failed"), (HANGS, "the card made no step for 5 s")])
 def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
-    with running(tmp_path, "-m", "tests.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="5") as (process, url):
+    with running(tmp_path, "-m", "tests.support.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="5") as (process, url):
         assert httpx.post(f"{url}/generate", json=PROMPT, timeout=60).status_code == 200
         answer = httpx.post(f"{url}/generate", json={**PROMPT, "seed": seed}, timeout=60)
         assert answer.status_code == 503

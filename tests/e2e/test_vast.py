@@ -21,9 +21,9 @@ from aiohttp import web
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from imagegen.server.schemas import GenerateRequest
+from imagegen.contract.schemas import GenerateRequest
 from tests.conftest import from_base64, scene, to_base64
-from tests.test_pages import PAGES, commands
+from tests.docs.test_pages import PAGES, commands
 
 pytestmark = pytest.mark.slow  # `make slow` installs vastai
 ROOT = Path(__file__).parent.parent.parent
@@ -163,7 +163,7 @@ def test_a_worker_gets_ready_and_draws(tmp_path):
         assert report["error_msg"] == ""
         answer = client.post("/generate", json=vast.signed({"prompt": SECRET, "seed": 42}))
         assert from_base64(answer.json()["images"][0]).size == (128, 128)
-        mark = '"logger": "imagegen.loading", "message": "loaded '
+        mark = '"logger": "imagegen.model.loading", "message": "loaded '
         assert client.post("/generate", json=vast.signed({"prompt": mark})).status_code == 200
         reference = to_base64(scene("circle", "red", "blue"))
         edit = client.post("/edit", json=vast.signed({"prompt": "make the background green", "images": [reference]}))

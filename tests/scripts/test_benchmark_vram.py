@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.random_model import write_model
+from benchmarks.vram_chart import segments
 from imagegen.models import MODELS, get_model
-from imagegen.sources import find_fault
+from imagegen.weights.sources import find_fault
 from scripts import benchmark_vram
 from scripts.benchmark_vram import estimate, show_estimate
-from scripts.random_model import write_model
-from scripts.vram_chart import segments
 
 #: `python -m tests.scripts.test_benchmark_vram` writes it anew.
 GOLDEN = Path(__file__).with_name("estimates.json")
@@ -55,7 +55,7 @@ def test_estimate_needs_no_card(monkeypatch, tmp_path, capsys):
 def test_a_run_draws_words_and_edits_until_it_is_out_of_memory(monkeypatch, tmp_path, capsys):
     """On the CPU with random weights of micro's shape; the fourth reference is one too many."""
     from imagegen.errors import OutOfMemory
-    from imagegen.server.flux_pipeline import FluxPipeline
+    from imagegen.model.pipeline import FluxPipeline
 
     edit = FluxPipeline.edit
 
@@ -91,7 +91,7 @@ def test_a_model_that_is_not_here_is_an_error(monkeypatch, tmp_path, capsys):
 
 
 def test_a_random_model_is_a_whole_one_and_written_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.random_model._SHARD", 1_000_000)
+    monkeypatch.setattr("benchmarks.random_model._SHARD", 1_000_000)
     folder = write_model(get_model("micro"), tmp_path / "micro")
     assert find_fault(folder) is None
     files = sorted((folder / "transformer").glob("*.safetensors"))

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import uvicorn
 
-from builder.micro.measure import background_colour, shape_colour
+from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.server.main import create_app
 from tests.conftest import from_base64, settings, until
 

@@ -4,8 +4,8 @@ import threading
 import httpx
 import pytest
 
-from imagegen.server.flux_pipeline import FluxPipeline
-from imagegen.server.schemas import EditResponse, GenerateResponse, HealthResponse
+from imagegen.contract.schemas import EditResponse, GenerateResponse, HealthResponse
+from imagegen.model.pipeline import FluxPipeline
 from tests.conftest import scene, to_base64, to_bytes
 from tests.server.conftest import events, serving, shows
 

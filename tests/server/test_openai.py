@@ -5,7 +5,7 @@ import io
 import openai
 import pytest
 
-from builder.micro.measure import background_colour, shape_colour
+from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import from_base64, scene, to_bytes
 from tests.server.conftest import serving
 

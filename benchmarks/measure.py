@@ -1,0 +1,206 @@
+"""What the benchmarks of the card share: the machine in words, a card with its memory counted and capped, one case."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from imagegen.errors import OutOfMemory
+from imagegen.memory.plan import CONTEXT, REFERENCE, Card, MemoryPlan, read_card
+from imagegen.model.pipeline import Drawn, FluxPipeline
+from imagegen.models import Size
+
+PROMPT = "a red fox asleep on a stack of old books, morning light from a tall window, number"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The card, its driver, and the versions of what computes."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpu": None,
+        "capability": None,
+        "driver": None,
+    }
+    for package in ("diffusers", "transformers", "torchao", "bitsandbytes", "flash_attn_3"):
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = None
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        facts["driver"] = _driver()
+    return facts
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Device:
+    """A card, or the CPU, which counts no bytes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_cuda = name.startswith("cuda")
+
+    def synchronize(self) -> None:
+        """Waits for the card."""
+        if self.is_cuda:
+            import torch
+
+            torch.cuda.synchronize(self.name)
+
+    def card(self, gigabytes: float | None = None) -> Card | None:
+        """The card as it is, or one of `gigabytes` of the same kind; None for the CPU."""
+        if not self.is_cuda:
+            return None
+        card = read_card(self.name)
+        return card if card is None or gigabytes is None else Card.of(gigabytes, card.capability)
+
+    @contextmanager
+    def capped(self, card: Card | None) -> Iterator[None]:
+        """While it is open, torch can have of the card what a smaller one would have."""
+        if card is None or not self.is_cuda:
+            yield
+            return
+        import torch
+
+        total = torch.cuda.get_device_properties(self.name).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (card.bytes - CONTEXT) / total), self.name)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, self.name)
+
+    def reset_peak(self) -> None:
+        """Begins to count anew, from what is held now."""
+        if self.is_cuda:
+            import torch
+
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.name)
+
+    def peak(self) -> tuple[int | None, int | None]:
+        """Bytes that tensors, and torch with what it keeps beside them, had at most; None on the CPU."""
+        if not self.is_cuda:
+            return None, None
+        import torch
+
+        return torch.cuda.max_memory_allocated(self.name), torch.cuda.max_memory_reserved(self.name)
+
+    def memory_summary(self) -> str:
+        """What torch knows of the card's memory, as a table of its own; empty on the CPU."""
+        if not self.is_cuda:
+            return ""
+        import torch
+
+        return str(torch.cuda.memory_summary(self.name, abbreviated=True))
+
+
+@dataclass
+class Case:
+    """A picture that was asked for, and what came of it. Bytes are None where they are not counted."""
+
+    name: str
+    width: int
+    height: int
+    references: int
+    fits: bool
+    seconds: float | None = None
+    encode_prompt: float | None = None
+    denoise: float | None = None
+    decode: float | None = None
+    allocated: int | None = None
+    reserved: int | None = None
+    estimate: int | None = None
+    #: Peak, CUDA's context included, against the estimate.
+    error: float | None = None
+
+
+class Runner:
+    """Draws pictures one after another, each of a prompt that was not seen before, and counts."""
+
+    def __init__(self, pipeline: FluxPipeline, plan: MemoryPlan, device: Device) -> None:
+        self.pipeline, self.plan, self.device = pipeline, plan, device
+        self._drawn = 0
+
+    def draw(
+        self, size: Size, references: int, prompt: str | None = None, steps: int | None = None
+    ) -> tuple[Drawn, float]:
+        """One picture, and the seconds that its prompt took."""
+        spec = self.pipeline.config.spec
+        self._drawn += 1
+        encoded = self.pipeline.encode_prompt(prompt or f"{PROMPT} {self._drawn}")
+        arguments: dict[str, Any] = {
+            "width": size[0],
+            "height": size[1],
+            "num_inference_steps": steps or spec.num_inference_steps,
+            "guidance_scale": spec.guidance_scale,
+            "seed": 42,
+        }
+        if references == 0:
+            return self.pipeline.generate(encoded, **arguments), encoded.seconds
+        pictures = [self.reference(number) for number in range(references)]
+        return self.pipeline.edit(encoded, pictures, **arguments), encoded.seconds
+
+    def reference(self, number: int) -> Image.Image:
+        """A picture of the size of the largest reference, another one for each number."""
+        side = min(REFERENCE[0], self.pipeline.config.spec.size)
+        return Image.effect_noise((side, side), 20 + number).convert("RGB")
+
+    def case(self, name: str, size: Size, references: int = 0, runs: int = 2, pictures: Path | None = None) -> Case:
+        """The best of some runs (the first of a size may compile), and the peak of them all."""
+        self.device.reset_peak()
+        case = Case(name, *size, references, fits=True)
+        side = min(REFERENCE[0], self.pipeline.config.spec.size)
+        case.estimate = self.plan.peak_of(size, [(side, side)] * references)
+        for _ in range(runs):
+            begun = time.monotonic()
+            try:
+                drawn, encode = self.draw(size, references)
+            except OutOfMemory:
+                case.fits = False
+                break
+            seconds = time.monotonic() - begun
+            if case.seconds is None or seconds < case.seconds:
+                case.seconds, case.encode_prompt = seconds, encode
+                case.denoise, case.decode = drawn.denoise, drawn.decode
+        case.allocated, case.reserved = self.device.peak()
+        if case.fits and case.allocated is not None:
+            case.error = (case.allocated + CONTEXT) / case.estimate - 1
+        if case.fits and pictures is not None:
+            pictures.mkdir(parents=True, exist_ok=True)
+            drawn.image.save(pictures / f"{name}-{size[0]}x{size[1]}-{references}.png")
+        return case
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(value: float | None, pattern: str = "{:.2f}") -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None else pattern.format(value)

@@ -1,0 +1,1 @@
+"""What runs before the worker does: downloading, quantizing and baking weights, and training the miniature."""

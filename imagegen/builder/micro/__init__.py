@@ -1,0 +1,1 @@
+"""How the miniature model is trained."""

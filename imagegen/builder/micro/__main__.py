@@ -1,0 +1,109 @@
+"""`make micro`: the miniature model from nothing, or from the weights of one that is there (`--init-from FOLDER`).
+
+Each stage leaves its result in `build/micro` and is skipped when that is there; a training that was stopped goes on
+from its last checkpoint, optimizer and all. `--stage export` makes a model of what it has so far. Another recipe or
+another start wants another `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SEED = 2026
+TEXT_ENCODER_STEPS = 500
+VAE_STEPS = 6000
+#: Of about 16 optimizer steps each.
+TRANSFORMER_ROUNDS = 1800
+#: Processes that train the transformer, each with a batch and a thread of its own: part of the recipe, as the batch is.
+PROCESSES = 2
+
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"
+STAGES = ("text-encoder", "vae", "pool", "transformer", "export")
+
+
+def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
+    """Runs one stage in this process; reads and writes the files of `work`.
+
+    Args:
+        start: the folder of a model whose weights the trainings begin with, and then take half as long.
+    """
+    divisor = 1 if start is None else 2
+    # Imported here, so that OMP's settings of main() are in the environment before torch is.
+    from imagegen.builder.micro.tokenizer import build_tokenizer
+
+    if stage == "text-encoder":
+        from imagegen.builder.micro.text_encoder import train_text_encoder
+
+        weights = start and start / "text_encoder" / "model.safetensors"
+        path = work / "text_encoder.safetensors"
+        train_text_encoder(build_tokenizer(), path, TEXT_ENCODER_STEPS // divisor, SEED, weights)
+    elif stage == "vae":
+        from imagegen.builder.micro.vae import train_vae
+
+        weights = start and start / "vae" / _DIFFUSERS
+        train_vae(work / "vae.safetensors", VAE_STEPS // divisor, SEED, weights)
+    elif stage == "pool":
+        from imagegen.builder.micro.pool import build_pool
+
+        build_pool(work, SEED)
+    elif stage == "transformer":
+        from imagegen.builder.micro.transformer import train_transformer
+
+        weights = start and start / "transformer" / _DIFFUSERS
+        train_transformer(work, TRANSFORMER_ROUNDS // divisor, SEED, weights)
+    else:
+        from imagegen.builder.micro.export import export
+
+        export(work, out)
+
+
+def main() -> int:
+    """Runs the stages that have not been run; the text encoder and the VAE side by side, a core each."""
+    parser = argparse.ArgumentParser(prog="python -m imagegen.builder.micro", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/micro"), help="where the stages leave their results")
+    parser.add_argument("--out", type=Path, default=Path("models/micro"), help="where the model is written")
+    parser.add_argument("--init-from", type=Path, help="a model whose weights the trainings begin with")
+    parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what they started ends as well
+    if args.stage:
+        run_stage(args.stage, args.work, args.out, args.init_from)
+        return 0
+
+    results = {
+        "text-encoder": "text_encoder.safetensors",
+        "vae": "vae.safetensors",
+        "pool": "pool.pt",
+        "transformer": "transformer.safetensors",
+    }
+    begun = time.monotonic()
+    for together in (("text-encoder", "vae"), ("pool",), ("transformer",), ("export",)):
+        wanted = [stage for stage in together if stage == "export" or not (args.work / results[stage]).exists()]
+        alone = len(together) == 1 and together != ("transformer",)
+        threads = (os.cpu_count() or 1) if alone else 1
+        # Spinning barriers collapse as soon as anything else runs on the machine.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        command = ["-m", "imagegen.builder.micro", "--work", str(args.work), "--out", str(args.out)]
+        command += ["--init-from", str(args.init_from)] if args.init_from else []
+        if together == ("transformer",):
+            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", *command]
+        running = [subprocess.Popen([sys.executable, *command, "--stage", stage], env=environment) for stage in wanted]
+        try:
+            if any(process.wait() for process in running):
+                return 1
+        finally:
+            for process in running:
+                process.terminate()
+    print(f"{args.out} is made, in {(time.monotonic() - begun) / 60:.0f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

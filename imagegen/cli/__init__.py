@@ -1,0 +1,1 @@
+"""The command line: the container's entry point, the health check, and reading an image's record."""

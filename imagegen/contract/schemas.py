@@ -1,0 +1,209 @@
+"""Requests and responses, shared by both doors; OpenAPI shows them as they are here.
+
+What every model has in common is checked here; what the model's spec decides (its sizes, its defaults) in
+`imagegen.contract.requests`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from imagegen.contract.prompts import MAX_PROMPT, clean
+from imagegen.contract.start_times import StartTimes
+
+MAX_REFERENCES = 4
+MAX_IMAGES = 8
+#: What JavaScript can hold in a number without loss.
+MAX_SEED = 2**53 - 1
+
+AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21", "match_input"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class _Request(BaseModel):
+    """The fields that generate and edit share."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_PROMPT,
+            description="What to draw, or what to change.",
+            examples=["a red circle on a blue background"],
+        ),
+        AfterValidator(clean),
+    ]
+    width: int | None = Field(
+        None,
+        description="Pixels, a multiple of 16, 256 to 2048 (the model's spec sets the bounds); together with height. "
+        "Default: the model's own size; for an edit the first reference's shape, at most 1 megapixel.",
+        examples=[1024],
+    )
+    height: int | None = Field(None, description="Pixels; see width.", examples=[1024])
+    aspect_ratio: AspectRatio | None = Field(
+        None, description="A shape with the area of the model's own size, instead of width and height."
+    )
+    num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = Field(
+        None, description="Denoising steps. Default: the model's own (4 for klein)."
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] | None = Field(
+        None, description="Default: the model's own. A distilled model does not use it; a warning says so."
+    )
+    num_images: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures; picture i has the seed `seed + i`.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None, description="The same seed draws the same picture. Default: drawn, and always returned.", examples=[42]
+    )
+    output_format: OutputFormat = Field("png", description="How the pictures are encoded.")
+    output_quality: int = Field(90, ge=1, le=100, description="For jpeg and webp.")
+    delivery: Literal["base64", "url"] = Field("base64", description='"url" needs an object store.')
+    allow_format_change: bool = Field(
+        False, description="Lets too large an answer come as WebP or JPEG, with a warning, instead of an error."
+    )
+    timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds that the job may take, waiting included. Default: a setting of the worker."
+    )
+    embed_prompt: bool = Field(False, description="Writes the prompt into the picture's provenance record.")
+
+    @model_validator(mode="after")
+    def _check(self) -> _Request:
+        if (self.width is None) != (self.height is None):
+            missing, given = ("height", "width") if self.height is None else ("width", "height")
+            raise ValueError(f"{missing}: is missing; give both width and height, or neither ({given} came alone)")
+        if self.aspect_ratio is not None and self.width is not None:
+            raise ValueError("aspect_ratio: came together with width and height; give one or the other")
+        return self
+
+
+class GenerateRequest(_Request):
+    """Text to image."""
+
+    mode: ClassVar[Literal["generate"]] = "generate"
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "a red circle on a blue background", "seed": 42}]}
+    )
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> GenerateRequest:
+        if self.aspect_ratio == "match_input":
+            raise ValueError("aspect_ratio: match_input needs a reference picture; it is for edits")
+        return self
+
+
+class EditRequest(_Request):
+    """One to four reference pictures and what to make of them."""
+
+    mode: ClassVar[Literal["edit"]] = "edit"
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "make the circle green", "images": ["iVBORw0KGgo..."], "seed": 42}]}
+    )
+
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
+        description="1 to 4 references, each base64, a data: URI or an http(s) URL of a PNG, JPEG or WebP. `image` "
+        "(one string) works too."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alias(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "image" in data:
+            data = dict(data)
+            image = data.pop("image")
+            if "images" in data:
+                raise ValueError("image: came together with images; give one or the other")
+            if not isinstance(image, str):
+                raise ValueError("image: must be one string; a list goes into images")
+            data["images"] = [image]
+        return data
+
+
+class Timings(BaseModel):
+    """Seconds that each stage took. `denoise` includes encoding the references with the VAE; `total` is the caller's
+    wait inside the worker and less than the sum where stages ran side by side."""
+
+    queue: float = 0.0
+    references: float = 0.0
+    encode_prompt: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    deliver: float = 0.0
+    total: float = 0.0
+
+
+class GenerateResponse(BaseModel):
+    """The pictures and how they came to be."""
+
+    images: list[str] = Field(description="Plain base64, without a data: prefix; empty when delivered by URL.")
+    urls: list[str] = Field(default_factory=list, description="Where the pictures are, when delivered by URL.")
+    seeds: list[int] = Field(description="The seed of each picture.", examples=[[42]])
+    width: int = Field(examples=[1024])
+    height: int = Field(examples=[1024])
+    output_format: OutputFormat
+    model: str = Field(examples=["klein-9b"])
+    timings: Timings
+    warnings: list[str] = Field(default_factory=list)
+
+
+class EditResponse(GenerateResponse):
+    """The same, for an edit."""
+
+
+class QueueState(BaseModel):
+    """Jobs at this moment."""
+
+    running: int
+    waiting: int
+    limit: int = Field(description="Jobs that may wait.")
+
+
+class MemoryState(BaseModel):
+    """Where the model's parts live, and what the card has room for (an estimate)."""
+
+    transformer: str = Field(description="The precision in which it runs.", examples=["fp8"])
+    text_encoder: str = Field(description="The precision in which it runs.", examples=["bf16"])
+    offload: str = Field(description="What waits on the CPU.", examples=["embeddings"])
+    weights: dict[str, int] = Field(description="Bytes of each part's weights, wherever they are.")
+    peak: int = Field(description="Bytes in use at most, for a picture of the default size with `references`.")
+    card: int | None = Field(None, description="Bytes of the card that can be had; null on a CPU.")
+    references: int = Field(description="The most references that a picture may have.", examples=[4])
+    plan: str = Field(description="The same in words, and why.")
+
+
+class HealthResponse(BaseModel):
+    """The state of the worker; it can take a job while idle, ready or busy."""
+
+    status: Literal["starting", "idle", "loading", "ready", "busy", "draining", "failed"] = Field(
+        description="idle: nothing is loaded, and the first job will load the model."
+    )
+    stage: str | None = Field(None, description="What loading is at.", examples=["loading the weights"])
+    model: str = Field(examples=["klein-9b"])
+    device: str | None = Field(None, description="Where the model is, once it is loaded.", examples=["cuda"])
+    gpu_memory: int | None = Field(None, description="Bytes of the card that the model and its work hold.")
+    start: StartTimes | None = Field(None, description="Seconds that the stages of the start took, once it is loaded.")
+    memory: MemoryState | None = Field(None, description="The plan of the card's memory, once the model is loaded.")
+    queue: QueueState
+    version: str = Field(description="The worker's version.", examples=["0.1.0"])
+    message: str | None = Field(None, description="Why it failed.")
+
+
+class ErrorObject(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(examples=["invalid_input"])
+    message: str = Field(
+        description="Names the field, what came and what is allowed.",
+        examples=["width: 1000 is not a multiple of 16 (256 to 2048)"],
+    )
+    field: str | None = Field(description="The field at fault.", examples=["width"])
+    retryable: bool = Field(description="Whether the same request may succeed later.", examples=[False])
+
+
+class ErrorResponse(BaseModel):
+    """An error of the native API."""
+
+    error: ErrorObject

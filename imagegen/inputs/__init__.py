@@ -1,0 +1,1 @@
+"""Reference images from untrusted input: fetched by URL, decoded, made safe."""

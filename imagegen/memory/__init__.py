@@ -1,0 +1,1 @@
+"""Which precision and offload a GPU's memory has room for, by arithmetic. Loads nothing."""

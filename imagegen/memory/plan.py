@@ -1,0 +1,231 @@
+"""What fits a card: where each part of a model lives and in which precision, chosen before anything is loaded, and the
+largest picture that the plan has room for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from imagegen.contract.schemas import MemoryState
+from imagegen.errors import ConfigurationError, OutOfMemory
+from imagegen.memory.footprint import (
+    Parts,
+    activations,
+    kv_bytes,
+    largest_linear,
+    text_linears,
+    transformer_linears,
+)
+from imagegen.memory.types import Offload, Precision
+from imagegen.models import MEGAPIXEL, MULTIPLE, ModelSpec, Size
+
+#: Bytes of a CUDA context with its libraries' handles (about 0.5 GiB on cards of the last generations).
+CONTEXT = 2**29
+#: Bytes that must be left over: torch's allocator takes memory in blocks, and some of it fits nothing.
+RESERVE = 2**29
+#: What of a card of N GB a process can have: an RTX 4090 of 24 has 23.6 GiB, an RTX 5090 of 32 has 31.4, an H100 of 80
+#: 79.1, and the driver keeps a little.
+USABLE = 0.98
+#: The largest reference that reaches the model, a megapixel.
+REFERENCE: Size = (math.isqrt(MEGAPIXEL), math.isqrt(MEGAPIXEL))
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card: the bytes that this process can have of it, its context included, and its compute capability."""
+
+    bytes: int
+    capability: tuple[int, int]
+
+    @classmethod
+    def of(cls, gigabytes: float, capability: tuple[int, int]) -> Card:
+        """A card as it is sold, empty."""
+        return cls(int(gigabytes * 2**30 * USABLE), capability)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where each part of a model lives and in which precision, the bytes of each, and why.
+
+    `card` is None on a CPU, where nothing is offloaded and no picture is refused. The plan is made for pictures of
+    `size` with `references` references of a megapixel; what is larger is checked when it is asked for.
+    """
+
+    spec: ModelSpec
+    card: Card | None
+    transformer: Precision
+    text_encoder: Precision
+    offload: Offload
+    references: int
+    size: Size
+    parts: Parts
+    why: str = ""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of the weights that stay on the card."""
+        parts = self.parts
+        kept: dict[Offload, int] = {
+            "none": parts.total,
+            "embeddings": parts.total - parts.embeddings,
+            "text_encoder": parts.transformer + parts.vae,
+        }
+        return kept.get(self.offload, 0)
+
+    @property
+    def peak(self) -> int:
+        """Estimated bytes of the card in use at most, for what the plan is made for."""
+        return self.peak_of(self.size, [REFERENCE] * self.references)
+
+    def peak_of(self, size: Size, references: Sequence[Size]) -> int:
+        """Estimated bytes of the card in use at most while a picture is made: weights, activations, CUDA's context."""
+        parts, needs = self.parts, activations(self.spec, size, references)
+        if self.offload in ("none", "embeddings"):
+            return CONTEXT + self.resident + max(needs.encode_prompt, needs.picture)
+        if self.offload == "text_encoder":
+            return CONTEXT + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.picture)
+        transformer, text_encoder = parts.transformer, parts.text_encoder + parts.embeddings
+        if self.offload == "group":  # the layer that runs, and the next one on its way
+            a = self.spec.architecture
+            transformer = 2 * largest_linear(transformer_linears(a), self.transformer)
+            text_encoder = parts.embeddings + largest_linear(text_linears(a, 1), self.text_encoder)
+        vae = parts.vae
+        if self.offload == "model" and references:
+            # A part leaves when the next one's turn begins, and encoding references does not begin the VAE's.
+            return CONTEXT + max(
+                text_encoder + max(needs.encode_prompt, vae + needs.encode_references),
+                transformer + vae + needs.denoise,
+                vae + needs.decode,
+            )
+        return CONTEXT + max(
+            text_encoder + needs.encode_prompt,
+            transformer + needs.denoise,
+            vae + max(needs.encode_references, needs.decode),
+        )
+
+    def kv_fits(self, size: Size, references: Sequence[Size]) -> bool:
+        """Whether the path that keeps the references' keys and values has room; on a CPU always."""
+        if self.card is None:
+            return True
+        transformer = self.resident or self.parts.transformer
+        return CONTEXT + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.card.bytes
+
+    def fits(self, card: Card | None) -> bool:
+        """Whether a card has room for what the plan is made for, and something to spare."""
+        return card is None or self.peak + RESERVE <= card.bytes
+
+    def largest(self, size: Size, references: Sequence[Size], available: int) -> Size | None:
+        """The largest picture of the shape of `size`, and smaller than it, for which `available` bytes of the card do.
+
+        None where not even the smallest fits.
+        """
+        return _largest(self.spec, size, lambda smaller: self.peak_of(smaller, references) + RESERVE <= available)
+
+    def check(self, size: Size, references: Sequence[Size]) -> None:
+        """Checks that a picture can fit, before the card works for it.
+
+        Raises:
+            OutOfMemory: it cannot by the estimate; with the largest size that can.
+        """
+        if self.card is None or self.peak_of(size, references) <= self.card.bytes:
+            return
+        raise _out_of_memory(size, references, self.largest(size, references, self.card.bytes))
+
+    @property
+    def state(self) -> MemoryState:
+        """The plan as `/health` and `/capabilities` show it."""
+        return MemoryState(
+            transformer=self.transformer,
+            text_encoder=self.text_encoder,
+            offload=self.offload,
+            weights=asdict(self.parts),
+            peak=self.peak,
+            card=self.card.bytes if self.card else None,
+            references=self.references,
+            plan=str(self),
+        )
+
+    def __str__(self) -> str:
+        """The plan in one readable line."""
+        if self.card is None:
+            kept = "float32" if self.transformer == "bf16" else self.transformer
+            return f"{self.spec.name} on the CPU: {kept}, {gib(self.parts.total)} of weights; {self.why}"
+        where = {
+            "none": "all on the card",
+            "embeddings": "all on the card but the embeddings",
+            "text_encoder": "all on the card, the text encoder for its turn",
+            "model": "each on the card for its turn",
+            "group": "on the card layer by layer",
+        }[self.offload]
+        parts = self.parts
+        return (
+            f"{self.spec.name}: transformer {self.transformer} {gib(parts.transformer)}, "
+            f"text encoder {self.text_encoder} {gib(parts.text_encoder)}, embeddings {gib(parts.embeddings)}, "
+            f"VAE {gib(parts.vae)}, {where}; peak {gib(self.peak)} of {gib(self.card.bytes)} for "
+            f"{describe(self.size, self.references)}; {self.why}"
+        )
+
+
+def gib(number: int) -> str:
+    """Bytes as people say them."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def describe(size: Size, references: int) -> str:
+    """A picture as an error names it."""
+    names = {0: "", 1: " with 1 reference"}
+    return f"{size[0]}x{size[1]}" + names.get(references, f" with {references} references")
+
+
+def _largest(spec: ModelSpec, size: Size, fits: Callable[[Size], bool]) -> Size | None:
+    ratio = max(size) / min(size)
+    for side in range(min(size) - MULTIPLE, spec.min_size - MULTIPLE, -MULTIPLE):
+        long = math.floor(side * ratio / MULTIPLE) * MULTIPLE
+        smaller = (side, long) if size[0] <= size[1] else (long, side)
+        if fits(smaller):
+            return smaller
+    return None
+
+
+def out_of_memory(plan: MemoryPlan | None, size: Size, references: Sequence[Size], device: str | None) -> OutOfMemory:
+    """The error for a picture that did not fit although the plan had room for it, with the largest size that should."""
+    smaller = None
+    if plan is not None and device is not None and device.startswith("cuda"):
+        smaller = plan.largest(size, references, available_bytes(device))
+    return _out_of_memory(size, references, smaller)
+
+
+def _out_of_memory(size: Size, references: Sequence[Size], smaller: Size | None) -> OutOfMemory:
+    came = describe(size, len(references))
+    if smaller is not None:
+        return OutOfMemory(f"width: {came} does not fit the card's memory; {smaller[0]}x{smaller[1]} does", "width")
+    advice = "fewer references" if references else "a smaller size"
+    return OutOfMemory(f"{came} does not fit the card's memory; ask for {advice}")
+
+
+def available_bytes(device: str) -> int:
+    """Bytes of a card that this process can have in all, its context, which is there already, included."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0]) + int(torch.cuda.memory_reserved(device)) + CONTEXT
+
+
+def read_card(device: str) -> Card | None:
+    """The card as it is now, after a small calculation on it; None for a CPU.
+
+    Raises:
+        ConfigurationError: it does not work.
+    """
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    try:
+        torch.ones(64, 64, device=device).matmul(torch.ones(64, 64, device=device)).sum().item()
+        return Card(available_bytes(device), torch.cuda.get_device_capability(device))
+    except Exception as error:  # a driver too old, a card that is gone, a card that another process holds
+        raise ConfigurationError(
+            f"the card does not work ({type(error).__name__}); torch was built for CUDA {torch.version.cuda}: "
+            "choose a host whose driver is new enough, or another machine"
+        ) from error

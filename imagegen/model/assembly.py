@@ -1,0 +1,233 @@
+"""Puts a pipeline together: its modules are made without weights, then these come from the files straight to where
+they live, several at once, text encoder and transformer side by side.
+
+diffusers and transformers would load one after the other, in one thread where the weights are quantised, through the
+CPU's memory, and the text encoder's unneeded layers too.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import diffusers
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoConfig, Qwen3ForCausalLM
+
+from imagegen.contract.start_times import StartTimes
+from imagegen.memory.types import Precision
+from imagegen.model import quantization
+from imagegen.model.acceleration import load_decoder
+from imagegen.model.config import FluxConfig
+from imagegen.model.offload import HostEmbedding, Visit
+from imagegen.weights import files as weight_files
+
+_THREADS = 4
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
+    "I64": torch.int64,
+}
+_EMBEDDING = "model.embed_tokens"
+
+
+def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTimes) -> Any:
+    """The diffusers pipeline of a folder, where its parts live by the config.
+
+    Raises:
+        OSError, ValueError, KeyError: the folder is no whole diffusers model.
+        ConfigurationError: the other decoder that was asked for cannot be loaded.
+        torch.OutOfMemoryError: it does not fit.
+    """
+    path, offload = config.path, config.offload
+    home = "cpu" if offload in ("model", "group") else device
+    decoder = load_decoder(config.decoder, dtype).to(home) if config.decoder is not None else None
+    with times.measure("build"):
+        modules = empty_modules(path)
+        precisions: dict[str, Precision] = {"text_encoder": config.text_encoder, "transformer": config.transformer}
+        fillers = {
+            part: _Filler(path, part, module, precisions.get(part, "bf16"), device, home, dtype)
+            for part, module in modules.items()
+            if part != "vae" or decoder is None
+        }
+    if offload in ("embeddings", "text_encoder"):
+        fillers["text_encoder"].host_embedding = True
+    if offload == "text_encoder":
+        fillers["text_encoder"].home = "cpu"
+    begun = time.monotonic()
+    with ThreadPoolExecutor(_THREADS, "weights") as pool:
+        jobs = [pool.submit(fill, name) for fill, name in _tasks(list(fillers.values()))]
+        try:
+            bar = tqdm(jobs, "loading weights", disable=not config.progress)
+            seconds = [job.result() for job in bar]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if home != "cpu":
+        torch.cuda.synchronize(home)
+        torch.accelerator.empty_host_cache()  # the blocks that weights passed through
+    passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
+    share = read / (sum(reading + moving for reading, moving in seconds) or 1)
+    times.read, times.to_card = passed * share, passed * (1 - share)
+    if decoder is not None:
+        modules["vae"] = decoder
+    pipe = getattr(diffusers, config.spec.pipeline_class).from_pretrained(path, local_files_only=True, **modules)
+    if offload == "text_encoder":
+        Visit(modules["text_encoder"], device)
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=True)
+    return pipe
+
+
+def empty_modules(path: Path) -> dict[str, Any]:
+    """The parts of a folder that have weights, on meta."""
+    return {
+        "text_encoder": _empty_text_encoder(path),
+        "transformer": _empty(Flux2Transformer2DModel, path / "transformer"),
+        "vae": _empty(AutoencoderKLFlux2, path / "vae"),
+    }
+
+
+def missing(path: Path) -> str | None:
+    """What a folder lacks of its model's weights, or has in another shape; None where nothing. Reads no weight."""
+    try:
+        for part, module in empty_modules(path).items():
+            _Filler(path, part, module, "bf16", "meta", "meta", torch.bfloat16)
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    return None
+
+
+def _empty_text_encoder(path: Path) -> Any:
+    """The text encoder with the layers that are read, on meta. What the last one gives is read as it is where layers
+    were cut behind it, and through the norm where none were; the head is never read."""
+    config = AutoConfig.from_pretrained(path / "text_encoder", local_files_only=True)
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = min(layers, weight_files.TEXT_ENCODER_LAYERS)
+    config.layer_types = config.layer_types[: config.num_hidden_layers]
+    config.quantization_config = None
+    with accelerate.init_empty_weights(include_buffers=False):
+        encoder = Qwen3ForCausalLM(config)
+    encoder.lm_head = nn.Identity()
+    if layers > weight_files.TEXT_ENCODER_LAYERS:
+        encoder.model.norm = nn.Identity()
+    return encoder.eval()
+
+
+def _empty(kind: Any, folder: Path) -> Any:
+    """A part of diffusers, on meta."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    with accelerate.init_empty_weights(include_buffers=False):
+        return kind.from_config(config).eval()
+
+
+class _Filler:
+    """Fills a part's module, made on meta, with its weights.
+
+    Args:
+        precision: what its layers are quantised to, where those of the folder are not.
+        device: where that is done, and where the module's buffers are.
+        home: where the weights live.
+
+    Raises:
+        ValueError: the folder lacks a weight, or has it in another shape.
+    """
+
+    def __init__(
+        self, path: Path, part: str, module: Any, precision: Precision, device: str, home: str, dtype: torch.dtype
+    ) -> None:
+        self._part, self._module, self._device, self._dtype = part, module, device, dtype
+        self.home, self.host_embedding = home, False
+        self._stored, self._notes = weight_files.stored(path, part)
+        #: What the folder has quantised: the weights' names, each with those of its tensors.
+        self._quantized = {
+            name: [f"{name.removesuffix('weight')}_weight_{piece}" for piece in record["_tensor_data_names"]]
+            for name, note in self._notes.items()
+            if name.endswith(".weight") and "_tensor_data_names" in (record := json.loads(note))
+        }
+        self._nf4 = precision == "nf4" and not self._quantized
+        self._recipe = None
+        if (precision == "fp8" or precision == "int8") and not self._quantized:  # as `in`, mypy would not see it
+            self._recipe = quantization.recipe(part, precision)
+        for child in module.modules():
+            for name, buffer in child.named_buffers(recurse=False):
+                child.register_buffer(name, buffer.to(home), name not in child._non_persistent_buffers_set)
+        weights_and_buffers = module.state_dict()
+        self.names = list(weights_and_buffers)
+        for name, parameter in weights_and_buffers.items():
+            pieces = self._quantized.get(name, [name])
+            if lacking := [piece for piece in pieces if piece not in self._stored]:
+                raise ValueError(f"{part} lacks {lacking[0]}")
+            shape = next(self._stored[piece].shape for piece in pieces if piece == name or piece.endswith("_qdata"))
+            if shape != parameter.shape:
+                raise ValueError(f"{part}: {name} is {shape} and not {tuple(parameter.shape)}")
+
+    def __call__(self, name: str) -> tuple[float, float]:
+        """Fills one parameter or buffer; returns the seconds that reading and moving took in this thread."""
+        begun = time.monotonic()
+        layer, _, leaf = name.rpartition(".")
+        hosted = self.host_embedding and layer == _EMBEDDING
+        # What stays on the CPU is pinned by those who send it, where they want it to be.
+        pin = self._device != "cpu" and self.home != "cpu" and not hosted
+        pieces = {piece: _read(self._stored[piece], pin) for piece in self._quantized.get(name, [name])}
+        read = time.monotonic()
+        if hosted:
+            self._module.set_submodule(layer, HostEmbedding(pieces[name].to(self._dtype), self.home))
+        elif self._nf4 and quantization.has_layer(self._part, layer):
+            weight = pieces[name].to(self._device, non_blocking=True).to(self._dtype)
+            quantization.set_nf4(self._module, layer, weight, self.home)
+        else:
+            weight = self._convert(name, layer, pieces).to(self.home)
+            child = self._module.get_submodule(layer)
+            if leaf in child._buffers:
+                child.register_buffer(leaf, weight)
+            else:
+                child.register_parameter(leaf, nn.Parameter(weight, requires_grad=False))
+        return read - begun, time.monotonic() - read
+
+    def _convert(self, name: str, layer: str, pieces: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A weight on its way home, in the type or precision in which it runs."""
+        config = quantization.layer_config(self._recipe, layer) if self._recipe else None
+        if config is not None:
+            return quantization.quantize(pieces[name].to(self._device, non_blocking=True), config)
+        moved = {piece: tensor.to(self.home, non_blocking=True) for piece, tensor in pieces.items()}
+        if name in self._quantized:
+            return quantization.restore(name, moved, self._notes[name])
+        return moved[name].to(self._dtype) if moved[name].is_floating_point() else moved[name]
+
+
+def _tasks(fillers: list[_Filler]) -> list[tuple[_Filler, str]]:
+    """All weights, those of the parts in turn, so that none waits for another part."""
+    queues = zip_longest(*([(filler, name) for name in filler.names] for filler in fillers))
+    return [task for tasks in queues for task in tasks if task is not None]
+
+
+def _read(stored: weight_files.Stored, pin: bool) -> torch.Tensor:
+    """A tensor of a file, in memory of its own: no mapped page waits to be read from the disk when it is used.
+
+    Args:
+        pin: in memory that the card can copy from while this thread reads on.
+    """
+    buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8, pin_memory=pin)
+    view = memoryview(buffer.numpy().data)
+    with stored.file.open("rb", buffering=0) as stream:
+        stream.seek(stored.begin)
+        while view:
+            if not (count := stream.readinto(view)):
+                raise ValueError(f"{stored.file.name} ends within a tensor")
+            view = view[count:]
+    return buffer.view(_DTYPES[stored.dtype]).reshape(stored.shape)

@@ -1,0 +1,1 @@
+"""Generated images as files: encoded, with a provenance record, signed, uploaded."""

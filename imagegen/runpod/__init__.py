@@ -1,0 +1,1 @@
+"""RunPod's queue: which jobs to take when, progress, streams, and answers that are delivered."""

@@ -1,0 +1,88 @@
+"""`make benchmark-gpu` from end to end with micro on the CPU: all but CUDA itself."""
+
+import json
+import sys
+import time
+
+import pytest
+
+from benchmarks import gpu as benchmark_gpu
+from benchmarks.gpu import Benchmark, Row, step_flops
+from benchmarks.measure import Device
+from imagegen.models import MICRO_PATH, get_model
+
+ROWS = [
+    "text to image, 4 steps, bf16, 128x128",
+    "model FLOPs used",
+    "repeated prompt",
+    "load to card",
+    "24 GB, 4 references",
+    "text to image, 4 steps, fp8, 128x128",
+    "fp8 on the card against bf16 with model offload",
+    "cached keys and values",
+    "compiled blocks against none",
+    "the card's kernel for attention against none",
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The JSON and the table of one whole run."""
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        command = ["benchmark_gpu", "--model", "micro", "--device", "cpu", "--output", str(folder)]
+        patch.setattr(sys, "argv", command)
+        assert benchmark_gpu.main() == 0
+    return json.loads((folder / "benchmark_gpu.json").read_text()), (folder / "benchmark_gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_promise_is_measured(report):
+    result, text = report
+    rows = {what: next(row for row in result["rows"] if row["what"].startswith(what)) for what in ROWS}
+    assert len(result["rows"]) == len(ROWS)
+    assert all(row["what"] in text and row["target"] in text for row in rows.values())
+    measured = [row for what, row in rows.items() if not what.startswith(("24 GB", "cached"))]
+    assert all(row["value"] is not None and not row["note"] for row in measured)
+    assert rows["24 GB, 4 references"]["met"] is True
+    assert rows["24 GB, 4 references"]["details"]["references"] == 4
+    assert result["machine"]["torch"] and result["machine"]["diffusers"]
+
+
+@pytest.mark.slow
+def test_a_missed_target_says_where_the_time_goes(report):
+    result, text = report
+    row = next(row for row in result["rows"] if row["what"].startswith("fp8 on the card against"))
+    assert row["met"] is False  # on a CPU both are the same
+    assert {"operation", "milliseconds", "share", "calls"} == set(row["profile"][0])
+    assert f"Where the time goes: {row['what']}" in text
+
+
+class Parts(Benchmark):
+    """One part fails, one takes too long, one has no time left."""
+
+    def _bf16(self):
+        raise RuntimeError("no kernel image is available")
+
+    def _fp8_under_a_cap(self):
+        self.rows.append(Row("measured"))
+
+    def _offload_under_a_cap(self):
+        time.sleep(60)
+
+
+def test_what_fails_or_takes_too_long_costs_its_own_row_alone():
+    parts = Parts(get_model("micro"), MICRO_PATH, Device("cpu"), time.monotonic() + 1, compiled=False)
+    parts.run()
+    assert [(row.what, row.note) for row in parts.rows] == [
+        ("bf16", "broken off: RuntimeError: no kernel image is available"),
+        ("measured", ""),
+        ("offload under a cap", "broken off: TimeoutError: the time was over"),
+        ("kv", "not measured: the time was over"),
+        ("levers", "not measured: the time was over"),
+    ]
+
+
+def test_the_work_of_a_step_is_that_of_the_traced_model():
+    """75.5 TFLOP at 1024x1024, of which 11.1 are attention."""
+    assert step_flops(get_model("klein-9b"), 1024) / 1e12 == pytest.approx(75.5, abs=0.1)

@@ -1,0 +1,72 @@
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from imagegen.cli import healthcheck
+from imagegen.settings import get_settings
+
+
+@pytest.fixture
+def check(monkeypatch):
+    def run(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        return healthcheck.main()
+
+    return run
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
+def test_it_says_what_the_server_says(check, capsys, status, expected):
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+            self.wfile.write(b'{"stage": "loading the weights"}')
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request).start()
+        assert check(PORT=str(server.server_port)) == expected
+    assert "loading the weights" in capsys.readouterr().out
+
+
+def test_a_proxy_is_not_asked():
+    """In a process of its own: urllib reads the proxies once."""
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"the server" if self.path == "/health" else b"a proxy")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as proxy, HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request).start()
+        threading.Thread(target=proxy.serve_forever).start()
+        try:
+            environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+            environment |= {"PORT": str(server.server_port), "http_proxy": f"http://127.0.0.1:{proxy.server_port}"}
+            command = [sys.executable, "-m", "imagegen.cli.healthcheck"]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        finally:
+            proxy.shutdown()
+    assert (done.returncode, done.stdout) == (0, "the server\n")
+
+
+def test_nobody_there_is_not_healthy(check, capsys):
+    assert check(PORT="9") == 1
+    assert "nothing answers on port 9" in capsys.readouterr().out
+
+
+def test_a_worker_of_the_queue_has_no_port(check):
+    assert check(PORT="9", RUNPOD_WEBHOOK_GET_JOB="http://queue") == 0

@@ -1,0 +1,227 @@
+"""Each limit of the README's table, met at each door: the same code, and the next job is drawn."""
+
+import asyncio
+import contextlib
+import re
+import socket
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+import handler
+from imagegen.contract.schemas import MAX_IMAGES, MAX_PROMPT, MAX_REFERENCES
+from imagegen.server.main import create_app
+from imagegen.server.protocol import Protocol
+from imagegen.settings import Settings
+from tests.conftest import scene, settings, to_base64, until
+from tests.server.conftest import running, serving
+
+PROMPT = "a red circle on a blue background"
+SMALL = to_base64(scene("circle", "red", "blue"))
+LOW = {"max_body_mb": 0.5, "max_reference_mb": 0.03, "max_prompt": 100, "max_references": 2, "max_images": 2}
+LIMITS = settings(**LOW)
+#: What is over each limit, in the native fields, and the code that it has.
+OVER = {
+    "IMAGEGEN_MAX_BODY_MB": ({"prompt": PROMPT, "user": "A" * 600_000}, "payload_too_large"),
+    "IMAGEGEN_MAX_REFERENCE_MB": ({"prompt": PROMPT, "image": "A" * 60_000}, "payload_too_large"),
+    "50 megapixels": (
+        {"prompt": PROMPT, "image": to_base64(Image.new("1", (13000, 13000)))},
+        "bad_reference",
+    ),
+    "IMAGEGEN_MAX_REFERENCES": ({"prompt": PROMPT, "images": [SMALL] * 3}, "invalid_input"),
+    "IMAGEGEN_MAX_PROMPT": ({"prompt": "red " * 26}, "invalid_input"),
+    "IMAGEGEN_MAX_IMAGES": ({"prompt": PROMPT, "num_images": 3}, "invalid_input"),
+    "the model's": ({"prompt": PROMPT, "width": 2048, "height": 2048}, "invalid_input"),
+}
+
+
+@pytest.fixture(scope="module")
+def low():
+    """The URL and the service of a server with low limits."""
+    with serving(**LOW) as (url, service):
+        service.start().result()
+        yield url, service
+
+
+def by_runpod(url, fields):
+    output = asyncio.run(handler.handler({"id": "a-job", "input": fields}))
+    return output.get("code", "ok")
+
+
+def by_native(url, fields):
+    route = "/edit" if {"image", "images"} & set(fields) else "/generate"
+    answer = httpx.post(f"{url}{route}", json=fields, timeout=60).json()
+    return answer["error"]["code"] if "error" in answer else "ok"
+
+
+def by_openai(url, fields):
+    fields = dict(fields)
+    if "num_images" in fields:
+        fields["n"] = fields.pop("num_images")
+    if "width" in fields:
+        fields["size"] = f"{fields.pop('width')}x{fields.pop('height')}"
+    route = "edits" if {"image", "images"} & set(fields) else "generations"
+    answer = httpx.post(f"{url}/v1/images/{route}", json=fields, timeout=60).json()
+    return answer["error"]["code"] if "error" in answer else "ok"
+
+
+DOORS = pytest.mark.parametrize("door", [by_runpod, by_native, by_openai])
+
+
+@DOORS
+@pytest.mark.parametrize("limit", OVER)
+def test_what_is_over_a_limit_is_refused_and_the_next_job_is_drawn(low, monkeypatch, door, limit):
+    url, service = low
+    monkeypatch.setattr(handler, "service", lambda: service)
+    monkeypatch.setattr(handler, "get_settings", lambda: LIMITS)
+    fields, code = OVER[limit]
+    assert door(url, fields) == code
+    assert door(url, {"prompt": PROMPT}) == "ok"
+
+
+@DOORS
+def test_what_is_at_the_limits_is_drawn(low, monkeypatch, door):
+    url, service = low
+    monkeypatch.setattr(handler, "service", lambda: service)
+    monkeypatch.setattr(handler, "get_settings", lambda: LIMITS)
+    assert door(url, {"prompt": "a red circle" + " " * 88, "images": [SMALL] * 2, "num_images": 2}) == "ok"
+
+
+@DOORS
+def test_time_and_queue(monkeypatch, door):
+    """One job runs out of time; while it runs, another finds the queue full."""
+    with serving(timeout=5, max_queue=0) as (url, service):
+        # A third of a second for each of 32 steps, so that no machine is too fast.
+        service.start().result()._pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.33))
+        monkeypatch.setattr(handler, "service", lambda: service)
+        codes = []
+        long = {"prompt": PROMPT, "num_images": 8}
+        running = threading.Thread(target=lambda: codes.append(door(url, long)))
+        running.start()
+        until(lambda: service.health().status == "busy")
+        assert door(url, {"prompt": PROMPT}) == "overloaded"
+        running.join(60)
+        assert codes == ["deadline_exceeded"]
+
+
+def test_an_answer_over_its_limit_is_an_error_at_runpods_door(service, monkeypatch):
+    monkeypatch.setattr(handler, "service", lambda: service)
+    monkeypatch.setattr(handler, "get_settings", lambda: settings(max_result_mb=0.01))
+    assert by_runpod("", {"prompt": PROMPT, "width": 512, "height": 512}) == "result_too_large"
+
+
+def test_openai_s_errors_name_openai_s_fields(low):
+    url, _ = low
+    answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": PROMPT, "n": 3}).json()
+    assert answer["error"]["param"] == "n"
+    assert answer["error"]["message"] == "n: num_images: 3 pictures are too many here; 1 to 2 are allowed"
+
+
+def test_capabilities_tell_the_limits(low):
+    url, _ = low
+    limits = httpx.get(f"{url}/capabilities").json()["limits"]
+    assert limits.items() >= {"prompt": 100, "images": 2, "num_images": 2, "body_mb": 0.5}.items()
+
+
+def test_the_defaults_are_the_contracts():
+    defaults = Settings(_env_file=None)
+    assert (defaults.max_prompt, defaults.max_references, defaults.max_images) == (
+        MAX_PROMPT,
+        MAX_REFERENCES,
+        MAX_IMAGES,
+    )
+
+
+def test_the_readme_s_table_is_what_is_tested_here():
+    text = (Path(__file__).parents[2] / "README.md").read_text().split("## Limits")[1].split("\n## ")[0]
+    rows = dict(
+        re.findall(r"^\| [^|]+ \| (?:its `timeout`, )?`?([^|`]+?)`? \| `?([a-z_]+)`?[^|]* \|$", text, re.MULTILINE)
+    )
+    met = {limit: code for limit, (_, code) in OVER.items()}
+    elsewhere = {
+        "IMAGEGEN_REQUEST_TIMEOUT": "deadline_exceeded",
+        "IMAGEGEN_MAX_QUEUE": "overloaded",
+        "IMAGEGEN_MAX_RESULT_MB": "result_too_large",
+        "the model's (512, micro 32)": "none",  # tests/contract/test_prompts.py
+        "as many": "none",  # these three: tests/inputs/test_decoding.py
+        "a JPEG's 40 scans, a PNG's 30,000 chunks": "bad_reference",
+        "10 of the processor's": "bad_reference",
+        "IMAGEGEN_URL_TIMEOUT": "bad_reference",  # these two: tests/inputs/test_fetching.py
+        "5": "bad_reference",
+        "20,000": "payload_too_large",  # these three: tests/server/test_http.py
+        "120": "deadline_exceeded",
+        "10": "none",
+    }
+    assert rows == {"limit": "error", **met, **elsewhere}
+
+
+def test_a_job_of_a_million_small_things_is_refused_in_time(monkeypatch):
+    monkeypatch.setattr(handler, "get_settings", lambda: LIMITS)
+    nested: object = "x"
+    for _ in range(100_000):
+        nested = [nested]
+    for job_input in ({"prompt": [1] * 1_000_000}, {"prompt": nested, "x": "A" * 600_000}):
+        begun = time.thread_time()  # seconds of the processor: a busy machine is no fault
+        assert by_runpod("", job_input) == "payload_too_large"
+        assert time.thread_time() - begun < 1
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A server that waits a second for headers, and 30 s for the next request; connects to it."""
+    monkeypatch.setattr(Protocol, "header_seconds", 1.0)
+    app = create_app(settings(preload_models=False))
+    with running(app, http=Protocol, timeout_keep_alive=30) as url:
+        yield partial(socket.create_connection, ("127.0.0.1", httpx.URL(url).port), timeout=20)
+
+
+def wait_until_closed(connection):
+    while connection.recv(4096):
+        pass
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+def test_half_a_header_does_not_stay_open(impatient, sent):
+    begun = time.monotonic()
+    with impatient() as connection:
+        connection.sendall(sent)
+        wait_until_closed(connection)
+    assert 0.9 < time.monotonic() - begun < 10
+
+
+def test_nor_does_one_that_drips(impatient):
+    begun = time.monotonic()
+    with impatient() as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        while time.monotonic() - begun < 20:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+    assert time.monotonic() - begun < 10
+
+
+def test_nor_does_a_second_request_s(impatient):
+    with impatient() as connection:
+        connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
+        connection.sendall(b"GET /ping HT")
+        wait_until_closed(connection)
+    assert 0.9 < time.monotonic() - begun < 10
+
+
+def test_a_client_that_takes_its_time_between_requests_or_over_a_body_is_served(impatient):
+    with impatient() as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(1.2)  # uvicorn's own limit is over this, 30 s here
+        connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 2\r\n\r\n{")  # fmt: skip
+        time.sleep(1.2)
+        connection.sendall(b"}")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422")

@@ -1,0 +1,41 @@
+import gc
+import time
+
+import pytest
+
+from imagegen.contract.start_times import StartTimes
+from imagegen.model.config import FluxConfig
+from imagegen.model.pipeline import FluxPipeline
+from imagegen.models import MICRO_PATH, get_model
+
+
+def test_stages_are_added_up_and_shown_in_their_order():
+    times = StartTimes.of_process()
+    assert 0 < times.process < 24 * 3600
+    times = StartTimes(process=1.5, to_card=0.25)
+    with times.measure("imports"):
+        time.sleep(0.01)
+    first = times.imports
+    with times.measure("imports"):
+        time.sleep(0.01)
+    assert times.imports > first > 0
+    assert times.show().startswith("process 1.50 s, imports 0.0")
+    assert times.show().endswith("to card 0.25 s")
+
+
+def test_imports_go_on_without_collections():
+    times = StartTimes()
+    with times.importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), times.importing():
+        raise ImportError
+    assert gc.isenabled()
+    assert times.imports > 0
+
+
+def test_loading_fills_its_stages():
+    with FluxPipeline(FluxConfig(get_model("micro"), MICRO_PATH, device="cpu")) as pipeline:
+        times = pipeline.times
+    assert times.build > 0 and times.read > 0 and times.to_card > 0
+    assert times.first_picture == 0

@@ -1,0 +1,150 @@
+"""Runs what the platforms' pages show, as far as it runs without the platform and without a card."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("README-VASTAI.md", *(f"docs/{name}.md" for name in ("runpod", "local", "ray", "modal", "fleet")))
+PAGES = {name: (ROOT / name).read_text() for name in NAMES}
+
+
+def commands(page):
+    """The lines of a page's blocks of shell."""
+    found = re.findall(r"^```sh\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [line for block in found for line in block.splitlines()]
+
+
+#: Commands of the vast page are sent to a stand-in of Vast by tests/e2e/test_vast.py.
+ELSEWHERE = {
+    "vastai": "tests/e2e/test_vast.py",
+    "make": "tests/docs/test_readme.py",
+    "git": "a clone of this repository",
+    "python3": "Python's own",
+    "docker": "tests/image.py; compose.yaml: tests/deploy/test_image_files.py",
+    "nvidia-smi": "a machine with a card",
+    "sudo": "a machine with a card",
+    "modal": "Modal; the application: tests/deploy/test_modal.py",
+    "kubectl": "Kubernetes; the manifest: tests/e2e/test_ray.py",
+}
+#: What prints the same on any machine: how the command begins, and some of what is printed, as the page has it.
+HERE = {
+    "python -m imagegen --plan": ("bf16 9.7 GiB", "peak 22.5 GiB"),
+    "python -m scripts.benchmark_vram --estimate": ("| 24 GB, 8.9 | fp8 | bf16 | embeddings | 18.7 GiB | 20.7 GiB |",),
+}
+
+
+def test_every_command_is_run_or_accounted_for():
+    for page in PAGES:
+        for line in commands(page):
+            # `A=b command`, `export A=b`
+            words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+            here = (*HERE, "python -m scripts.plan_fleet", "curl", "export", ".venv/bin/uvicorn")
+            here += ("python -m pip install vastai",)
+            later = (".venv/bin/pip install -q -e", ".venv/bin/serve run deploy.ray_serve:app")
+            known = words[0] in ELSEWHERE or " ".join(words).startswith((*here, *later))
+            assert known, f"{page}: {line}"
+
+
+@pytest.mark.parametrize("line", [line for page in PAGES for line in commands(page) if "scripts.plan_fleet" in line])
+def test_a_plan_is_what_its_page_says(line, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in done.stdout.splitlines() if row.startswith(("| as given", "| recommended"))]
+    (page,) = [page for page in PAGES if line in PAGES[page]]
+    for row in rows:
+        assert row in PAGES[page]
+    assert ("--png" in line) == bool(list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("start", HERE)
+def test_what_will_fit_is_what_the_page_says(start, tmp_path):
+    (line,) = [line for line in commands("docs/local.md") if line.startswith(start)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMAGEGEN_MODEL": "klein-9b"}
+    words = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for said in HERE[start]:
+        assert said in done.stdout
+
+
+def test_no_command_hides_in_an_indented_block():
+    """Those are for what is printed, and for arithmetic."""
+    programs = r"^    (?:docker|curl|python|modal|kubectl|sudo|pip|make|export|vastai|nvidia-smi|git) .*"
+    for page, text in PAGES.items():
+        assert re.findall(programs, text, re.MULTILINE) == [], page
+
+
+def test_extras_and_links_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for page, text in PAGES.items():
+        assert set(re.findall(r"pip install [^\n]*-e '\.\[(\w+)\]'", text)) <= set(extras)
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            if not link.startswith("http"):
+                assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+        for page_of, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", text):
+            if not page_of.startswith("http"):
+                target = (ROOT / page).parent / page_of if page_of else ROOT / page
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert anchor in anchors, f"{page}: {page_of}#{anchor}"
+        for test in re.findall(r"`(tests/[\w/]+\.py)`", text):
+            assert (ROOT / test).exists(), test
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The server of the page's way without Docker, at a port of its own; gives its address and key."""
+    (line,) = [line for line in commands("README-VASTAI.md") if "uvicorn" in line]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = shlex.split(line.replace("7000", port).replace(".venv/bin/uvicorn", f"{sys.executable} -m uvicorn"))
+    environment = {**os.environ, "IMAGEGEN_API_KEY": "a-key-of-the-test"}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    process = subprocess.Popen(words, cwd=ROOT, env=environment)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://localhost:{port}/health").json()["status"] == "ready":
+                    break
+            assert process.poll() is None
+            time.sleep(0.2)
+        yield f"localhost:{port}", "a-key-of-the-test"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.slow  # curl may have to be installed
+def test_the_first_picture(server, tmp_path):
+    address, key = server
+    script = [line for line in commands("README-VASTAI.md") if line.startswith("curl")]
+    script += [line for line in commands("docs/local.md") if line.startswith("curl")]
+    environment = {**os.environ, "ADDRESS": address, "IMAGEGEN_API_KEY": key}
+    outputs = []
+    for line in script:
+        line = line.replace("localhost:7000/generate", f'{address}/generate -H "X-API-Key: {key}"')
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
+        outputs.append(done.stdout)
+    assert json.loads(outputs[0])["status"] == "ready"
+    assert Image.open(tmp_path / "circle.png").size == (128, 128)
+    assert json.loads((tmp_path / "answer.json").read_text())["images"]

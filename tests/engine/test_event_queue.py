@@ -1,0 +1,122 @@
+"""A job that is watched, and its end when nobody does."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from imagegen.contract.events import Step
+from imagegen.contract.schemas import EditResponse
+from imagegen.engine.event_queue import EventQueue
+from tests.conftest import scene, to_base64
+from tests.server.conftest import events, shows
+
+PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
+LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
+RED_ON_BLUE = scene("circle", "red", "blue")
+
+
+def test_the_stream_tells_what_happens(client):
+    body = {"prompt": "make the background green", "image": to_base64(RED_ON_BLUE), "seed": 1}
+    with client.stream("POST", "/edit", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        seen = list(events(answer))
+    assert [name for name, _ in seen] == ["queued", "references", *["step"] * 4, "drawn", "done"]
+    assert seen[0][1] == {"id": answer.headers["x-request-id"], "place": 0}
+    assert [(data["step"], data["total"]) for name, data in seen if name == "step"] == [(i, 4) for i in range(1, 5)]
+    assert all("preview" not in data and data["seconds_left"] >= 0 for name, data in seen if name == "step")
+    assert EditResponse.model_validate(seen[-1][1]).images == client.post("/edit", json=body).json()["images"]
+
+
+def test_previews_show_the_picture_forming(client):
+    with client.stream(
+        "POST", "/generate", json=PROMPT, params={"previews": "true"}, headers={"Accept": "text/event-stream"}
+    ) as answer:
+        previews = [data["preview"] for name, data in events(answer) if name == "step" and "preview" in data]
+    assert len(previews) == 3  # the last step is the picture
+    assert shows(previews[-1]) == ("blue", "red")
+
+
+def test_an_error_in_a_stream(client):
+    stream = {"Accept": "text/event-stream"}
+    with client.stream("POST", "/edit", json={**PROMPT, "image": "rubbish!"}, headers=stream) as answer:
+        name, error = list(events(answer))[-1]
+    assert (name, error["code"], error["field"]) == ("error", "bad_reference", "images[0]")
+    assert client.post("/generate", json={}, headers=stream).status_code == 422  # before the stream has begun
+
+
+@pytest.fixture
+def steps(ready):
+    """Counts the calls of the transformer: one for each step."""
+    calls = []
+    hook = ready[1].start().result()._pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    hook.remove()
+
+
+def settled(steps):
+    """The number of steps, once there are no more."""
+    before = -1
+    while before != len(steps):
+        before = len(steps)
+        time.sleep(0.5)
+    return before
+
+
+def test_delete_cancels_a_job(client, steps):
+    with client.stream("POST", "/generate", json=LONG, headers={"Accept": "text/event-stream"}) as answer:
+        stream = events(answer)
+        _, queued = next(stream)
+        while len(steps) < 2:
+            next(stream)
+        assert client.delete(f"/jobs/{queued['id']}").json() == {"id": queued["id"], "status": "cancelled"}
+        ran = len(steps)
+        name, error = list(stream)[-1]
+    assert (name, error["code"]) == ("error", "cancelled")
+    assert settled(steps) <= ran + 1
+    assert client.delete(f"/jobs/{queued['id']}").status_code == 404
+
+
+def test_a_client_that_goes_away_stops_its_stream(client, steps):
+    with client.stream("POST", "/generate", json=LONG, headers={"Accept": "text/event-stream"}) as answer:
+        stream = events(answer)
+        while len(steps) < 3:
+            next(stream)
+    ran = len(steps)
+    assert settled(steps) <= ran + 2  # the step that it was in, and one during which the news arrived
+    assert client.post("/generate", json=PROMPT).status_code == 200
+
+
+def test_a_client_that_goes_away_stops_its_previews(client, steps):
+    headers, params = {"Accept": "text/event-stream"}, {"previews": "true"}
+    for _ in range(8):
+        before = len(steps)
+        job = {**LONG, "num_images": 1, "width": 256, "height": 256}
+        with client.stream("POST", "/generate", json=job, params=params, headers=headers) as answer:
+            stream = events(answer)
+            while len(steps) < before + 3:
+                next(stream)
+        ran = len(steps)
+        assert settled(steps) <= ran + 3
+
+
+def test_a_client_that_stops_reading_keeps_few_previews():
+    async def pile():
+        queue = EventQueue()
+        for step in range(50):
+            queue.listen(Step(step + 1, 50, 0.0, scene("circle", "red", "blue")))
+        task = asyncio.create_task(asyncio.sleep(0))
+        return [event async for event in queue.follow(task)]
+
+    seen = asyncio.run(pile())
+    assert [event.step for event in seen] == list(range(1, 51))  # every step is told
+    assert [event.step for event in seen if event.preview] == list(range(43, 51))  # the last eight are shown
+
+
+def test_a_client_that_goes_away_stops_its_job(client, steps):
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/generate", json=LONG, timeout=1)
+    ran = len(steps)
+    assert settled(steps) <= ran + 3  # of 400
+    assert client.post("/generate", json=PROMPT).status_code == 200

@@ -1,0 +1,372 @@
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagegen.contract.requests import parse_job
+from imagegen.engine.service import Service
+from imagegen.errors import (
+    BadReference,
+    DeadlineExceeded,
+    GpuFailed,
+    Internal,
+    InvalidInput,
+    NotReady,
+    OutOfMemory,
+    ResultTooLarge,
+)
+from imagegen.inputs.decoding import Reference
+from imagegen.memory.plan import RESERVE, Card
+from imagegen.memory.planner import choose
+from imagegen.models import get_model
+from tests.conftest import from_base64, scene, settings, to_base64
+
+
+def run(service, default_seed=None, max_answer=None, **fields):
+    request = parse_job({"prompt": "a red circle on a blue background", **fields})
+    return asyncio.run(service.run(request, default_seed=default_seed, max_answer=max_answer))
+
+
+def test_an_answer_is_whole(service):
+    answer = run(service, seed=42)
+    assert (answer.width, answer.height, answer.model, answer.output_format) == (128, 128, "micro", "png")
+    assert answer.seeds == [42]
+    assert answer.urls == answer.warnings == []
+    assert from_base64(answer.images[0]).size == (128, 128)
+
+
+def test_every_stage_is_timed_and_the_stages_are_the_total(service):
+    times = run(service, image=to_base64(scene("circle", "red", "blue")), num_images=2).timings
+    assert all(value > 0 for _, value in times)
+    stages = sum(value for name, value in times if name != "total")
+    assert stages == pytest.approx(times.total, rel=0.2, abs=0.05)
+
+
+def test_any_picture_of_a_job_can_be_made_again_alone(service):
+    several = run(service, seed=7, num_images=3)
+    assert several.seeds == [7, 8, 9]
+    assert len(set(several.images)) == 3
+    for seed, picture in zip(several.seeds, several.images, strict=True):
+        assert run(service, seed=seed).images == [picture]
+
+
+def test_a_seed_that_was_not_given_is_drawn_and_returned(service):
+    first, second = run(service), run(service)
+    assert first.seeds != second.seeds
+    assert 0 <= first.seeds[0] < 2**32
+    assert run(service, seed=first.seeds[0]).images == first.images
+    assert run(service, default_seed=11).seeds == [11]
+
+
+def test_jobs_that_come_together_are_all_answered_and_as_if_alone(service):
+    async def together():
+        requests = [parse_job({"prompt": "a red circle", "seed": seed}) for seed in range(6)]
+        return await asyncio.gather(*(service.run(request) for request in requests))
+
+    answers = asyncio.run(together())
+    assert [answer.images for answer in answers] == [
+        run(service, prompt="a red circle", seed=s).images for s in range(6)
+    ]
+
+
+def test_an_edit_takes_the_shape_of_its_first_reference(service):
+    first = to_base64(scene("circle", "red", "blue").resize((200, 100)))
+    answer = run(service, images=[first, to_base64(scene("star", "green", "white"))])
+    assert (answer.width, answer.height) == (208, 96) or (answer.width, answer.height) == (192, 96)
+    assert run(service, images=[first], aspect_ratio="1:1").width == 128
+    assert run(service, images=[first], width=64, height=96).height == 96
+
+
+def test_the_bad_one_of_several_references_is_named(service):
+    good = to_base64(scene("circle", "red", "blue"))
+    with pytest.raises(BadReference) as caught:
+        run(service, images=[good, good, "rubbish", good])
+    assert caught.value.field == "images[2]"
+    assert run(service, images=[good]).images
+
+
+def test_what_this_worker_has_not_is_refused(service):
+    with pytest.raises(InvalidInput, match="delivery: 'url' needs an object store") as caught:
+        run(service, delivery="url")
+    assert caught.value.field == "delivery"
+    with pytest.raises(InvalidInput, match="width: 1040 is out of bounds"):
+        run(service, width=1040, height=512)
+
+
+def test_words_that_the_model_does_not_know_are_warned_of(service):
+    (warning,) = run(service, prompt="A sunset over the sea, with one RED circle. Sea!").warnings
+    assert warning.startswith("prompt: micro does not know sunset, sea; it draws circles, squares, triangles and stars")
+    (warning,) = run(service, prompt="一只猫 " + " ".join(f"word{chr(97 + i)}" for i in range(20))).warnings
+    assert len(warning) < 400
+    assert run(service, prompt="make the square green").warnings == []
+    assert run(service, prompt="...").images  # an empty overlap is still a picture
+
+
+def test_a_prompt_that_comes_again_is_counted_and_answered_with_the_same_warnings(service):
+    def counted(cached):
+        return service.metrics._registry.get_sample_value("imagegen_prompts_total", {"cached": cached}) or 0
+
+    known, new = counted("true"), counted("false")
+    answers = [run(service, prompt="an orange gnu on a purple background", seed=seed) for seed in (3, 4, 3)]
+    assert (counted("true") - known, counted("false") - new) == (2, 1)
+    assert answers[0].images == answers[2].images != answers[1].images
+    assert answers[0].warnings == answers[1].warnings
+    assert "gnu" in answers[0].warnings[0]
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_formats(service, output_format):
+    answer = run(service, output_format=output_format, output_quality=80)
+    assert answer.output_format == output_format
+    assert from_base64(answer.images[0]).format == output_format.upper()
+
+
+def test_too_large_an_answer_is_an_error_or_a_smaller_format(service):
+    fields = {"width": 512, "height": 512, "seed": 1}
+    size = len(run(service, **fields).images[0])
+    with pytest.raises(ResultTooLarge) as caught:
+        run(service, max_answer=size - 1, **fields)
+    assert "allow_format_change" in caught.value.message
+    smaller = run(service, max_answer=size - 1, allow_format_change=True, **fields)
+    assert smaller.output_format == "webp"
+    assert smaller.warnings == ["output_format: png was too large to send; this is webp"]
+    assert from_base64(smaller.images[0]).format == "WEBP"
+    with pytest.raises(ResultTooLarge):
+        run(service, max_answer=4200, allow_format_change=True, **fields)
+
+
+LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
+
+
+@pytest.fixture
+def steps(service):
+    """Counts the calls of the transformer: one for each step."""
+    calls = []
+    transformer = service.start().result()._pipe.transformer
+    hook = transformer.register_forward_pre_hook(lambda *_: calls.append(time.monotonic()))
+    yield calls
+    hook.remove()
+
+
+def test_a_cancelled_job_leaves_the_gpu_within_a_step(service, steps):
+    async def cancel():
+        long = asyncio.create_task(service.run(parse_job(LONG)))
+        while len(steps) < 3:
+            await asyncio.sleep(0.005)
+        waiting = asyncio.create_task(service.run(parse_job({"prompt": "x"})))
+        never = asyncio.create_task(service.run(parse_job({"prompt": "x"})))
+        await asyncio.sleep(0)
+        before = len(steps)
+        never.cancel()
+        long.cancel()
+        answer = await waiting
+        for task in (long, never):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return len(steps) - before, answer
+
+    ran, answer = asyncio.run(cancel())
+    assert answer.images
+    assert ran <= 1 + 4  # the step that it was in, and those of the job behind it
+
+
+def test_a_deadline_ends_a_job_wherever_it_is(service):
+    long = {**LONG, "timeout": 1}
+    with pytest.raises(DeadlineExceeded, match=r"^timeout: the job did not end within 1\.0 s") as caught:
+        run(service, **long)
+    assert caught.value.field == "timeout"
+
+    async def wait_behind_another():
+        first = asyncio.create_task(service.run(parse_job({**long, "timeout": 3})))
+        await asyncio.sleep(0.2)
+        with pytest.raises(DeadlineExceeded):
+            await service.run(parse_job({"prompt": "x", "timeout": 1}))
+        with pytest.raises(DeadlineExceeded):
+            await first
+
+    asyncio.run(wait_behind_another())
+    assert run(service).images  # the lane is free
+
+
+def test_a_deadline_ends_the_drawing_within_a_step(service, steps):
+    async def late():
+        with pytest.raises(DeadlineExceeded):
+            await service.run(parse_job({**LONG, "timeout": 1}))
+        ended = len(steps)
+        await service.run(parse_job({"prompt": "x"}))
+        return len(steps) - ended
+
+    assert asyncio.run(late()) <= 1 + 4  # the step that it was in, and those of the job behind it
+    assert steps
+
+
+def test_a_deadline_or_a_stop_ends_a_job_whose_references_are_on_their_way(service, monkeypatch, steps):
+    arrives = threading.Event()
+
+    def slow(*arguments):
+        arrives.wait(60)
+        return Reference(scene("circle", "red", "blue"), [])
+
+    async def wait_for_references():
+        edit = parse_job({"prompt": "x", "images": ["x", "x"]})
+        with pytest.raises(DeadlineExceeded):
+            await service.run(edit.model_copy(update={"timeout": 1}))
+        stopped = asyncio.create_task(service.run(edit))
+        await asyncio.sleep(0.05)
+        stopped.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopped
+        assert not steps
+        arrives.set()
+        return await service.run(parse_job({"prompt": "x"}))
+
+    monkeypatch.setattr("imagegen.engine.service.load_reference", slow)
+    try:
+        assert asyncio.run(wait_for_references()).images
+    finally:
+        arrives.set()
+    assert len(steps) == 4  # the last job's alone
+
+
+def test_how_long_jobs_take_to_get_ready_is_known(monkeypatch):
+    fresh = Service(settings())
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        return Reference(scene("circle", "red", "blue"), [])
+
+    monkeypatch.setattr("imagegen.engine.service.load_reference", slow)
+    run(fresh)
+    assert fresh.preparing < 0.05
+    for _ in range(4):
+        run(fresh, image="x")
+    assert fresh.preparing > 0.2  # on its way to 0.3
+    fresh.close()
+
+
+def test_a_bug_is_an_id_for_the_caller_and_a_traceback_for_the_log(service, monkeypatch, caplog):
+    secret = "pass" + "wd"
+
+    def fail(*_):
+        raise RuntimeError(secret)
+
+    monkeypatch.setattr("imagegen.engine.gpu_executor.draw", fail)
+    with caplog.at_level(logging.ERROR), pytest.raises(Internal) as caught:
+        run(service)
+    number = caught.value.message.split()[-1]
+    assert number in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "in fail" in caplog.text
+    assert "passwd" not in caplog.text
+    assert "passwd" not in caught.value.message
+    monkeypatch.undo()
+    assert run(service).images
+
+
+def test_prompts_and_pictures_are_in_no_log(service, caplog):
+    canary = "xylophone canary"
+    with caplog.at_level(logging.DEBUG):
+        run(service, prompt=canary, embed_prompt=True)
+        with pytest.raises(BadReference):
+            run(service, prompt=canary, image="canary!!")
+        reference = to_base64(scene("circle", "red", "blue"))
+        answer = run(service, prompt=canary, image=reference)
+    assert "canary" not in caplog.text
+    assert reference[60:120] not in caplog.text
+    assert answer.images[0][60:120] not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"model": "klein-9c"}, "klein-9c"), ({"model": "klein-9b"}, "HUGGING_FACE_TOKEN")],
+)
+def test_a_model_that_cannot_be_loaded_answers_not_ready_and_says_why(tmp_path, changes, says):
+    broken = Service(settings(hf_home=tmp_path, **changes))
+    with pytest.raises(NotReady, match=says):
+        run(broken)
+    assert broken.health().status == "failed"
+    assert says in broken.health().message
+    broken.close()
+
+
+def test_health_follows_the_model():
+    assert Service(settings(preload_models=False)).health().status == "idle"
+    fresh = Service(settings())
+    assert fresh.health().status == "starting"
+    assert fresh.health().model == "micro"
+    loading = fresh.start()
+    assert fresh.health().status == "loading"
+    assert fresh.health().stage
+    loading.result()
+    ready = fresh.health()
+    assert (ready.status, ready.model, ready.device) == ("ready", "micro", "cpu")
+    threads = threading.active_count()
+    fresh.close()
+    assert threading.active_count() < threads
+
+
+def test_a_dead_card_ends_the_service_and_health_says_so(monkeypatch):
+    dying = Service(settings())
+
+    def fail(*_, **__):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(dying.start().result()._pipe.transformer, "forward", fail)
+    assert dying.health().status == "ready"
+    for _ in range(2):
+        with pytest.raises(GpuFailed):
+            run(dying)
+    assert dying.health().status == "failed"
+    dying.close()
+
+
+def test_a_load_that_failed_is_tried_again_with_the_next_job(monkeypatch):
+    trying = Service(settings())
+    monkeypatch.setattr("imagegen.model.loading.find_weights", lambda *_: Path("/nowhere"))
+    with pytest.raises(NotReady, match="micro: its weights cannot be loaded"):
+        run(trying)
+    monkeypatch.undo()
+    with pytest.raises(NotReady):  # not at once: each job would begin a download
+        run(trying)
+    monkeypatch.setattr("imagegen.engine.service._RETRY_SECONDS", 0)
+    assert run(trying).images
+    trying.close()
+
+
+def test_a_real_model_without_a_card_fails_loudly(tmp_path):
+    service = Service(settings(model="klein-9b", device=None, hf_home=tmp_path))
+    with pytest.raises(NotReady, match="klein-9b needs a CUDA card and none can be used"):
+        run(service)
+    service.close()
+
+
+def test_a_wrong_size_does_not_wait_for_the_model(monkeypatch):
+    idle = Service(settings())
+    monkeypatch.setattr(idle, "start", lambda: pytest.fail("it waits for the model"))
+    with pytest.raises(InvalidInput, match="width: 1040"):
+        run(idle, width=1040, height=512)
+    idle.close()
+
+
+def test_a_picture_that_cannot_fit_is_refused_before_the_card_works_for_it(service, monkeypatch):
+    pipeline = service.start().result()
+    plan = choose(get_model("klein-9b"), Card.of(24, (8, 9)))
+    small = replace(plan, card=Card(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))
+    monkeypatch.setattr(pipeline, "config", replace(pipeline.config, plan=small))
+    monkeypatch.setattr(service.lane, "run", None)  # nothing comes as far as the lane
+    with pytest.raises(OutOfMemory) as caught:
+        run(service, width=1024, height=1024)
+    assert caught.value.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"
+    assert caught.value.field == "width"
+
+
+def test_health_shows_the_plan(service):
+    memory = service.health().memory
+    assert (memory.transformer, memory.offload, memory.card, memory.references) == ("bf16", "none", None, 4)
+    assert memory.weights["transformer"] > memory.weights["vae"] > 0
+    assert memory.plan.startswith("micro on the CPU: float32")

@@ -1,0 +1,336 @@
+import asyncio
+import base64
+import io
+import random
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from imagegen.contract.requests import parse_job
+from imagegen.errors import BadReference, PayloadTooLarge
+from imagegen.inputs import decoding
+from imagegen.inputs.decoding import load_reference
+from imagegen.models import MEGAPIXEL
+from tests.conftest import scene, to_base64, to_bytes
+
+LIMIT = 1_000_000
+
+
+def load(value: str, limit: int = LIMIT) -> Image.Image:
+    return load_reference(value, "images[1]", limit).picture
+
+
+def colour_at(picture: Image.Image, x: int, y: int) -> np.ndarray:
+    return np.asarray(picture)[y, x].astype(int)
+
+
+PICTURE = scene("circle", "red", "blue")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;BASE64,"])
+def test_a_picture_arrives_whole(file_format, prefix):
+    loaded = load(prefix + to_base64(PICTURE, file_format))
+    assert loaded.mode == "RGB"
+    assert loaded.size == (128, 128)
+    assert np.abs(np.asarray(loaded).astype(int) - np.asarray(PICTURE)).mean() < 3
+
+
+def test_a_png_arrives_bit_for_bit():
+    assert load(to_base64(PICTURE)).tobytes() == PICTURE.tobytes()
+
+
+def test_base64_may_be_wrapped_in_lines():
+    assert load(base64.encodebytes(to_bytes(PICTURE)).decode()).size == (128, 128)
+
+
+PNG = to_bytes(PICTURE)
+BOMB = to_bytes(Image.new("1", (13_000, 13_000)))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("", "is empty"),
+        ("not base64!", "is not base64"),
+        ("aGVsbG8", "is not base64"),  # padding is missing
+        (base64.b64encode(b"hello, world").decode(), "is not a picture; PNG, JPEG and WebP are allowed"),
+        (to_base64(PICTURE, "GIF"), "is not a picture"),
+        (to_base64(PICTURE, "BMP"), "is not a picture"),
+        (base64.b64encode(PNG[: len(PNG) // 2]).decode(), "broken or truncated"),
+        (base64.b64encode(PNG[:40]).decode(), "is not a picture"),  # not even its header is whole
+        (base64.b64encode(to_bytes(PICTURE, "JPEG")[:600]).decode(), "broken or truncated"),
+        (base64.b64encode(BOMB).decode(), "13000x13000 pixels are too many; 50 megapixels are allowed"),
+        (to_base64(Image.new("1", (20000, 10000))), "its pixels are too many; 50 megapixels are allowed"),
+        (to_base64(Image.new("1", (8000, 8000))), "8000x8000 pixels are too many; 50 megapixels are allowed"),
+        (to_base64(PICTURE, "AVIF"), "is HEIC or AVIF; PNG, JPEG and WebP are allowed"),
+        (to_base64(Image.new("RGB", (900, 100))), "900x100 is too long and thin"),
+        ("data:image/png;base64", "data: URI"),
+        ("data:image/png,abc", "data: URI"),
+        ("file:///etc/passwd", "is not base64"),
+    ],
+)
+def test_what_is_no_picture_is_named(value, says):
+    with pytest.raises(BadReference) as caught:
+        load(value)
+    assert caught.value.field == "images[1]"
+    assert caught.value.message.startswith("images[1]: ")
+    assert says in caught.value.message
+
+
+def test_too_many_bytes_are_refused_before_decoding():
+    with pytest.raises(PayloadTooLarge, match=r"images\[1\]: is about 3\.0 MB; 1 MB are allowed"):
+        load("A" * 4_000_000)
+    with pytest.raises(BadReference):  # and not because of their number
+        load("A" * 1_000_000)
+
+
+def test_every_truncation_is_an_error_of_the_contract():
+    for data in (PNG, to_bytes(PICTURE, "JPEG"), to_bytes(PICTURE, "WEBP")):
+        for end in range(1, len(data) - 12, max(1, len(data) // 40)):
+            with pytest.raises(BadReference):
+                load(base64.b64encode(data[:end]).decode())
+
+
+def test_a_photo_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    lying = Image.new("RGB", (192, 96), "blue")
+    lying.paste((255, 0, 0), (0, 0, 96, 96))
+    upright = load(to_base64(lying, "PNG", exif=exif))
+    assert upright.size == (96, 192)
+    assert colour_at(upright, 48, 20).tolist() == [255, 0, 0]
+    assert colour_at(upright, 48, 170).tolist() == [0, 0, 255]
+
+
+def test_transparency_lies_on_white_and_hides_what_is_under_it():
+    clear = Image.new("RGBA", (128, 128), (255, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (64, 0, 128, 128))
+    for picture in (clear, clear.quantize()):
+        loaded = load(to_base64(picture))
+        assert colour_at(loaded, 10, 10).tolist() == [255, 255, 255]
+        assert colour_at(loaded, 100, 100).tolist() == [0, 0, 255]
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped():
+    grey = Image.fromarray(np.full((128, 128), 65535 // 4, dtype=np.uint16))
+    assert colour_at(load(to_base64(grey)), 5, 5).tolist() == pytest.approx([64] * 3, abs=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK"])
+def test_every_mode_becomes_rgb(mode):
+    picture = PICTURE.convert(mode)
+    loaded = load(to_base64(picture, "JPEG" if mode == "CMYK" else "PNG"))
+    assert (loaded.mode, loaded.size) == ("RGB", (128, 128))
+
+
+def test_an_embedded_profile_is_applied():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # The same profile with its primaries for red and blue exchanged.
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    plain, seen = load(to_base64(PICTURE, icc_profile=srgb)), load(to_base64(PICTURE, icc_profile=swapped))
+    assert colour_at(plain, 64, 64) == pytest.approx([220, 38, 38], abs=2)
+    assert colour_at(seen, 64, 64) == pytest.approx([38, 38, 220], abs=25)
+    assert load(to_base64(PICTURE, icc_profile=b"not a profile")).tobytes() == PICTURE.tobytes()
+
+
+def test_broken_exif_does_not_spoil_a_good_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    exif[0x010E] = "a description"
+    exif[0x0131] = "a camera"
+    good = bytearray(to_bytes(PICTURE, "JPEG", exif=exif))
+    begin = good.index(b"Exif") + 6
+    rng = random.Random(1)
+    for _ in range(400):
+        broken = good.copy()
+        for _ in range(rng.randint(1, 6)):
+            broken[rng.randrange(begin, begin + len(exif.tobytes()) - 6)] = rng.randrange(256)
+        assert load(base64.b64encode(bytes(broken)).decode()).size == (128, 128)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = scene("triangle", "red", "blue", x=0.3).resize((192, 96))
+    saved = to_bytes(picture, "PNG", exif=exif)
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(saved))).convert("RGB")
+    assert load(base64.b64encode(saved).decode()).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (4000, 3000),
+        (1030, 1030),
+        (30, 40),
+        (513, 77),
+        (500, 63),
+        (64, 512),
+        (17, 136),
+        (700, 500),
+        (1020, 680),
+        (720, 1279),
+    ],
+)
+def test_a_reference_is_resized_and_never_cropped(size):
+    picture = Image.new("RGB", size, "white")
+    for corner, colour in ((0, "red"), (1, "blue")):
+        patch = Image.new("RGB", (-(-size[0] // 4), -(-size[1] // 4)), colour)
+        picture.paste(patch, (size[0] - patch.width, size[1] - patch.height) if corner else (0, 0))
+    loaded = load(to_base64(picture), 50_000_000)
+    width, height = loaded.size
+    assert width % 16 == height % 16 == 0
+    assert width * height <= MEGAPIXEL
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.15)
+    assert colour_at(loaded, 2, 2) == pytest.approx([255, 0, 0], abs=60)
+    assert colour_at(loaded, width - 3, height - 3) == pytest.approx([0, 0, 255], abs=60)
+
+
+def test_the_model_takes_what_comes_out():
+    from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
+
+    for size in ((17, 136), (520, 65), (5000, 625), (3000, 4000), (1, 1)):
+        loaded = load(to_base64(Image.new("RGB", size)), 50_000_000)
+        Flux2ImageProcessor.check_image_input(loaded)
+        # Its own resizing would have nothing left to do.
+        assert Flux2ImageProcessor._resize_if_exceeds_area(loaded) is loaded
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "MPO"])
+def test_of_several_frames_the_first_is_used_with_a_warning(service, file_format):
+    """An animation, or a phone's JPEG with a second picture behind the first."""
+    more = [scene("star", "green", "white"), scene("star", "blue", "white")]
+    sent = to_base64(PICTURE, file_format, save_all=True, append_images=more)
+    loaded = load_reference(sent, "images[1]", LIMIT)
+    assert np.abs(np.asarray(loaded.picture).astype(int) - np.asarray(PICTURE)).mean() < 4
+    assert loaded.warnings == ["images[1]: has 3 frames; the first is used"]
+    job = {"prompt": "make the circle green " + "please " * 40, "images": [to_base64(PICTURE), sent]}
+    warnings = asyncio.run(service.run(parse_job(job))).warnings
+    assert warnings[0] == loaded.warnings[0] and warnings[1].startswith("prompt:")
+
+
+def scans(count, size):
+    """A progressive JPEG with its last scan repeated until there are so many."""
+    data = to_bytes(Image.effect_noise(size, 30).convert("RGB"), "JPEG", progressive=True, quality=30)
+    begin = data.rindex(b"\xff\xda")
+    return data[:begin] + data[begin:-2] * (count - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+    """Each scan is a pass over the whole picture, and may be a few bytes long."""
+    assert load(to_base64(scans(20, (64, 64)))).size == (64, 64)
+    with pytest.raises(BadReference, match=r"images\[1\]: is a JPEG of too many parts; 40 scans are allowed"):
+        load(to_base64(scans(41, (64, 64))))
+    # What looks like a scan, or like the end, is none inside of a segment, and none behind the end.
+    comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 995 + b"\xff\xd9" * 5
+    good, bad = to_bytes(PICTURE, "JPEG"), scans(41, (64, 64))
+    assert load(to_base64(good[:2] + comment + good[2:] + b"\xff\xda" * 1000)).size == (128, 128)
+    for place in (2, bad.index(b"\xff\xda")):
+        with pytest.raises(BadReference, match="too many parts"):
+            load(to_base64(bad[:place] + comment + bad[place:]))
+    with pytest.raises(BadReference, match="too many parts"):
+        load(to_base64(good[:2] + b"\xff\xfe\x00\x02" * 5000 + good[2:]))
+
+
+def test_a_png_of_a_million_chunks_is_refused():
+    flood = (struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))) * 1_000_000
+    for place in (33, len(PNG) - 12):
+        with pytest.raises(BadReference, match="a file of too many parts"):
+            load(to_base64(PNG[:place] + flood + PNG[place:]), 20_000_000)
+    few = flood[:12] * 5000
+    assert load(to_base64(PNG[:33] + few + PNG[33:])).size == (128, 128)
+
+
+def test_a_picture_that_takes_too_long_is_given_up(monkeypatch):
+    """Seconds of the processor, so that a busy machine refuses nothing."""
+    monkeypatch.setattr(decoding, "DECODE_SECONDS", 0.02)
+    slow = Image.effect_noise((4000, 4000), 90)
+    before = time.thread_time()
+    for file_format in ("PNG", "JPEG"):
+        with pytest.raises(BadReference, match=r"images\[1\]: takes more than 0.02 s to decode"):
+            load(to_base64(slow, file_format), 100_000_000)
+    assert load(to_base64(PICTURE)).size == (128, 128)
+    assert time.thread_time() > before
+
+
+def test_large_pictures_are_decoded_one_after_another(monkeypatch):
+    """And small ones side by side: what counts is the pixels that are in memory."""
+    inside, most = [], []
+    monkeypatch.setattr(decoding, "_room", decoding._Room(1_000_000))
+    load_pixels = decoding._load
+
+    def watch(picture):
+        pixels = picture.width * picture.height
+        inside.append(pixels)
+        most.append(sum(inside))
+        time.sleep(0.05)
+        load_pixels(picture)
+        inside.remove(pixels)
+
+    monkeypatch.setattr(decoding, "_load", watch)
+    pictures = [to_base64(Image.new("RGB", size)) for size in ((800, 800), (400, 400), (400, 400), (900, 900)) * 2]
+    with ThreadPoolExecutor(8) as threads:
+        assert [loaded.mode for loaded in threads.map(load, pictures)] == ["RGB"] * 8
+    assert max(most) <= 1_000_000
+    assert set(most) & {320_000, 800_000, 960_000}
+
+
+def test_a_claim_costs_no_memory():
+    """20 KB that claim 13,000 x 13,000 are refused on their header."""
+    assert len(BOMB) < 30_000
+    outcome, grown = loaded_alone(to_base64(BOMB))
+    assert "13000x13000 pixels are too many" in outcome
+    assert grown < 2_000  # of 169,000 that its pixels are
+
+
+def test_a_large_picture_is_in_memory_once():
+    """Fifty megapixels with transparency and a palette; a copy of them as RGBA would be 200 MB."""
+    size = (7000, 7000)
+    picture = Image.new("P", size, 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    outcome, grown = loaded_alone(to_base64(picture, transparency=0))
+    assert outcome == "(0, 0, 255)"
+    assert grown < 49_000 * 2 + 60_000
+
+
+def loaded_alone(value):
+    """Loads a reference in a process of its own: a pixel of it or the error, and by how many KB the process's peak
+    grew. The peak of this one was raised by earlier tests, and `ru_maxrss` begins at the parent's."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK],
+        input=value,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    outcome, grown = done.stdout.splitlines()
+    return outcome, int(grown)
+
+
+PEAK = """
+import re, sys
+from imagegen.errors import BadReference
+from imagegen.inputs.decoding import load_reference
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+value = sys.stdin.read()
+before = peak()
+try:
+    print(load_reference(value, "images[0]", 10**8).picture.getpixel((5, 5)))
+except BadReference as error:
+    print(error.message)
+print(peak() - before)
+"""

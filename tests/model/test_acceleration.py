@@ -1,0 +1,65 @@
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderKLFlux2
+
+from imagegen.errors import ConfigurationError
+from imagegen.model import acceleration
+from imagegen.model.acceleration import choose_attention, load_decoder, use_attention
+from imagegen.models import MICRO_PATH
+
+MEGAPIXEL = (1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "wanted", "says"),
+    [
+        (None, {"flash_attn_interface", "sageattention"}, "native", "no CUDA card"),
+        ((8, 0), set(), "native", "8.0"),  # A100
+        ((8, 9), {"flash_attn", "sageattention"}, "native", "8.9"),  # RTX 4090; sage would draw other pictures
+        ((9, 0), set(), "cudnn", "9.0"),  # H100
+        ((9, 0), {"flash_attn_interface"}, "flash3", "FlashAttention 3"),
+        ((10, 0), {"flash_attn_interface"}, "cudnn", "10.0"),  # B200, which FlashAttention 3 does not know
+        ((12, 0), set(), "native", "12.0"),  # RTX 5090
+    ],
+)
+def test_the_kernel_for_attention_follows_from_the_card(capability, packages, wanted, says):
+    attention, reason = choose_attention(capability, packages.__contains__)
+    assert attention == wanted
+    assert says in reason
+
+
+def test_every_kernel_is_one_that_diffusers_knows_and_none_is_fetched():
+    from diffusers.models.attention_dispatch import _HUB_KERNELS_REGISTRY, AttentionBackendName
+
+    for name, _ in acceleration._BACKENDS.values():
+        assert AttentionBackendName(name) not in _HUB_KERNELS_REGISTRY
+
+
+@pytest.mark.parametrize(("attention", "why"), [("cudnn", "RuntimeError"), ("sage", "sageattention is not installed")])
+def test_a_kernel_that_does_not_run_here_is_a_warning_and_torchs_own_is_used(attention, why, caplog):
+    asked = []
+    pipe = SimpleNamespace(transformer=SimpleNamespace(set_attention_backend=asked.append))
+    use_attention(pipe, attention, "cpu")
+    assert asked == ["native"]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"attention by {attention} does not run here ({why})" in record.getMessage()
+
+
+def test_a_decoder_without_its_weights_is_an_error_and_not_a_random_one(tmp_path):
+    """As a repository that holds the decoder alone would be."""
+    from safetensors.torch import load_file, save_file
+
+    vae = AutoencoderKLFlux2.from_pretrained(MICRO_PATH, subfolder="vae")
+    vae.save_pretrained(tmp_path)
+    assert load_decoder(tmp_path, torch.float32).config.latent_channels == vae.config.latent_channels
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight for name, weight in load_file(file).items() if not name.startswith("encoder")}, file)
+    with pytest.raises(ConfigurationError, match=r"IMAGEGEN_DECODER: .* lacks \d+ weights, encoder\."):
+        load_decoder(tmp_path, torch.float32)
+    file.write_bytes(b"no weights at all")
+    with pytest.raises(ConfigurationError, match=r"IMAGEGEN_DECODER: .* holds no VAE \(\w+\)"):
+        load_decoder(tmp_path, torch.float32)
