@@ -125,7 +125,7 @@ def take_with_the_sdk(concurrency: int) -> None:
         return JobScaler({**config, "concurrency_modifier": lambda _: concurrency})
 
     patched: Any = worker
-    patched.Scaler = scaler
+    patched.QueueLoop = scaler
 
 
 def slow(watch: Watch, seconds: float) -> None:

@@ -84,10 +84,10 @@ class Replica:
         try:
             async for event in events.follow(task):
                 yield event
-            answer = await streams.ended(task)
+            answer = await streams.result_or_error(task)
         finally:
             task.cancel()
-        if self._service.lane.dead is not None:
+        if self._service.executor.dead is not None:
             os._exit(1)  # as `python -m imagegen` ends: Serve starts another, the ingress sends its jobs elsewhere
         yield answer
 

@@ -41,7 +41,7 @@ def serve_http(settings: Settings) -> NoReturn:
             super().handle_exit(sig, frame)
 
     async def end_if_dead() -> None:
-        server.should_exit = app.state.service.lane.dead is not None or server.should_exit
+        server.should_exit = app.state.service.executor.dead is not None or server.should_exit
 
     # uvicorn raises the signal again once it has ended; by then there is nothing left to do for it.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -67,8 +67,8 @@ def serve_http(settings: Settings) -> NoReturn:
         server.run(sockets=[config.bind_socket() for config in configs] if len(configs) > 1 else None)
     except SystemExit as error:  # it could not start, and has said why
         status = int(error.code or 0)
-    if app.state.service.lane.dead is not None:
-        log.error("%s", app.state.service.lane.dead)
+    if app.state.service.executor.dead is not None:
+        log.error("%s", app.state.service.executor.dead)
         status = 1
     # Not sys.exit: that waits for every thread, and one may be downloading twenty gigabytes.
     logging.shutdown()

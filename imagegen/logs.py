@@ -53,7 +53,7 @@ def configure(settings: Settings) -> None:
     level = logging.getLevelNamesMapping()[settings.log_level]
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(settings))
-    handler.addFilter(_Gate(level))
+    handler.addFilter(LevelFilter(level))
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
@@ -126,7 +126,7 @@ def places(error: BaseException) -> str:
     return "\nwhich led to\n".join(reversed(chain))
 
 
-class _Gate(logging.Filter):
+class LevelFilter(logging.Filter):
     """Lets a record through by whose it is, whatever level its logger was given by its owner or the environment."""
 
     def __init__(self, level: int) -> None:

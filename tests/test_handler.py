@@ -129,7 +129,7 @@ def test_only_a_dead_card_asks_for_a_new_worker(service, monkeypatch, raised, co
     def fail(*_, **__):
         raise raised("CUDA error")
 
-    monkeypatch.setattr(service.lane, "_dead", None)
+    monkeypatch.setattr(service.executor, "_dead", None)
     monkeypatch.setattr(service.start().result()._pipe.transformer, "forward", fail)
     output = run({"id": "a", "input": PROMPT})
     assert output["code"] == code

@@ -22,7 +22,7 @@ MODES = ("generate", "edit")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedRequest:
     """What will run: every default resolved. Sizes in pixels, one seed a picture."""
 
     prompt: str
@@ -79,7 +79,9 @@ def parse(schema: type[R], fields: dict[str, Any], strict: bool = True) -> R:
         raise invalid_input(error.errors(include_url=False)[0], schema) from None
 
 
-def plan(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | None, default_seed: int) -> Plan:
+def plan(
+    request: Request, spec: ModelSpec, first_reference: tuple[int, int] | None, default_seed: int
+) -> ResolvedRequest:
     """Resolves a request against the model that will run it.
 
     Args:
@@ -95,7 +97,7 @@ def plan(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | N
     warnings = []
     if spec.distilled and request.guidance_scale not in (None, spec.guidance_scale):
         warnings.append(f"guidance_scale: {spec.name} is distilled and does not use it")
-    return Plan(
+    return ResolvedRequest(
         prompt=request.prompt,
         width=width,
         height=height,

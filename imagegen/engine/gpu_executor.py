@@ -16,7 +16,7 @@ from typing import TypeVar
 from PIL import Image
 
 from imagegen.contract.events import Drawn, Event, Step
-from imagegen.contract.requests import Plan, Request
+from imagegen.contract.requests import Request, ResolvedRequest
 from imagegen.contract.schemas import Timings
 from imagegen.errors import GpuFailed, OutOfMemory
 from imagegen.memory import plan as memory_plan
@@ -59,7 +59,7 @@ class Job:
 Finished = Callable[[int, Image.Image], None]
 
 
-class Lane:
+class GpuExecutor:
     """One thread that owns the card.
 
     Args:
@@ -70,7 +70,7 @@ class Lane:
     def __init__(self, stall_timeout: float, metrics: Metrics) -> None:
         self._dead: str | None = None
         #: Seconds that a job takes lately; 0 before the first.
-        self.pace = 0.0
+        self.mean_gpu_seconds = 0.0
         self._stall_timeout, self._metrics = stall_timeout, metrics
         self._thread = ThreadPoolExecutor(1, "gpu")
         self._moved: float | None = None
@@ -79,7 +79,7 @@ class Lane:
         """Begins other work that needs the card, loading for example, behind the jobs that are here."""
         return self._thread.submit(work)
 
-    async def run(self, job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished) -> None:
+    async def run(self, job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished) -> None:
         """Draws a job's pictures when its turn comes. Cancelled before that, it never begins.
 
         Raises:
@@ -118,7 +118,7 @@ class Lane:
         """Ends the thread after the job that it is in."""
         self._thread.shutdown(wait=wait and self.dead is None, cancel_futures=True)
 
-    def _draw(self, job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished, queued: float) -> None:
+    def _draw(self, job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished, queued: float) -> None:
         if job.stop.is_set():
             return  # nobody waits for this any more
         self.check()
@@ -127,7 +127,9 @@ class Lane:
         try:
             draw(job, plan, pipeline, finished, self._note_step)
             if not job.stop.is_set():
-                self.pace += (time.monotonic() - begun - self.pace) * (PACE_WEIGHT if self.pace else 1)
+                self.mean_gpu_seconds += (time.monotonic() - begun - self.mean_gpu_seconds) * (
+                    PACE_WEIGHT if self.mean_gpu_seconds else 1
+                )
         except OutOfMemory:
             sizes = [reference.size for reference in job.references]
             raise memory_plan.out_of_memory(
@@ -153,7 +155,9 @@ def preview_steps(steps: int, wanted: int) -> set[int]:
     return {round((i + 1) * steps / (wanted + 1)) for i in range(wanted)} & set(range(1, steps))
 
 
-def draw(job: Job, plan: Plan, pipeline: FluxPipeline, finished: Finished, moved: Callable[[], None]) -> None:
+def draw(
+    job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished, moved: Callable[[], None]
+) -> None:
     """Draws all pictures of a job in the calling thread; returns early once the job's `stop` is set.
 
     Args:

@@ -87,7 +87,7 @@ async def answer_job(service: Service, job_input: dict[str, Any], options: dict[
     try:
         return answer(await service.run(job, **options), warnings)
     except InvalidInput as error:
-        raise in_their_names(error) from None
+        raise to_openai_field(error) from None
 
 
 def streaming(fields: dict[str, Any]) -> tuple[bool, int]:
@@ -101,7 +101,7 @@ def streaming(fields: dict[str, Any]) -> tuple[bool, int]:
     return stream, partial
 
 
-def in_their_names(error: InvalidInput) -> InvalidInput:
+def to_openai_field(error: InvalidInput) -> InvalidInput:
     """The error of a field in the names of the API that the caller speaks."""
     theirs = {
         "num_images": "n", "width": "size", "height": "size", "output_quality": "output_compression",
@@ -162,7 +162,7 @@ def translate(
         job = requests.parse(EditRequest, native) if edit else requests.parse(GenerateRequest, native)
         requests.check(job, spec, settings)
     except InvalidInput as error:
-        raise in_their_names(error) from None
+        raise to_openai_field(error) from None
     return job, warnings
 
 

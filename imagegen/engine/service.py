@@ -30,7 +30,7 @@ from imagegen.contract.schemas import (
     Timings,
 )
 from imagegen.contract.start_times import StartTimes
-from imagegen.engine.gpu_executor import PACE_WEIGHT, Job, Lane
+from imagegen.engine.gpu_executor import PACE_WEIGHT, GpuExecutor, Job
 from imagegen.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -76,7 +76,7 @@ class Service:
         self._progress = progress
         #: Where pictures go that were asked for by URL, or are too large to send.
         self.store = ObjectStore.from_settings(settings)
-        self.lane = Lane(settings.stall_timeout, self.metrics)
+        self.executor = GpuExecutor(settings.stall_timeout, self.metrics)
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         #: Threads of their own: a picture that is slow to decode keeps no finished one from being sent.
         self._decoders = ThreadPoolExecutor(_CPU_THREADS, "decoder")
@@ -87,7 +87,7 @@ class Service:
         self._signer: Signer | None = None
         self._failed_at = 0.0
         #: Seconds that pass lately before a job is ready for the GPU.
-        self.preparing = 0.0
+        self.mean_prepare_seconds = 0.0
         #: Bodies that are being read by the doors; they will be jobs, and count as such before more are read.
         self.reading = 0
         self._admitted = 0
@@ -115,7 +115,7 @@ class Service:
         with self._lock:
             failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
             if self._loading is None or (failed and time.monotonic() - self._failed_at > _RETRY_SECONDS):
-                self._loading = self.lane.submit(self._load)
+                self._loading = self.executor.submit(self._load)
             return self._loading
 
     def _load(self) -> FluxPipeline:
@@ -138,10 +138,10 @@ class Service:
         with self._lock:
             loading = self._loading
         done = loading is None or loading.done()
-        if loading is not None and done and self.lane.dead is None:
+        if loading is not None and done and self.executor.dead is None:
             with suppress(Exception):
-                self.lane.submit(loading.result().unload).result()
-        self.lane.close(wait=done)
+                self.executor.submit(loading.result().unload).result()
+        self.executor.close(wait=done)
         self._cpu.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
         self._uploads.shutdown(cancel_futures=True)
@@ -155,8 +155,8 @@ class Service:
             queue=QueueState(running=min(self._admitted, 1), waiting=self._waiting(), limit=self.settings.max_queue),
         )
         loading = self._loading
-        if self.lane.dead is not None:
-            state.status, state.message = "failed", self.lane.dead
+        if self.executor.dead is not None:
+            state.status, state.message = "failed", self.executor.dead
         elif loading is None:
             state.status = "starting" if self.settings.preload_models else "idle"
         elif not loading.done():
@@ -208,7 +208,7 @@ class Service:
         job = Job(
             id=job_id or secrets.token_hex(8),
             request=request,
-            notify=_teller(loop, listener),
+            notify=threadsafe_listener(loop, listener),
             previews=previews if listener else 0,
             max_answer=max_answer,
             store=store or self.store,
@@ -259,7 +259,7 @@ class Service:
         if not wait_for_model and loading is not None and not loading.done():
             raise NotReady(f"the model is not loaded yet ({self._stage})", retry_after=5)
         if self._admitted + reading > self.settings.max_queue:
-            wait = max(1, math.ceil(self.lane.pace))
+            wait = max(1, math.ceil(self.executor.mean_gpu_seconds))
             raise Overloaded(f"{self._waiting()} jobs wait already; try again in {wait} s", retry_after=wait)
 
     async def _run(self, job: Job, default_seed: int | None) -> GenerateResponse:
@@ -290,7 +290,7 @@ class Service:
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
         finally:  # those that never came have taken their time too
             timings.references = time.monotonic() - clock
-            self.preparing += (timings.references - self.preparing) * PACE_WEIGHT
+            self.mean_prepare_seconds += (timings.references - self.mean_prepare_seconds) * PACE_WEIGHT
         seed = secrets.randbelow(2**32) if default_seed is None else default_seed
         plan = requests.plan(request, spec, job.references[0].size if job.references else None, seed)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
@@ -302,7 +302,7 @@ class Service:
         pictures = delivery.Delivery(
             self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer
         )
-        await self.lane.run(job, plan, pipeline, pictures.begin)
+        await self.executor.run(job, plan, pipeline, pictures.begin)
         if not pipeline.times.first_picture:
             pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
             log.info("the first picture is there: %s", pipeline.times.show())
@@ -328,7 +328,7 @@ class Service:
 
     async def _ready(self) -> FluxPipeline:
         """The loaded pipeline; waits for it, and begins to load it if nothing has."""
-        self.lane.check()
+        self.executor.check()
         try:
             return await asyncio.shield(asyncio.wrap_future(self.start()))
         except ConfigurationError as error:
@@ -364,7 +364,7 @@ def _import_fetching() -> ModuleType:
     return fetching
 
 
-def _teller(loop: asyncio.AbstractEventLoop, listener: Listener | None) -> Callable[[Event], None]:
+def threadsafe_listener(loop: asyncio.AbstractEventLoop, listener: Listener | None) -> Callable[[Event], None]:
     """A function for any thread that tells the listener in the loop's."""
     if listener is None:
         return lambda event: None

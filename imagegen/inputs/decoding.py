@@ -75,7 +75,7 @@ class Reference(NamedTuple):
     warnings: list[str]
 
 
-class _Room:
+class PixelBudget:
     """Room for so many pixels in decoders at one moment: four small pictures, or one large one."""
 
     def __init__(self, pixels: int) -> None:
@@ -96,7 +96,7 @@ class _Room:
                 self._changed.notify_all()
 
 
-_room = _Room(MAX_PIXELS)
+_room = PixelBudget(MAX_PIXELS)
 
 
 class _Source(io.BytesIO):

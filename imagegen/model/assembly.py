@@ -27,7 +27,7 @@ from imagegen.memory.types import Precision
 from imagegen.model import quantization
 from imagegen.model.acceleration import load_decoder
 from imagegen.model.config import FluxConfig
-from imagegen.model.offload import HostEmbedding, Visit
+from imagegen.model.offload import CpuEmbedding, OnloadHook
 from imagegen.weights import files as weight_files
 
 _THREADS = 4
@@ -57,7 +57,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
         modules = empty_modules(path)
         precisions: dict[str, Precision] = {"text_encoder": config.text_encoder, "transformer": config.transformer}
         fillers = {
-            part: _Filler(path, part, module, precisions.get(part, "bf16"), device, home, dtype)
+            part: WeightLoader(path, part, module, precisions.get(part, "bf16"), device, home, dtype)
             for part, module in modules.items()
             if part != "vae" or decoder is None
         }
@@ -84,7 +84,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
         modules["vae"] = decoder
     pipe = getattr(diffusers, config.spec.pipeline_class).from_pretrained(path, local_files_only=True, **modules)
     if offload == "text_encoder":
-        Visit(modules["text_encoder"], device)
+        OnloadHook(modules["text_encoder"], device)
     elif offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "group":
@@ -105,7 +105,7 @@ def missing(path: Path) -> str | None:
     """What a folder lacks of its model's weights, or has in another shape; None where nothing. Reads no weight."""
     try:
         for part, module in empty_modules(path).items():
-            _Filler(path, part, module, "bf16", "meta", "meta", torch.bfloat16)
+            WeightLoader(path, part, module, "bf16", "meta", "meta", torch.bfloat16)
     except (OSError, ValueError, KeyError) as error:
         return str(error)
     return None
@@ -135,7 +135,7 @@ def _empty(kind: Any, folder: Path) -> Any:
         return kind.from_config(config).eval()
 
 
-class _Filler:
+class WeightLoader:
     """Fills a part's module, made on meta, with its weights.
 
     Args:
@@ -186,7 +186,7 @@ class _Filler:
         pieces = {piece: _read(self._stored[piece], pin) for piece in self._quantized.get(name, [name])}
         read = time.monotonic()
         if hosted:
-            self._module.set_submodule(layer, HostEmbedding(pieces[name].to(self._dtype), self.home))
+            self._module.set_submodule(layer, CpuEmbedding(pieces[name].to(self._dtype), self.home))
         elif self._nf4 and quantization.has_layer(self._part, layer):
             weight = pieces[name].to(self._device, non_blocking=True).to(self._dtype)
             quantization.set_nf4(self._module, layer, weight, self.home)
@@ -210,7 +210,7 @@ class _Filler:
         return moved[name].to(self._dtype) if moved[name].is_floating_point() else moved[name]
 
 
-def _tasks(fillers: list[_Filler]) -> list[tuple[_Filler, str]]:
+def _tasks(fillers: list[WeightLoader]) -> list[tuple[WeightLoader, str]]:
     """All weights, those of the parts in turn, so that none waits for another part."""
     queues = zip_longest(*([(filler, name) for name in filler.names] for filler in fillers))
     return [task for tasks in queues for task in tasks if task is not None]

@@ -79,7 +79,7 @@ class References:
 
 
 @contextmanager
-def encoded_once(pipe: Any, references: References) -> Iterator[None]:
+def shared_reference_latents(pipe: Any, references: References) -> Iterator[None]:
     """While it is open, a diffusers pipeline takes the latents of its references from `references`, and puts them there
     where they are not yet. They depend on the pictures alone: diffusers takes the mode of the VAE's distribution, and
     so draws nothing from the picture's own generator. Where they are there, the pictures are not made into tensors

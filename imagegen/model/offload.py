@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-class HostEmbedding(torch.nn.Module):
+class CpuEmbedding(torch.nn.Module):
     """An embedding table that stays where it is, whatever device the model around it is moved to.
 
     A prompt reads 512 of its 151,936 rows: those go to the card, and not 1.2 GB.
@@ -25,7 +25,7 @@ class HostEmbedding(torch.nn.Module):
         return rows.to(ids.device)
 
 
-class Visit:
+class OnloadHook:
     """Brings a module's weights to a device for each forward pass, and lets go of them there after it, also after one
     that failed. What lies on the CPU is kept, pinned, so that nothing is copied back."""
 

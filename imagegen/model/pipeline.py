@@ -25,7 +25,7 @@ from imagegen.contract import prompts
 from imagegen.contract.start_times import StartTimes
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
 from imagegen.model import acceleration
-from imagegen.model.caches import PromptCache, References, encoded_once
+from imagegen.model.caches import PromptCache, References, shared_reference_latents
 from imagegen.model.compile_cache import CompileCache, compile_key
 from imagegen.model.config import FluxConfig
 from imagegen.model.preview import estimate_end
@@ -184,7 +184,7 @@ class FluxPipeline:
             self._synchronize()
             return Prompt(embeddings, time.monotonic() - begun, warnings, cached=kept is not None)
 
-        return self._guarded(encode)
+        return self.translating_gpu_errors(encode)
 
     def generate(
         self,
@@ -293,7 +293,7 @@ class FluxPipeline:
 
         # 3. References are encoded, the steps run, the latents decoded
         def call() -> Image.Image:
-            with encoded_once(pipe, references) if references else nullcontext():
+            with shared_reference_latents(pipe, references) if references else nullcontext():
                 picture: Image.Image = pipe(
                     image=references.images if references else None,
                     prompt_embeds=prompt.embeddings,
@@ -311,7 +311,7 @@ class FluxPipeline:
 
         hook = pipe.transformer.register_forward_pre_hook(note_latents, with_kwargs=True)
         try:
-            image = self._eagerly_if_need_be(call)
+            image = self.with_eager_fallback(call)
         finally:
             hook.remove()
         return Drawn(image, denoised - begun, time.monotonic() - denoised)
@@ -326,20 +326,20 @@ class FluxPipeline:
             fits = plan is None or plan.kv_fits((width, height), [image.size for image in references.images])
         return self._pipe if fits else self._plain
 
-    def _eagerly_if_need_be(self, call: Callable[[], T]) -> T:
-        """`_guarded`, and once more without compiled blocks where these cannot be compiled for what is asked; then and
-        from then on, said once."""
+    def with_eager_fallback(self, call: Callable[[], T]) -> T:
+        """Calls `call`; where its compiled blocks fail to compile, logs that once and calls it again without them, as
+        it does from then on."""
         try:
-            return self._guarded(call)
+            return self.translating_gpu_errors(call)
         except acceleration.compile_errors() as error:
             if not self._compiled:
                 raise
             log.warning("blocks cannot be compiled (%s); it is drawn without from now on", type(error).__name__)
         acceleration.run_eagerly(self._pipe)
         self._compiled = False
-        return self._guarded(call)
+        return self.translating_gpu_errors(call)
 
-    def _guarded(self, work: Callable[[], T]) -> T:
+    def translating_gpu_errors(self, work: Callable[[], T]) -> T:
         """Runs `work` on the card. Whatever ends it, the next call finds the card as it was.
 
         Raises:

@@ -12,11 +12,11 @@ from concurrent.futures import Executor, Future
 
 from PIL import Image
 
-from imagegen.errors import DeliveryFailed, ResultTooLarge
-from imagegen.outputs.provenance import Provenance
 from imagegen.contract.schemas import EditRequest, GenerateRequest, GenerateResponse, OutputFormat
-from imagegen.outputs.signing import Signer
+from imagegen.errors import DeliveryFailed, ResultTooLarge
 from imagegen.outputs.object_store import ObjectStore, object_key
+from imagegen.outputs.provenance import Provenance
+from imagegen.outputs.signing import Signer
 
 # At DEBUG Pillow logs the tags that it writes and reads, and one of ours may hold the prompt.
 logging.getLogger("PIL").setLevel(logging.INFO)

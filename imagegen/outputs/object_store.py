@@ -25,8 +25,8 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import SecretStr
 
 from imagegen import __version__
-from imagegen.inputs import addresses
 from imagegen.errors import ConfigurationError, DeliveryFailed, InvalidInput
+from imagegen.inputs import addresses
 from imagegen.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class ObjectStore:
     @classmethod
     def from_job(cls, config: Any, settings: Settings) -> ObjectStore:
         """The store that a job brings: RunPod's {accessId, accessSecret, bucketName, endpointUrl}. Its address is
-        checked when it is connected to (`_keep_outside`); one that is written in the URL, already here.
+        checked when it is connected to (`install_ssrf_guard`); one that is written in the URL, already here.
 
         Raises:
             InvalidInput: naming the field at fault, such as "s3Config.bucketName"; it never shows what the field held.
@@ -277,13 +277,13 @@ def _client(store: ObjectStore) -> Any:
             aws_secret_access_key=store.secret_access_key.get_secret_value(),
             config=config,
         )
-    client.meta.events.register("before-call.s3", _stay)
+    client.meta.events.register("before-call.s3", _disable_region_redirect)
     if store.strangers:
-        _keep_outside(client, store.private_hosts)
+        install_ssrf_guard(client, store.private_hosts)
     return client
 
 
-def _keep_outside(client: Any, private_hosts: str) -> None:
+def install_ssrf_guard(client: Any, private_hosts: str) -> None:
     """Lets a client connect to public addresses alone. A name is looked up once, and what it meant is connected to; an
     address that is refused is, to the caller, one that does not answer. botocore has no public place for this: it rests
     on names inside of it, which is pinned, and tests/outputs/test_store_addresses.py would see them go."""
@@ -329,7 +329,7 @@ def _connect(connection: Any, connect: Callable[[], socket.socket], private_host
     raise error
 
 
-def _stay(params: dict[str, Any], **_: Any) -> None:
+def _disable_region_redirect(params: dict[str, Any], **_: Any) -> None:
     """Keeps botocore from following a store to another region: one that answers 307 to everything has no end."""
     params["context"]["s3_redirected"] = True
 

@@ -8,12 +8,8 @@ a model has made, which is what platforms look for. A C2PA manifest (`imagegen.o
 
 from __future__ import annotations
 
-import io
 import json
-import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 

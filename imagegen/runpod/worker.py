@@ -78,7 +78,7 @@ class Backlog:
         """These were taken."""
         self._jobs.update(job_ids)
 
-    def left(self, job_id: str) -> None:
+    def release(self, job_id: str) -> None:
         """This one does not need the GPU any more; told twice of a job does no harm."""
         self._jobs.discard(job_id)
         self._changed.set()
@@ -89,33 +89,33 @@ class Backlog:
         Args:
             measured: seconds that a job takes lately on the GPU, 0 before the first, and until it is ready for it.
         """
-        while (count := jobs_wanted(len(self._jobs), *measured())) <= 0:
+        while (count := jobs_to_request(len(self._jobs), *measured())) <= 0:
             self._changed.clear()
             await self._changed.wait()
         return count
 
 
-def jobs_wanted(taken: int, pace: float, preparing: float) -> int:
+def jobs_to_request(taken: int, gpu_seconds: float, prepare_seconds: float) -> int:
     """Jobs to ask for, `taken` not having left the GPU: one runs, half a second of work waits for it, and behind that
     are those that are getting ready meanwhile.
 
     Args:
-        pace: seconds of a job on the GPU, 0 where that is not known.
-        preparing: seconds that pass before a job is ready for the GPU: its references are fetched and decoded.
+        gpu_seconds: seconds of a job on the GPU, 0 where that is not known.
+        prepare_seconds: seconds that pass before a job is ready for the GPU: its references are fetched and decoded.
     """
-    ahead = _READY_SECONDS + min(preparing, _MOST_PREPARING_SECONDS)
-    return 1 + (math.ceil(ahead / pace) if pace else 1) - taken
+    ahead = _READY_SECONDS + min(prepare_seconds, _MOST_PREPARING_SECONDS)
+    return 1 + (math.ceil(ahead / gpu_seconds) if gpu_seconds else 1) - taken
 
 
-class Scaler(rp_scale.JobScaler):
+class QueueLoop(rp_scale.JobScaler):
     """The SDK's loop over RunPod's queue."""
 
     jobs_fetcher: Callable[[ClientSession, int], Awaitable[list[dict[str, Any]] | None]]
     stop_signals_fetcher: Callable[[ClientSession], Awaitable[list[str]]]
 
-    def __init__(self, service: Service, door: Door, config: dict[str, Any]) -> None:
+    def __init__(self, service: Service, adapter: RunPodAdapter, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self._service, self._door, self._backlog = service, door, door.backlog
+        self._service, self._adapter, self._backlog = service, adapter, adapter.backlog
         self._take, self._stops = self.jobs_fetcher, self.stop_signals_fetcher
         self.jobs_fetcher, self.stop_signals_fetcher = self._take_wanted, self._stops_until_shutdown
         self.jobs_fetcher_timeout = None  # of the waiting for the GPU; a request has a bound of its own
@@ -123,7 +123,7 @@ class Scaler(rp_scale.JobScaler):
 
     async def get_jobs(self, session: ClientSession) -> None:
         """Takes jobs until shutdown."""
-        self._door.session = session
+        self._adapter.session = session
         watching = asyncio.create_task(self._end_if_dead())
         try:
             await super().get_jobs(session)
@@ -142,8 +142,8 @@ class Scaler(rp_scale.JobScaler):
         try:
             await super().handle_job(session, job)
         finally:
-            self._backlog.left(job["id"])
-            if self._service.lane.dead is not None:
+            self._backlog.release(job["id"])
+            if self._service.executor.dead is not None:
                 self.kill_worker()
 
     async def stop_job(self, job_id: str) -> bool:
@@ -151,7 +151,7 @@ class Scaler(rp_scale.JobScaler):
         while job_id not in self.jobs_tasks and self.job_progress.get(job_id) is not None:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never answers, and is never forgotten
-        if (streamed := self._door.streamed.get(job_id)) is not None:
+        if (streamed := self._adapter.streamed.get(job_id)) is not None:
             # The SDK may be sending a part of the stream: what it is told then never reaches the job.
             return streamed.cancel()
         stopped: bool = await super().stop_job(job_id)
@@ -159,13 +159,15 @@ class Scaler(rp_scale.JobScaler):
 
     async def _end_if_dead(self) -> None:
         """Ends the worker once its card is dead, also where no job is left to see it."""
-        while self._service.lane.dead is None:
+        while self._service.executor.dead is None:
             await asyncio.sleep(_WATCH_SECONDS)
         self.kill_worker()
 
     async def _take_wanted(self, session: ClientSession, most: int) -> list[dict[str, Any]] | None:
         service = self._service
-        count = await self._until_shutdown(self._backlog.wanted(lambda: (service.lane.pace, service.preparing)))
+        count = await self._until_shutdown(
+            self._backlog.wanted(lambda: (service.executor.mean_gpu_seconds, service.mean_prepare_seconds))
+        )
         if count is None or not self.is_alive():
             return None
         try:
@@ -233,7 +235,7 @@ class Progress:
                         )
 
 
-class Door:
+class RunPodAdapter:
     """The SDK's handlers: a job's answer, its progress, and its place in the backlog.
 
     Args:
@@ -249,7 +251,7 @@ class Door:
         self.config: dict[str, Any] = {
             "handler": self.stream if service.settings.stream else self.handler,
             "return_aggregate_stream": True,
-            # A bound and no pace: jobs that have left the GPU and are being sent count too. Set once, while idle.
+            # A bound that is not meant to be reached: jobs whose answers are being sent count too. Set while idle.
             "concurrency_modifier": lambda _: service.settings.max_queue + 1,
         }
         #: The SDK's, once it runs; its API on this machine has none, and nobody to tell of progress.
@@ -300,7 +302,7 @@ class Door:
 
     def _note(self, job: dict[str, Any], event: Event) -> None:
         if isinstance(event, Drawn):
-            self.backlog.left(job["id"])
+            self.backlog.release(job["id"])
 
 
 def _previews(job_input: Any) -> int:
@@ -329,7 +331,7 @@ def split(output: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-async def hand_in(session: ClientSession, url: str, data: str) -> None:
+async def deliver(session: ClientSession, url: str, data: str) -> None:
     """Posts an answer, a part of a stream or a message of progress to RunPod, with patience.
 
     Raises:
@@ -348,9 +350,9 @@ def run(service: Service, answer: Answer) -> int:
         The exit status. (Where the model cannot be loaded, the SDK ends the process with status 1.)
     """
     settings = service.settings
-    door = Door(service, answer)
-    rp_scale.JobScaler = partial(Scaler, service, door)
-    rp_http._transmit = hand_in
+    adapter = RunPodAdapter(service, answer)
+    rp_scale.JobScaler = partial(QueueLoop, service, adapter)
+    rp_http._transmit = deliver
     if settings.preload_models and settings.queue_url is not None:
 
         async def model() -> None:
@@ -363,10 +365,10 @@ def run(service: Service, answer: Answer) -> int:
         except ConfigurationError as error:
             log.error("%s", error)
             return 1
-    runpod.serverless.start(door.config)
-    if service.lane.dead is None:
+    runpod.serverless.start(adapter.config)
+    if service.executor.dead is None:
         return 0
-    log.error("%s", service.lane.dead)
+    log.error("%s", service.executor.dead)
     # Its thread may hang in the card for good, and the heartbeat, a process of its own, would go on.
     for process in multiprocessing.active_children():
         process.terminate()

@@ -250,7 +250,7 @@ async def _answer(request: Request, job: requests.Request, previews: bool) -> Re
     if accept != "json":
         job = _as_picture(job, accept)
     task = streams.start(request, job)
-    answer = await streams.until_gone(request, task)
+    answer = await streams.result_or_disconnect(request, task)
     if accept != "json":
         warnings = "; ".join(answer.warnings).encode("ascii", "replace").decode()
         headers = {"X-Seed": str(answer.seeds[0]), "X-Model": answer.model, "X-Warnings": warnings[:1000]}
@@ -296,7 +296,7 @@ async def _stream(request: Request, job: requests.Request, previews: int) -> Res
         async for event in events:
             name, fields = await event_fields(event, request.state.request_id)
             yield streams.server_sent(name, json.dumps(fields))
-        answer = await streams.ended(task)
+        answer = await streams.result_or_error(task)
         if isinstance(answer, ImageGenError):
             yield streams.server_sent("error", json.dumps(answer.body()))
         else:

@@ -135,9 +135,9 @@ async def _images(request: Request, edit: bool) -> Response:
         warnings.append("partial_images: changes nothing without stream")
     if not stream:
         try:
-            answer = await streams.until_gone(request, streams.start(request, job))
+            answer = await streams.result_or_disconnect(request, streams.start(request, job))
         except InvalidInput as error:
-            raise openai.in_their_names(error) from None
+            raise openai.to_openai_field(error) from None
         return JSONResponse(openai.answer(answer, warnings))
 
     if job.delivery == "url":
@@ -158,7 +158,7 @@ async def _images(request: Request, edit: bool) -> Response:
                 part = {"type": kind, "partial_image_index": sent, "b64_json": picture, **about(job)}
                 yield streams.server_sent(kind, json.dumps(part))
                 sent += 1
-        answer = await streams.ended(task)
+        answer = await streams.result_or_error(task)
         if isinstance(answer, ImageGenError):
             yield streams.server_sent("error", json.dumps({"type": "error", "error": error_body(answer)}))
         else:

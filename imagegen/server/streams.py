@@ -20,7 +20,7 @@ from imagegen.errors import Cancelled, ImageGenError
 T = TypeVar("T")
 
 
-async def until_gone(request: Request, task: asyncio.Task[T]) -> T:
+async def result_or_disconnect(request: Request, task: asyncio.Task[T]) -> T:
     """The task's result; a client that goes away, or a cancelled task, ends it.
 
     Raises:
@@ -104,7 +104,7 @@ async def follow(
     return task, all_events()
 
 
-async def ended(task: asyncio.Task[T]) -> T | ImageGenError:
+async def result_or_error(task: asyncio.Task[T]) -> T | ImageGenError:
     """A done task's result, or the contract's error."""
     try:
         return await task

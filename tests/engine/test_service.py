@@ -242,10 +242,10 @@ def test_how_long_jobs_take_to_get_ready_is_known(monkeypatch):
 
     monkeypatch.setattr("imagegen.engine.service.load_reference", slow)
     run(fresh)
-    assert fresh.preparing < 0.05
+    assert fresh.mean_prepare_seconds < 0.05
     for _ in range(4):
         run(fresh, image="x")
-    assert fresh.preparing > 0.2  # on its way to 0.3
+    assert fresh.mean_prepare_seconds > 0.2  # on its way to 0.3
     fresh.close()
 
 
@@ -358,7 +358,7 @@ def test_a_picture_that_cannot_fit_is_refused_before_the_card_works_for_it(servi
     plan = choose(get_model("klein-9b"), Card.of(24, (8, 9)))
     small = replace(plan, card=Card(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))
     monkeypatch.setattr(pipeline, "config", replace(pipeline.config, plan=small))
-    monkeypatch.setattr(service.lane, "run", None)  # nothing comes as far as the lane
+    monkeypatch.setattr(service.executor, "run", None)  # nothing comes as far as the lane
     with pytest.raises(OutOfMemory) as caught:
         run(service, width=1024, height=1024)
     assert caught.value.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"

@@ -266,7 +266,7 @@ def test_a_picture_that_takes_too_long_is_given_up(monkeypatch):
 def test_large_pictures_are_decoded_one_after_another(monkeypatch):
     """And small ones side by side: what counts is the pixels that are in memory."""
     inside, most = [], []
-    monkeypatch.setattr(decoding, "_room", decoding._Room(1_000_000))
+    monkeypatch.setattr(decoding, "_room", decoding.PixelBudget(1_000_000))
     load_pixels = decoding._load
 
     def watch(picture):

@@ -11,7 +11,7 @@ from torchao.quantization import Float8Tensor, Int8Tensor
 
 from imagegen.errors import ConfigurationError
 from imagegen.model.config import FluxConfig
-from imagegen.model.offload import HostEmbedding, Visit
+from imagegen.model.offload import CpuEmbedding, OnloadHook
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.weights import files as weight_files
@@ -112,7 +112,7 @@ def test_a_file_that_ends_too_soon_is_an_error(tmp_path):
 
 def test_an_embedding_stays_where_it_is():
     table = torch.randn(10, 4)
-    embedding = HostEmbedding(table, "cpu")
+    embedding = CpuEmbedding(table, "cpu")
     assert sum(parameter.numel() for parameter in embedding.parameters()) == 0
     assert torch.equal(embedding.to("meta")(torch.tensor([[1, 3]])), table[torch.tensor([[1, 3]])])
 
@@ -125,7 +125,7 @@ def test_weights_leave_after_a_pass_that_failed():
 
     seen, encoder = [], Encoder(4, 4)
     home = encoder.weight.data
-    Visit(encoder, "meta")
+    OnloadHook(encoder, "meta")
     with pytest.raises(torch.OutOfMemoryError):
         encoder(torch.randn(1, 4))
     assert seen == ["meta"]
@@ -150,7 +150,7 @@ def test_a_weight_that_moves_in_its_own_way_is_let():
 
     seen, encoder = [], Encoder(4, 4, bias=False)
     encoder.weight = home = Weight(torch.randn(4, 4), requires_grad=False)
-    Visit(encoder, "meta")
+    OnloadHook(encoder, "meta")
     encoder(torch.randn(1, 4))
     assert seen == [("meta", "on meta")]
     assert encoder.weight is home

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagegen.contract.schemas import GenerateResponse, Timings
 from imagegen.outputs import delivery
 from imagegen.outputs.provenance import Provenance
-from imagegen.contract.schemas import GenerateResponse, Timings
 from tests.conftest import scene
 
 PICTURE = scene("star", "yellow", "black")

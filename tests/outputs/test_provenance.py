@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from imagegen import __version__
+from imagegen.cli.inspect import read
+from imagegen.contract.requests import parse_job
 from imagegen.outputs import provenance
 from imagegen.outputs.delivery import encode
-from imagegen.contract.requests import parse_job
 from imagegen.outputs.provenance import Provenance
-from imagegen.cli.inspect import read
 from tests.conftest import from_base64, scene, to_base64
 from tests.e2e.test_canaries import picture
 

@@ -18,11 +18,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 from pydantic import SecretStr
 
-from imagegen.errors import ConfigurationError
-from imagegen.contract.requests import parse_job
-from imagegen.outputs.provenance import Provenance
 from imagegen.cli.inspect import read
+from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
+from imagegen.errors import ConfigurationError
+from imagegen.outputs.provenance import Provenance
 from imagegen.outputs.signing import Signer, load_signer, validation_state
 from tests.conftest import scene, settings, to_base64, to_bytes
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from imagegen.runpod.worker import _CHUNK, Backlog, _previews, jobs_wanted, split
+from imagegen.runpod.worker import _CHUNK, Backlog, _previews, jobs_to_request, split
 
 
 @pytest.mark.parametrize(
@@ -10,15 +10,15 @@ from imagegen.runpod.worker import _CHUNK, Backlog, _previews, jobs_wanted, spli
     [(0.0, 1), (10.0, 1), (0.6, 1), (0.5, 1), (0.3, 2), (0.1, 5), (0.05, 10)],
 )
 def test_half_a_second_of_work_is_ready_behind_the_job_that_runs(pace, ready):
-    assert jobs_wanted(0, pace, 0) == 1 + ready
-    assert jobs_wanted(1 + ready, pace, 0) == 0
+    assert jobs_to_request(0, pace, 0) == 1 + ready
+    assert jobs_to_request(1 + ready, pace, 0) == 0
 
 
 @pytest.mark.parametrize(
     ("pace", "preparing", "ready"), [(0.6, 0.1, 1), (0.6, 0.2, 2), (0.6, 3.0, 6), (1.0, 60.0, 6), (0.0, 3.0, 1)]
 )
 def test_jobs_that_take_long_to_get_ready_are_taken_earlier(pace, preparing, ready):
-    assert jobs_wanted(0, pace, preparing) == 1 + ready
+    assert jobs_to_request(0, pace, preparing) == 1 + ready
 
 
 def test_jobs_are_wanted_when_one_leaves_the_gpu():
@@ -29,10 +29,10 @@ def test_jobs_are_wanted_when_one_leaves_the_gpu():
         waiting = asyncio.create_task(backlog.wanted(lambda: (1.0, 0.0)))
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        backlog.left("a")
-        backlog.left("a")  # told again when it is answered
+        backlog.release("a")
+        backlog.release("a")  # told again when it is answered
         assert await waiting == 1
-        backlog.left("b")
+        backlog.release("b")
         return await backlog.wanted(lambda: (0.1, 0.0))
 
     assert asyncio.run(take()) == 6
