@@ -20,11 +20,11 @@ from PIL import Image
 
 import handler
 from imagegen.__main__ import main
+from imagegen.cli.inspect import read
 from imagegen.contract.schemas import GenerateResponse
 from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
-from imagegen.outputs import provenance
 from tests.conftest import scene, to_base64
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_the_jobs_and_answers_are_real(service, monkeypatch):
     for field in ("urls", "seeds", "width", "height", "output_format", "model", "warnings"):
         assert getattr(shown, field) == getattr(real, field)
 
-    assert provenance.read(base64.b64decode(real.images[0])) == {k: v for k, v in record.items() if k != "file"}
+    assert read(base64.b64decode(real.images[0])) == {k: v for k, v in record.items() if k != "file"}
 
     mistake = {"input": {"prompt": "x", "width": 1000, "height": 512}}
     assert asyncio.run(handler.handler(mistake)) == errors[0]
