@@ -40,7 +40,8 @@ from imagegen.errors import (
     Overloaded,
     internal,
 )
-from imagegen.inputs.decoding import Reference, is_url, load_reference
+from imagegen.inputs.decoders import Decoders
+from imagegen.inputs.decoding import Reference, is_url
 from imagegen.metrics import Metrics
 from imagegen.model.loading import choose_model, load, read_ahead
 from imagegen.model.pipeline import FluxPipeline
@@ -78,8 +79,7 @@ class Service:
         self.store = ObjectStore.from_settings(settings)
         self.executor = GpuExecutor(settings.stall_timeout, self.metrics)
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
-        #: Threads of their own: a picture that is slow to decode keeps no finished one from being sent.
-        self._decoders = ThreadPoolExecutor(_CPU_THREADS, "decoder")
+        self._decoders = Decoders()
         self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
         self._loading: Future[FluxPipeline] | None = None
         self._stage = "starting"
@@ -121,6 +121,7 @@ class Service:
     def _load(self) -> FluxPipeline:
         try:
             times = StartTimes.of_process()
+            self._decoders.start()  # on another core, beside what follows
             with times.measure("find"):
                 path = read_ahead(self.settings)
             self._note_stage("choosing the model")
@@ -143,7 +144,7 @@ class Service:
                 self.executor.submit(loading.result().unload).result()
         self.executor.close(wait=done)
         self._cpu.shutdown(cancel_futures=True)
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.close()
         self._uploads.shutdown(cancel_futures=True)
 
     def health(self) -> HealthResponse:
@@ -286,7 +287,7 @@ class Service:
             if isinstance(request, EditRequest):
                 job.notify(References())
                 loaded = await self._references(request)
-                job.references = [reference.picture for reference in loaded]
+                job.references = [reference.image for reference in loaded]
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
         finally:  # those that never came have taken their time too
             timings.references = time.monotonic() - clock
@@ -348,7 +349,7 @@ class Service:
             fetching = await asyncio.to_thread(_import_fetching)
             source = await fetching.fetch(value, field, self.settings)
         limit = int(self.settings.max_reference_mb * 1e6)
-        return await asyncio.wrap_future(self._decoders.submit(load_reference, source, field, limit))
+        return await asyncio.wrap_future(self._decoders.submit(source, field, limit))
 
     def _waiting(self) -> int:
         return max(0, self._admitted - 1)

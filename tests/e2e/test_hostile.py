@@ -41,7 +41,7 @@ def test_there_are_enough():
 def load(name):
     """Loads a picture with the decoder alone; the code of the error, or "loaded"."""
     try:
-        loaded = load_reference(PICTURES[name], "images[0]", 20_000_000).picture
+        loaded = load_reference(PICTURES[name], "images[0]", 20_000_000).image
     except ImageGenError as error:
         refused = error
     else:
