@@ -43,7 +43,7 @@ def send(connection: socket.socket, message: bytes, until: float | None = None) 
     Raises:
         TimeoutError: it takes longer.
     """
-    for part in (_LENGTH.pack(len(message)), message):
+    for part in filter(None, (_LENGTH.pack(len(message)), message)):  # who got all may have closed its end
         connection.settimeout(_left(until))  # for all of sendall
         connection.sendall(part)
 
