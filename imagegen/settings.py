@@ -227,6 +227,11 @@ class Settings(BaseSettings):
     bucket_name: str | None = Field(
         None, validation_alias="BUCKET_NAME", description="The bucket, where BUCKET_ENDPOINT_URL does not hold it."
     )
+    bucket_region: str | None = Field(
+        None,
+        validation_alias="BUCKET_REGION",
+        description="The bucket's region, where BUCKET_ENDPOINT_URL does not name it; a wrong one costs a request.",
+    )
     url_expiry: int = Field(
         86400,
         ge=60,
