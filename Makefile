@@ -27,7 +27,7 @@ VAST := $(VENV)/vast
 AUDITED ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check lint lock image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
+.PHONY: help run test slow check lint lock reference image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -55,6 +55,9 @@ lock: $(LINT)/.done ## locks/: what the image installs, with hashes, from pyproj
 	echo torch | $(COMPILE) - -o locks/torch.txt
 	$(COMPILE) pyproject.toml --extra c2pa -o locks/worker.txt \
 	  $$(sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' locks/torch.txt)
+
+reference: $(VENV)/.run ## write .env.example and the reference pages of docs/ from the code
+	$(BIN)/python -m scripts.reference
 
 image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=HUGGING_FACE_TOKEN"), klein-4b, micro or none
 	$(IMAGE_BUILD) --build-arg MODEL=$(MODEL) $(IMAGE_ARGS)

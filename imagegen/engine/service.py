@@ -54,8 +54,6 @@ log = logging.getLogger(__name__)
 
 #: Threads for pictures' bytes; Pillow lets go of the interpreter while it decodes and compresses.
 _CPU_THREADS = 4
-#: Threads that wait for object stores: two jobs of eight pictures.
-_UPLOAD_THREADS = 16
 #: A failed load is not tried again sooner: until then each job is answered with its error at once.
 _RETRY_SECONDS = 30.0
 
@@ -80,7 +78,6 @@ class Service:
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         #: Threads of their own: a picture that is slow to decode keeps no finished one from being sent.
         self._decoders = ThreadPoolExecutor(_CPU_THREADS, "decoder")
-        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
         self._loading: Future[FluxPipeline] | None = None
         self._stage = "starting"
         self._lock = threading.Lock()
@@ -144,7 +141,6 @@ class Service:
         self.executor.close(wait=done)
         self._cpu.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
-        self._uploads.shutdown(cancel_futures=True)
 
     def health(self) -> HealthResponse:
         """The state that the service is in; it can take a job while idle, ready or busy."""
@@ -299,9 +295,7 @@ class Service:
 
         # 3. The GPU's lane; a picture is encoded while the next one is drawn
         clock = time.monotonic()
-        pictures = delivery.Delivery(
-            self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer
-        )
+        pictures = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
         await self.executor.run(job, plan, pipeline, pictures.begin)
         if not pipeline.times.first_picture:
             pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode

@@ -1,5 +1,5 @@
-"""Where a caller's URL may lead: to addresses of the public internet and ports of web servers, and to the hosts that the
-operator trusts.
+"""Where a caller's URL may lead: to addresses of the public internet and ports of web servers, or to the hosts that
+the operator trusts.
 
 The tables are IANA's special-purpose registries for IPv4 and IPv6 as of November 2026, written out, since those in
 Python's `ipaddress` differ from version to version and let embedded addresses pass. Of IPv6 only what IANA gives out as

@@ -1,11 +1,10 @@
 """HTTP connections to hosts that a caller names: references by URL, and the object store of a job.
 
-Each address is checked in the moment in which a socket is opened for it (`imagegen.inputs.addresses`), so that no answer
-of a name server leads inside. Proxies, cookies and .netrc of the environment are not used. When the work ends, for
-whatever reason, its sockets are shut down: a peer that neither reads nor sends holds nothing.
+Each address is checked when a socket is opened for it (`imagegen.inputs.addresses`), so that no answer of a name server
+leads inside. Proxies, cookies and .netrc of the environment are not used. When the work ends, for whatever reason, its
+sockets are shut down: a peer that neither reads nor sends holds nothing.
 
-A port that no web server uses is refused before anything is looked up, and at one host only so many connections are open
-at once: the worker is no tool for looking at other people's ports, or for flooding them.
+The connections at one host are bounded, for all jobs together: the worker is no tool for flooding other people's hosts.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def _check(text: str, field: str, settings: Settings) -> URL:
     if url.raw_user is not None or url.raw_password is not None:
         raise BadReference(f"{field}: a URL with a user's name or password is not fetched", field)
     if not addresses.is_web_port(port) and not addresses.named(host, port, settings.private_hosts):
-        raise BadReference(f"{field}: port {port} is not one of web servers, which are 80, 443 and most above 1023", field)
+        raise BadReference(
+            f"{field}: port {port} is not one of web servers, which are 80, 443 and most above 1023", field
+        )
     if settings.url_hosts and not addresses.named(host, port, settings.url_hosts):
         raise BadReference(f"{field}: references are not fetched from this host; the operator has a list", field)
     return url

@@ -122,7 +122,9 @@ class ObjectStore:
                 raise InvalidInput(f"{_FIELDS.endpoint}: must have a public address", _FIELDS.endpoint)
             if url.port and not addresses.is_web_port(url.port):
                 ports = "80, 443 and most above 1023"
-                raise InvalidInput(f"{_FIELDS.endpoint}: its port must be one of web servers: {ports}", _FIELDS.endpoint)
+                raise InvalidInput(
+                    f"{_FIELDS.endpoint}: its port must be one of web servers: {ports}", _FIELDS.endpoint
+                )
         return store
 
     @classmethod

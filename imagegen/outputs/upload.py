@@ -16,6 +16,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
@@ -49,6 +50,8 @@ _ANSWER_BYTES = 65_536
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9]{1,40})\s*</Code>")
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 _REGION_TAG = re.compile(rb"<Region>\s*([a-z0-9-]{1,32})\s*</Region>")
+#: With the name of a region: the bucket is there.
+_ELSEWHERE = (301, 302, 303, 307, 308, 400)
 #: Refusals of who asks, with status 400 too.
 _CREDENTIALS = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 _CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
@@ -60,13 +63,13 @@ class _Answer(NamedTuple):
     Args:
         code: S3's name of an error, such as SlowDown; empty where there is none.
         region: where it says that the bucket is, if it does.
-        stored: it is S3's answer to an object that was taken.
+        stored: it is S3's answer to an object that was taken, with its ETag.
     """
 
     status: int
     code: str
     region: str | None
-    stored: bool
+    stored: bool = False
 
 
 class _Refused(Exception):
@@ -79,8 +82,7 @@ async def put(store: ObjectStore, objects: Sequence[tuple[str, bytes]], content_
     uploads = [asyncio.ensure_future(_put(store, key, data, content_type)) for key, data in objects]
     try:
         async with asyncio.timeout(seconds):
-            await asyncio.gather(*uploads)
-        return [await asyncio.to_thread(_presign, store, key) for key, _ in objects]
+            return await asyncio.gather(*uploads)
     except _Refused as refusal:
         cause = str(refusal)
     except TimeoutError:
@@ -92,28 +94,30 @@ async def put(store: ObjectStore, objects: Sequence[tuple[str, bytes]], content_
     raise DeliveryFailed(f"the object store {cause}") from None
 
 
-async def _put(store: ObjectStore, key: str, data: bytes, content_type: str) -> None:
-    """Uploads one object, at the store's second try or in another region where it must be."""
+async def _put(store: ObjectStore, key: str, data: bytes, content_type: str) -> str:
+    """Uploads one object, at the second try or in another region where it must be, and returns its presigned URL."""
     failures, regions = 0, 0
     while True:
-        endpoint, region = store.endpoint_url, store.region
+        place = replace(store)  # uploads side by side may move the store
         try:
-            answer = await _send(store, key, data, content_type)
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch):
+            answer = await _send(place, key, data, content_type)
+        except aiohttp.ClientConnectorCertificateError:
             raise _Refused("could not be reached: no secure connection could be made to it") from None
-        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is one, of a connection or a read
+        except (
+            aiohttp.ClientError,
+            OSError,
+            ValueError,
+        ) as error:  # OSError: a connection's or a read's TimeoutError too
             failures += 1
             if failures == _ATTEMPTS:
                 log.info("the object store cannot be reached: %s", type(error).__name__)
                 raise _Refused("could not be reached, or did not answer as one") from None
             continue
         if answer.stored:
-            return
-        if answer.status in (301, 302, 303, 307, 308, 400) and answer.region is not None:
+            return await asyncio.to_thread(_presign, place, key)
+        if answer.status in _ELSEWHERE and answer.region is not None:
             regions += 1
-            if (store.endpoint_url, store.region) != (endpoint, region):
-                pass  # another image of the job has found it meanwhile
-            elif regions == _REGIONS or not _move(store, answer):
+            if regions == _REGIONS or not _move(store, place, answer):
                 raise _Refused(_cause(answer))
         elif answer.status >= 500 or answer.status == 429:
             failures += 1
@@ -124,12 +128,12 @@ async def _put(store: ObjectStore, key: str, data: bytes, content_type: str) -> 
             raise _Refused(_cause(answer))
 
 
-def _move(store: ObjectStore, answer: _Answer) -> bool:
-    """Makes a store the one of the region that it names; False where that does not lead on. The host of the region is
-    of the same domain, whatever the answer says of hosts."""
+def _move(store: ObjectStore, asked: ObjectStore, answer: _Answer) -> bool:
+    """Makes `store` the one of the region that it named when it was `asked`; False where that does not lead on. A host
+    of that region is of the same domain, whatever the answer says of hosts."""
     region = str(answer.region)
-    endpoint = store.endpoint_url if answer.status == 400 else store.endpoint_in(region)
-    if endpoint is None or (endpoint, region) == (store.endpoint_url, store.region):
+    endpoint = asked.endpoint_url if answer.status == 400 else asked.endpoint_in(region)
+    if endpoint is None or (endpoint, region) == (asked.endpoint_url, asked.region):
         return False
     store.endpoint_url, store.region = endpoint, region
     return True
@@ -148,6 +152,8 @@ async def _send(store: ObjectStore, key: str, data: bytes, content_type: str) ->
         connections.open_session(trusted, patience) as session,
         session.put(url, data=data, headers=headers, allow_redirects=False, proxy=proxy) as response,
     ):
+        if response.status == 200 and "ETag" in response.headers:
+            return _Answer(200, "", None, stored=True)
         body = bytearray()
         async for chunk in response.content.iter_chunked(_ANSWER_BYTES):
             body += chunk
@@ -159,7 +165,6 @@ async def _send(store: ObjectStore, key: str, data: bytes, content_type: str) ->
             response.status,
             code[1].decode() if code else "",
             region if _REGION.fullmatch(region) else None,
-            response.status == 200 and "ETag" in response.headers,
         )
 
 
@@ -170,7 +175,7 @@ def _cause(answer: _Answer) -> str:
         return f"did not answer as one {shown}"
     if answer.code in _CLOCK:
         return f"says that this worker's clock is wrong {shown}"
-    if answer.status in (301, 302, 303, 307, 308) or answer.code == "AuthorizationHeaderMalformed":
+    if 300 <= answer.status < 400 or answer.code == "AuthorizationHeaderMalformed":
         return f"has the bucket in another region, which its URL must name {shown}"
     if answer.code == "NoSuchBucket" or answer.status == 404:
         return f"has no such bucket {shown}"
