@@ -1,8 +1,8 @@
 """A reference's http(s) URL -> its bytes, for the event loop: beside the GPU, and without a thread that could hang.
 
 The URL is untrusted. Each hop is checked anew: its scheme, its port, its host against the operator's list, and each
-address when a socket is opened for it (`imagegen.inputs.connections`). One deadline covers names, connections, redirects
-and every byte; the cap counts bytes as they come out of gzip.
+address when a socket is opened for it (`imagegen.inputs.connections`). One deadline covers names, connections,
+redirects and every byte; the cap counts bytes as they come out of gzip.
 
 What the server says of its content is not believed: the bytes go the same way as base64. An error says what was refused
 and repeats nothing of the URL, which may hold a signature. Until a host has answered with HTTP there is one error for
@@ -91,9 +91,7 @@ def _check(text: str, field: str, settings: Settings) -> URL:
     if url.raw_user is not None or url.raw_password is not None:
         raise BadReference(f"{field}: a URL with a user's name or password is not fetched", field)
     if not addresses.is_web_port(port) and not addresses.named(host, port, settings.private_hosts):
-        raise BadReference(
-            f"{field}: port {port} is not one of web servers, which are 80, 443 and most above 1023", field
-        )
+        raise BadReference(f"{field}: port {port} is no web server's; 80, 443 and most from 1024 on are allowed", field)
     if settings.url_hosts and not addresses.named(host, port, settings.url_hosts):
         raise BadReference(f"{field}: references are not fetched from this host; the operator has a list", field)
     return url

@@ -121,10 +121,8 @@ class ObjectStore:
             if _is_address(host) and not addresses.is_public(host):
                 raise InvalidInput(f"{_FIELDS.endpoint}: must have a public address", _FIELDS.endpoint)
             if url.port and not addresses.is_web_port(url.port):
-                ports = "80, 443 and most above 1023"
-                raise InvalidInput(
-                    f"{_FIELDS.endpoint}: its port must be one of web servers: {ports}", _FIELDS.endpoint
-                )
+                text = "its port is no web server's; 80, 443 and most from 1024 on are allowed"
+                raise InvalidInput(f"{_FIELDS.endpoint}: {text}", _FIELDS.endpoint)
         return store
 
     @classmethod
