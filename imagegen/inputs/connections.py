@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
@@ -54,6 +55,11 @@ async def open_session(
             auto_decompress=decompress,
         ) as session:
             yield session
+    except BaseException:
+        for opened in sockets:  # what was not sent is dropped, where the kernel would go on offering it
+            with suppress(OSError):
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise
     finally:
         for opened in sockets:  # asyncio would keep one open until the peer has read what was sent
             with suppress(OSError):

@@ -13,7 +13,7 @@ _S3 = re.compile(
 )
 #: BUCKET.REGION.DOMAIN of these; the CDN in front of DigitalOcean's takes no uploads.
 _BY_REGION = re.compile(
-    r"(?:(?P<bucket>[a-z0-9.-]+?)\.)?(?P<region>[a-z0-9-]+)(?:\.cdn)?"
+    r"(?:(?P<bucket>[a-z0-9.-]+?)\.)?(?P<region>(?!cdn\.)[a-z0-9-]+)(?:\.cdn)?"
     r"\.(?P<domain>digitaloceanspaces\.com|linodeobjects\.com|vultrobjects\.com|your-objectstorage\.com)"
 )
 _AWS = {"amazonaws.com", "amazonaws.com.cn"}
