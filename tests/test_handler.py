@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-import handler
 from imagegen.models import get_model
+from imagegen.runpod import handler
 from tests.conftest import from_base64, scene, settings, to_base64
 
 PROMPT = {"prompt": "a red circle on a blue background"}

@@ -18,13 +18,13 @@ import httpx
 import pytest
 from PIL import Image
 
-import handler
 from imagegen.__main__ import main
 from imagegen.cli.inspect import read
 from imagegen.contract.schemas import GenerateResponse
 from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
+from imagegen.runpod import handler
 from tests.conftest import scene, to_base64
 
 ROOT = Path(__file__).parents[2]
