@@ -122,7 +122,7 @@ def run_job(args: argparse.Namespace, fields: dict[str, Any]) -> int:
     }
     fields = {**fields, **{name: value for name, value in options.items() if value is not None}}
     where = runner(args)
-    _check_folder(args.output)
+    check_folder(args.output)
     output = where.run(fields)
     show(output, write_images(output, args.output))
     return 0
@@ -136,7 +136,7 @@ def _format(output: Path | None) -> str | None:
     return FORMATS[output.suffix.lower()]
 
 
-def _check_folder(output: Path | None) -> None:
+def check_folder(output: Path | None) -> None:
     """Makes the folder of the images before a GPU works for them."""
     if output is None:
         folder = get_settings().output_dir

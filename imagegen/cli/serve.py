@@ -63,7 +63,7 @@ def serve_http(settings: Settings, host: str = "0.0.0.0") -> NoReturn:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            app.state.service.draining = True
+            app.state.service.drain()
             super().handle_exit(sig, frame)
 
     async def end_if_dead() -> None:

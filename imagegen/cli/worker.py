@@ -19,7 +19,7 @@ from typing import Any
 
 from imagegen import logs
 from imagegen.cli import CommandError
-from imagegen.cli.jobs import show, write_images
+from imagegen.cli.jobs import check_folder, show, write_images
 from imagegen.settings import Settings, get_settings
 
 
@@ -78,7 +78,9 @@ def run_test_input(source: str) -> int:
     """
     from imagegen.runpod.handler import handler
 
-    output = asyncio.run(handler(_read_job(source)))
+    job = _read_job(source)
+    check_folder(None)
+    output = asyncio.run(handler(job))
     if "error" in output:
         raise CommandError(output["error"])
     show(output, write_images(output, None))
