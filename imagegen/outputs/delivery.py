@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
+from types import ModuleType
 
 from PIL import Image
 
@@ -123,7 +124,9 @@ class Delivery:
     ) -> list[str]:
         """The files' URLs in the store."""
         keys = [object_key(job_id, i, EXTENSIONS[output_format]) for i in range(len(files))]
-        return await store.put(list(zip(keys, files, strict=True)), f"image/{output_format}")
+        upload = await asyncio.to_thread(_import_upload)
+        urls: list[str] = await upload.put(store, list(zip(keys, files, strict=True)), f"image/{output_format}")
+        return urls
 
     async def _smaller(
         self, answer: GenerateResponse, files: list[bytes], limit: int, failure: DeliveryFailed | None
@@ -146,6 +149,13 @@ class Delivery:
             "pictures, for output_format jpeg or webp, for delivery by url, or set allow_format_change",
             "output_format",
         )
+
+
+def _import_upload() -> ModuleType:
+    """In a thread, and with the first upload: aiohttp and botocore take half a second that no start has to wait for."""
+    from imagegen.outputs import upload
+
+    return upload
 
 
 def to_base64(data: bytes) -> str:

@@ -11,13 +11,10 @@ host's name or a signed URL.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -156,23 +153,6 @@ class ObjectStore:
         host = Host.parse(str(url.hostname))
         name = host and host.in_region(region)
         return url._replace(netloc=name + (f":{url.port}" if url.port else "")).geturl() if name else None
-
-    async def put(self, objects: Sequence[tuple[str, bytes]], content_type: str) -> list[str]:
-        """Uploads objects (key, bytes), in place of those that are there, and returns a presigned URL for each.
-
-        Raises:
-            DeliveryFailed: the store could not be reached, refused the credentials, has no such bucket, or failed.
-        """
-        upload = await asyncio.to_thread(_import_upload)
-        urls: list[str] = await upload.put(self, objects, content_type)
-        return urls
-
-
-def _import_upload() -> ModuleType:
-    """In a thread, and with the first upload: aiohttp and botocore take half a second that no start has to wait for."""
-    from imagegen.outputs import upload
-
-    return upload
 
 
 def object_key(job_id: str, number: int, extension: str) -> str:

@@ -77,7 +77,11 @@ class _Refused(Exception):
 
 
 async def put(store: ObjectStore, objects: Sequence[tuple[str, bytes]], content_type: str) -> list[str]:
-    """Uploads objects side by side, and returns a presigned URL for each; `ObjectStore.put` is its public face."""
+    """Uploads objects (key, bytes) side by side, in place of those that exist, and returns a presigned URL for each.
+
+    Raises:
+        DeliveryFailed: the store could not be reached, refused the credentials, has no such bucket, or failed.
+    """
     seconds = _SECONDS + sum(len(data) for _, data in objects) / _BYTES_PER_SECOND
     uploads = [asyncio.ensure_future(_put(store, key, data, content_type)) for key, data in objects]
     try:

@@ -8,6 +8,7 @@ import pytest
 
 from imagegen.errors import DeliveryFailed, InvalidInput
 from imagegen.inputs import connections
+from imagegen.outputs import upload
 from imagegen.outputs.object_store import ObjectStore
 from tests.conftest import settings
 from tests.inputs.test_addresses import METADATA, PUBLIC, embedded
@@ -22,7 +23,7 @@ def store(url, **changes):
 
 
 def put(target):
-    return asyncio.run(target.put([("a", b"")], "image/png"))
+    return asyncio.run(upload.put(target, [("a", b"")], "image/png"))
 
 
 @pytest.fixture

@@ -368,7 +368,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
 def test_a_cancelled_job_leaves_no_connection():
     async def run():
         async with FaultyStore(lambda head: forever(b"", b"", 0.05)) as server:
-            task = asyncio.ensure_future(store_at(server.url).put([("a", b"x")], "image/png"))
+            task = asyncio.ensure_future(upload.put(store_at(server.url), [("a", b"x")], "image/png"))
             while not server.connections:
                 await asyncio.sleep(0.01)
             task.cancel()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+from imagegen.errors import DeliveryFailed
+from imagegen.outputs import upload
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import Settings
 
@@ -96,11 +98,9 @@ def store_at(url: str, **changes: object) -> ObjectStore:
 
 async def outcome(store: ObjectStore, data: bytes = b"x", count: int = 1) -> list[str] | str:
     """The URLs of an upload of `count` objects, or the message of its error."""
-    from imagegen.errors import DeliveryFailed
-
     with contextlib.suppress(asyncio.CancelledError):
         try:
-            return await store.put([(f"job/{i}.png", data) for i in range(count)], "image/png")
+            return await upload.put(store, [(f"job/{i}.png", data) for i in range(count)], "image/png")
         except DeliveryFailed as failure:
             return failure.message
     return "cancelled"
