@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 #: Threads for images' bytes; Pillow releases the interpreter lock while it decodes and compresses.
 _CPU_THREADS = 4
-#: Threads that wait for object stores: two jobs of eight images.
-_UPLOAD_THREADS = 16
 
 
 class Runner(Protocol):
@@ -70,7 +68,6 @@ class LocalRunner:
         self.mean_prepare_seconds = 0.0
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         self._decoders = Decoders()
-        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
         self._signer: Signer | None = None
         self._pipeline: FluxPipeline | None = None
 
@@ -111,7 +108,7 @@ class LocalRunner:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
 
         # 2. The GPU; an image is encoded while the next one is generated
-        images = delivery.Delivery(self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer)
+        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
         await self._executor.run(job, plan, pipeline, images.begin)
         if not pipeline.times.first_picture:
             pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
@@ -138,8 +135,7 @@ class LocalRunner:
     def close(self) -> None:
         """Ends the threads after what they are doing."""
         self._decoders.close()
-        for pool in (self._cpu, self._uploads):
-            pool.shutdown(cancel_futures=True)
+        self._cpu.shutdown(cancel_futures=True)
 
     async def _read_references(self, job: Job) -> None:
         """Fills `job.references`."""

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from PIL import Image
 
-import handler
 from imagegen.contract.schemas import MAX_IMAGES, MAX_PROMPT, MAX_REFERENCES
+from imagegen.runpod import handler
 from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
