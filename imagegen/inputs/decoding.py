@@ -236,7 +236,7 @@ def _orientation(picture: Image.Image) -> int:
     which nothing else is wanted."""
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # whatever a parser of a stranger's TIFF structure comes up with
+    except Exception:  # noqa: BLE001 - whatever a parser of a stranger's TIFF structure comes up with
         return 1
 
 
