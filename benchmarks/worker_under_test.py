@@ -107,13 +107,13 @@ def fetch(seconds: float) -> None:
     from imagegen.inputs.decoders import Decoders
 
     patched: Any = Decoders
-    load = patched._load
+    load = patched._load  # noqa: SLF001 - what a load costs is replaced
 
     def late(*arguments: Any) -> Any:
         time.sleep(seconds)
         return load(*arguments)
 
-    patched._load = late
+    patched._load = late  # noqa: SLF001
 
 
 def take_with_the_sdk(concurrency: int) -> None:

@@ -31,7 +31,10 @@ _turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
 @asynccontextmanager
 async def open_session(
-    trusted: bool, timeout: aiohttp.ClientTimeout, headers: dict[str, str] | None = None, decompress: bool = False
+    trusted: bool,
+    timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of aiohttp's kind, for each part of an exchange
+    headers: dict[str, str] | None = None,
+    decompress: bool = False,
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """A session for one exchange; it follows no redirect unless told to, and keeps no connection.
 

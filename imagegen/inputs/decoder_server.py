@@ -108,7 +108,7 @@ def _decode(connection: socket.socket, seconds: int) -> NoReturn:
         _answer(connection)
     except (EOFError, ConnectionError):
         pass  # the parent is gone
-    except BaseException as error:  # a bug: by name alone, since a message may hold anything
+    except BaseException as error:  # noqa: BLE001 - a bug: by name alone, since a message may hold anything
         print(f"a decoder failed: {type(error).__name__}", file=sys.stderr, flush=True)
     finally:
         os._exit(0)

@@ -241,7 +241,7 @@ def _orientation(image: Image.Image) -> int:
     which nothing else is wanted."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # whatever a parser of an untrusted TIFF structure raises
+    except Exception:  # noqa: BLE001 - whatever a parser of an untrusted TIFF structure raises
         return 1
 
 

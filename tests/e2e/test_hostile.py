@@ -4,8 +4,10 @@ memory stays."""
 import asyncio
 import io
 import resource
+import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,9 +18,9 @@ from imagegen.errors import ImageGenError
 from imagegen.inputs import png
 from imagegen.inputs.decoders import Decoders
 from imagegen.runpod import handler
-from tests.conftest import from_base64, to_base64, to_bytes
+from tests.conftest import from_base64, to_base64, to_bytes, until
 from tests.e2e.test_server import running
-from tests.support.hostile import GOOD, pictures
+from tests.support.hostile import GOOD, pictures, slow
 
 PICTURES = dict(pictures())
 ALLOWED = {"bad_reference", "payload_too_large"}
@@ -83,7 +85,7 @@ def load_all(decoders, names, capsys):
     return outcomes
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_each_is_a_picture_or_a_typed_error(decoders, capsys):
     outcomes = load_all(decoders, list(PICTURES), capsys)
     assert outcomes["loaded"] > len(GOOD) and outcomes["bad_reference"] > len(PICTURES) / 3
@@ -104,7 +106,7 @@ def judge(name, code, body, images):
     return error["code"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_every_http_door_answers_each(tmp_path, capsys):
     """JSON, a form with a file, OpenAI's edits: against a server in a process of its own, whose memory is looked at."""
     outcomes, slowest = Counter(), (0.0, "", "")
@@ -143,7 +145,7 @@ def test_every_http_door_answers_each(tmp_path, capsys):
     assert slowest[0] < SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_runpods_door_answers_each(service, monkeypatch, capsys):
     monkeypatch.setattr(handler, "service", lambda: service)
     outcomes, slowest = Counter(), (0.0, "")
@@ -167,3 +169,25 @@ def test_runpods_door_answers_each(service, monkeypatch, capsys):
     assert outcomes["drawn"] > len(GOOD)
     assert grown <= MEGABYTES
     assert slowest[0] < SECONDS
+
+
+def test_sigterm_ends_a_server_whose_decoders_are_busy(tmp_path):
+    """With images that would take minutes in a thread: their jobs are answered, and nothing of the server remains."""
+    body = {**FIELDS, "images": [to_base64(slow("PNG"))] * 4}
+    with running(tmp_path, "-m", "imagegen") as (process, url), ThreadPoolExecutor() as threads:
+        jobs = [threads.submit(httpx.post, f"{url}/edit", json=body, timeout=120) for _ in range(2)]
+        until(lambda: len(descendants(process.pid)) > 4)
+        left = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        for job in jobs:
+            answer = job.result()
+            assert answer.status_code == 422 and "to decode" in answer.json()["error"]["message"]
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in left))
+
+
+def descendants(pid):
+    found = [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(number) for number in (thread / "children").read_text().split()]
+    return sorted({*found, *(below for child in set(found) for below in descendants(child))})
