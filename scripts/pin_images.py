@@ -3,8 +3,8 @@
     python scripts/pin_images.py            asks the registry of each image, and writes the digest that its tag has now
     python scripts/pin_images.py --check    asks nothing; an error where an image has no digest
 
-An image is named by `# syntax=`, or by an ARG whose name ends in IMAGE, and is Docker Hub's. The project's own (image-gen)
-is built here, and has no digest.
+An image is named by `# syntax=`, or by an ARG whose name ends in IMAGE, and is Docker Hub's. The project's own
+(image-gen) is built here, and has no digest.
 """
 
 from __future__ import annotations
