@@ -85,7 +85,7 @@ def load_all(decoders, names, capsys):
     return outcomes
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_each_is_a_picture_or_a_typed_error(decoders, capsys):
     outcomes = load_all(decoders, list(PICTURES), capsys)
     assert outcomes["loaded"] > len(GOOD) and outcomes["bad_reference"] > len(PICTURES) / 3
@@ -106,7 +106,7 @@ def judge(name, code, body, images):
     return error["code"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_every_http_door_answers_each(tmp_path, capsys):
     """JSON, a form with a file, OpenAI's edits: against a server in a process of its own, whose memory is looked at."""
     outcomes, slowest = Counter(), (0.0, "", "")
@@ -145,7 +145,7 @@ def test_every_http_door_answers_each(tmp_path, capsys):
     assert slowest[0] < SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_runpods_door_answers_each(service, monkeypatch, capsys):
     monkeypatch.setattr(handler, "service", lambda: service)
     outcomes, slowest = Counter(), (0.0, "")
