@@ -1,14 +1,15 @@
 """References are decoded in processes that can be killed: each in one of its own, limited by the operating system.
 
 `Decoders` starts a server (`imagegen.inputs.decoder_server`) that imports the decoders once and forks one for each
-reference. A thread of this process sends the bytes, receives the pixels and holds the deadline. Bytes and pixels go
-through a socket pair: no file, no shared memory to size or to clean up. What a decoder sends is untrusted too: it is
-parsed as JSON with bounds on everything. Whatever happens to a decoder is an error of its own reference; if the server
-itself is lost, another is started and the reference is decoded again.
+reference. A thread of this process hands it the bytes, takes the pixels and holds the deadline. Both are in one piece
+of shared memory without a name (memfd), so that neither /dev/shm nor a disk is needed and nothing is left over. What a
+decoder sends is untrusted too: it is parsed as JSON with bounds on everything. Whatever happens to a decoder is an
+error of its own reference; if the server itself is lost, another one is started and the reference is decoded again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -93,7 +95,8 @@ class Decoders:
     def _load(self, value: str | bytes, field: str, max_bytes: int) -> Reference:
         check_length(value, field, max_bytes)
         data = value.encode("ascii", "replace") if isinstance(value, str) else value
-        head = json.dumps({"field": field, "max_bytes": max_bytes, "text": isinstance(value, str)}).encode()
+        text = isinstance(value, str)
+        head = json.dumps({"field": field, "max_bytes": max_bytes, "text": text, "size": len(data)}).encode()
         try:
             return self._load_by(self._current(), head, data, field)
         except _ServerLostError:
@@ -103,12 +106,12 @@ class Decoders:
 
     def _load_by(self, server: _Server, head: bytes, data: bytes, field: str) -> Reference:
         ours, theirs = socket.socketpair()
-        with ours:
+        with ours, shared_memory(data) as memory:
             with theirs:
-                number = server.fork(theirs)
+                number = server.fork(theirs, memory)
             late = False
             try:
-                return self._exchange(ours, head, data, field)
+                return self._exchange(ours, memory, head, field)
             except TimeoutError:
                 late = True
             except BROKEN_ANSWER:
@@ -120,8 +123,8 @@ class Decoders:
         log.warning("a decoder ended without an answer; wait status %d", status)
         raise BadReference(f"{field}: its decoder failed; the file is broken, or made to do harm", field)
 
-    def _exchange(self, connection: socket.socket, head: bytes, data: bytes, field: str) -> Reference:
-        """Sends a reference to a decoder and receives its answer.
+    def _exchange(self, connection: socket.socket, memory: int, head: bytes, field: str) -> Reference:
+        """Asks a decoder for the reference in the shared memory, and takes its answer.
 
         Raises:
             TimeoutError: it takes too long.
@@ -130,7 +133,6 @@ class Decoders:
         """
         until = time.monotonic() + SECONDS
         send(connection, head, until)
-        send(connection, data, until)
         answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
         left = until - time.monotonic()
         with self._room.hold(int(answer["memory"])):
@@ -140,8 +142,29 @@ class Decoders:
             width, height = map(int, answer["size"])
             if min(width, height) < 1 or width * height > MEGAPIXEL:
                 raise ValueError("an image of another size than the model takes")
-            pixels = receive(connection, 3 * MEGAPIXEL, until)
+            pixels = os.pread(memory, width * height * 3, 0)
         return Reference(Image.frombytes("RGB", (width, height), pixels), [str(text) for text in answer["warnings"]])
+
+
+@contextmanager
+def shared_memory(data: bytes) -> Iterator[int]:
+    """A file descriptor of memory that holds a reference, with room for its pixels. Its size is sealed: a decoder that
+    shortened it could crash who reads it."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("reference", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:  # where there is no Linux: a file without a name
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        os.ftruncate(descriptor, max(len(data), 3 * MEGAPIXEL))
+        place = 0
+        while place < len(data):
+            place += os.pwrite(descriptor, memoryview(data)[place:], place)
+        if hasattr(os, "memfd_create"):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _parse(message: bytes, field: str) -> dict[str, Any]:
@@ -177,9 +200,9 @@ class _Server:
                 start_new_session=True,
             )
 
-    def fork(self, connection: socket.socket) -> int:
+    def fork(self, connection: socket.socket, memory: int) -> int:
         """Starts a decoder that serves the other end of this connection; its process id."""
-        return self._ask(b"F", 0, [connection.fileno()])
+        return self._ask(b"F", 0, [connection.fileno(), memory])
 
     def end(self, number: int) -> int:
         """Kills a decoder, if it still runs; the status with which it ended."""
