@@ -40,7 +40,10 @@ PROCESSES = 8
 #: Seconds of the processor that a reference may take; 50 megapixels of the costliest formats take about three.
 CPU_SECONDS = 8
 #: Seconds that a decoder may take in all, on a machine that is busy. Waiting for room in memory does not count.
-SECONDS = 11.0
+SECONDS = 10.0
+#: Bytes of memory over which a reference is large, and waits for other large ones alone: so that a few that are slow do
+#: not keep back the usual photographs.
+_LARGE = 250_000_000
 #: Seconds for the server to start, and to answer.
 _START_SECONDS, _CONTROL_SECONDS = 60.0, 10.0
 _MAX_MESSAGE = 10_000
@@ -59,7 +62,7 @@ class Decoders:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(PROCESSES, "decoder")
-        self._room = _Room(MAX_MEMORY)
+        self._room, self._large_room = _Room(MAX_MEMORY), _Room(MAX_MEMORY)
         self._lock = threading.Lock()
         self._server: _Server | None = None
         self._closed = False
@@ -135,7 +138,8 @@ class Decoders:
         send(connection, head, until)
         answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
         left = until - time.monotonic()
-        with self._room.hold(int(answer["memory"])):
+        memory_size = int(answer["memory"])
+        with (self._large_room if memory_size > _LARGE else self._room).hold(memory_size):
             until = time.monotonic() + left
             send(connection, b"", until)
             answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
