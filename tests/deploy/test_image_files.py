@@ -63,14 +63,17 @@ def test_the_readmes_docker_commands_name_arguments_that_there_are():
     assert arguments <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
 
 
-def test_actions_are_pinned_by_commit_and_rights_are_given_one_by_one():
-    actions = re.findall(r"uses: (\S+)(.*)", WORKFLOW_TEXT)
-    assert len(actions) > 8
+@pytest.mark.parametrize("name", ["image-gen", "docs"])
+def test_actions_are_pinned_by_commit_and_rights_are_given_one_by_one(name):
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
+    workflow = yaml.safe_load(text)
+    actions = re.findall(r"uses: (\S+)(.*)", text)
+    assert len(actions) > 3
     for action, comment in actions:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
         assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), action
-    assert WORKFLOW["permissions"] == {}
-    for job in WORKFLOW["jobs"].values():
+    assert workflow["permissions"] == {}
+    for job in workflow["jobs"].values():
         assert job["permissions"]
         assert job["timeout-minutes"]
 
