@@ -37,7 +37,7 @@ def serve_http(settings: Settings) -> NoReturn:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            app.state.service.draining = True
+            app.state.service.drain()
             super().handle_exit(sig, frame)
 
     async def end_if_dead() -> None:

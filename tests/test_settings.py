@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import pytest
 
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings, get_settings, variable_names
 from tests.conftest import settings
-
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 
 def test_the_example_read_as_it_is_gives_the_defaults(monkeypatch):

@@ -26,8 +26,8 @@ from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
 from tests.conftest import scene, to_base64
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 
 

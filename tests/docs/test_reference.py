@@ -1,15 +1,12 @@
 """What is written from the code is committed as it would be written now."""
 
-from pathlib import Path
-
 import pytest
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from imagegen.settings import variable_names
 from scripts.reference import FILES, allowed, default
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 @pytest.mark.parametrize("name", FILES)

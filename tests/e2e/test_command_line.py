@@ -15,8 +15,7 @@ from PIL import Image
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import scene, to_base64
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support import ROOT
 
 
 def handler_py(*arguments, cwd=ROOT, **environment):

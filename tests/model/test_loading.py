@@ -12,8 +12,8 @@ from imagegen.model import loading
 from imagegen.model.compile_cache import CompileCache
 from imagegen.model.pipeline import FluxPipeline
 from tests.conftest import settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, handler
 output = asyncio.run(handler.handler({"id": "x", "input": {"prompt": "a red circle", "width": 64, "height": 64}}))

@@ -166,6 +166,6 @@ def test_the_key_and_the_state_of_the_server():
         assert caught.value.status_code == 503
         service.start().result()
         assert right.images.generate(prompt=PROMPT).data
-        service._admitted = 1
+        service.admission._admitted = 1
         with pytest.raises(openai.RateLimitError):
             right.images.generate(prompt=PROMPT)
