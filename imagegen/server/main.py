@@ -51,16 +51,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
         401: "No API key, or a wrong one.",
-        413: "The body, a reference or the answer is too large.",
+        413: "The body, a reference image or the answer is too large.",
         415: "The body is neither JSON nor a form.",
-        422: "A field is missing, unknown or out of its bounds; the error names it.",
+        422: "A field is missing, unknown or not allowed; the error names it.",
         429: "The queue is full; Retry-After says when to try again.",
         499: "The job was cancelled.",
-        502: "The object store could not be reached, or refused the pictures.",
+        502: "The object store could not be reached, or refused the images.",
         500: "A bug; the message holds an id that the log has too.",
-        503: "The model is loading or could not be loaded, or the card failed.",
+        503: "The model is loading or could not be loaded, or the GPU failed.",
         504: "The job's timeout ran out.",
-        507: "The picture does not fit the card.",
+        507: "The image does not fit the GPU's memory.",
     }.items()
 }
 
@@ -79,6 +79,10 @@ def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+_DESCRIPTION = (
+    "Generates and edits images with FLUX.2 [klein]. `/generate` and `/edit` answer with JSON, the image itself or "
+    "events of progress; `/v1` is OpenAI's images API."
+)
 _PICTURES: dict[str, Any] = {
     f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in get_args(OutputFormat)
 }
@@ -99,7 +103,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
         yield
         await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="image-gen", version=__version__, description=__doc__, lifespan=lifespan)
+    app = FastAPI(title="image-gen", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     app.state.jobs = {}
     app.add_middleware(http.Guard, settings=settings, metrics=service.metrics)
@@ -144,7 +148,7 @@ def _log_failure(loading: Future[Any]) -> None:
 def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get(
         "/",
-        summary="The page for a browser, a card as JSON for others",
+        summary="The page for a browser, a summary as JSON for others",
         responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
     )
     async def root(request: Request) -> Response:
@@ -156,7 +160,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
     async def health() -> Response:
-        """200 where a job could be taken: idle, ready or busy; 503 otherwise."""
+        """200 if a job could be taken (idle, ready or busy), else 503."""
         state = service.health()
         return Response(
             state.model_dump_json(), 200 if state.status in _CAN_SERVE else 503, media_type="application/json"
@@ -172,7 +176,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/capabilities", responses={401: _ERRORS[401], 503: _ERRORS[503]})
     async def capabilities() -> dict[str, Any]:
-        """What a client may ask of this server: limits, defaults, sizes, formats, models."""
+        """The limits, defaults, sizes, formats and model of this server."""
         spec = service.spec
         if spec is None:
             raise NotReady("the model is not chosen yet", retry_after=2)
@@ -197,7 +201,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse, responses={401: _ERRORS[401]})
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post(
@@ -207,7 +211,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=_body(GenerateRequest),
     )
     async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
-        """Text to image. `Accept: image/png` answers with the picture itself, `text/event-stream` with progress."""
+        """Text to image. `Accept: image/png` answers with the image itself, `text/event-stream` with progress."""
         fields, form = await http.read_fields(request)
         return await _answer(request, requests.parse(GenerateRequest, fields, strict=not form), previews)
 
@@ -218,13 +222,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=_body(EditRequest),
     )
     async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
-        """One to four references and what to make of them; as JSON, or as a form with files."""
+        """An image from a prompt and one to four reference images, as JSON or as a form with files."""
         fields, form = await http.read_fields(request)
         return await _answer(request, requests.parse(EditRequest, fields, strict=not form), previews)
 
     @app.delete("/jobs/{job_id}", responses={401: _ERRORS[401], 404: {"model": ErrorResponse}, 422: _ERRORS[422]})
     async def cancel(job_id: str) -> dict[str, str]:
-        """Cancels a job that waits or runs; the GPU is free after the step that it is in."""
+        """Cancels a job that waits or runs. The GPU is free after the current step."""
         task = app.state.jobs.get(job_id)
         if task is None:
             raise NotFound("there is no such job, or it is done")
@@ -234,7 +238,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 #: Previews of each picture in the native stream.
 _PREVIEWS_SENT = 8
-_PREVIEWS = Query(False, description="In an event stream, show the picture at each step.")
+_PREVIEWS = Query(False, description="In an event stream, send a preview of the image with each step.")
 #: The page asks nothing of anyone but this server.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "

@@ -38,14 +38,14 @@ class Error(BaseModel):
 
 
 class Image(BaseModel):
-    """One picture: itself, or where it is."""
+    """One image: itself, or its URL."""
 
     b64_json: str | None = None
     url: str | None = None
 
 
 class Images(BaseModel):
-    """The pictures; `seeds` and `warnings` are not OpenAI's."""
+    """The images; `seeds` and `warnings` are not OpenAI's."""
 
     created: int
     data: list[Image]
@@ -60,7 +60,7 @@ class Images(BaseModel):
 
 @router.get("/models", summary="The model that is served", responses={401: {"model": Error}, 503: {"model": Error}})
 async def models(request: Request) -> dict[str, Any]:
-    """One entry: what this server draws with."""
+    """One entry: the model of this server."""
     return openai.model_list(openai.served(request.app.state.service))
 
 
@@ -80,12 +80,12 @@ def _openapi(edit: bool) -> dict[str, Any]:
         "response_format": {"type": "string", "enum": ["b64_json", "url"]},
         "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
         "output_compression": {**number, "minimum": 0, "maximum": 100, "description": "Quality of jpeg and webp."},
-        "quality": {"type": "string", "description": "Changes nothing; anything but auto is warned of."},
+        "quality": {"type": "string", "description": "Has no effect; a warning says so."},
         "background": {"type": "string", "enum": ["auto", "opaque"]},
         "user": {"type": "string"},
         "stream": {"type": "boolean", "default": False},
         "partial_images": {**number, "minimum": 0, "maximum": MAX_PARTIAL_IMAGES, "default": 0},
-        "seed": {**number, "minimum": 0, "description": "Not OpenAI's: the same seed draws the same picture."},
+        "seed": {**number, "minimum": 0, "description": "Not OpenAI's: the same seed gives the same image."},
     }
     if edit:
         properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
@@ -106,7 +106,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         500: "A bug.",
         503: "The model is loading, or failed.",
         504: "The job's timeout ran out.",
-        507: "The picture does not fit the card.",
+        507: "The image does not fit the GPU's memory.",
     }.items()
 }
 _RESPONSES[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -120,7 +120,7 @@ async def generations(request: Request) -> Response:
 
 @router.post("/images/edits", response_model=Images, responses=_RESPONSES, openapi_extra=_openapi(edit=True))
 async def edits(request: Request) -> Response:
-    """One to four pictures and what to make of them, as OpenAI's clients ask for it."""
+    """An image from a prompt and one to four reference images, as OpenAI's clients ask for it."""
     return await _images(request, edit=True)
 
 
