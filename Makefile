@@ -70,7 +70,7 @@ reference: $(VENV)/.run ## write .env.example and the reference pages of docs/ f
 	$(BIN)/python -m scripts.reference
 
 docs: $(DOCS)/.done ## build/site: the documentation as a site; a warning or a dead link is a failure
-	$(DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=HUGGING_FACE_TOKEN"), klein-4b, micro or none
 	$(IMAGE_BUILD) --build-arg MODEL=$(MODEL) $(IMAGE_ARGS)
