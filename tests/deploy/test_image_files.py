@@ -55,8 +55,8 @@ def test_the_image_takes_all_that_bake_imports():
     assert files | {"imagegen/builder/layer.sh"} == copied
 
 
-def test_the_readmes_docker_commands_name_arguments_that_there_are():
-    text = (ROOT / "README.md").read_text()
+def test_the_pages_docker_commands_name_arguments_that_there_are():
+    text = (ROOT / "docs" / "image.md").read_text()
     arguments = set(re.findall(r"--build-arg (\w+)=", text))
     assert {"MODEL", "PRECISION", "TORCH_INDEX"} <= arguments
     assert arguments <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
@@ -122,7 +122,7 @@ def test_compose_keeps_the_weights_and_shows_the_server_to_this_machine_alone():
     # Docker mounts it noexec by default; Triton and inductor load what they compile from HOME.
     assert service["read_only"] and service["tmpfs"] == ["/tmp:exec"]
     assert "HOME=/tmp " in DOCKERFILE
-    assert "--read-only --tmpfs /tmp:exec " in (ROOT / "README.md").read_text()
+    assert "--read-only --tmpfs /tmp:exec " in (ROOT / "docs" / "image.md").read_text()
 
 
 def test_compose_gives_all_settings_of_the_env_file_but_those_that_are_the_containers_own():
