@@ -108,7 +108,7 @@ class EditRequest(_Request):
     )
 
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
-        description="1 to 4 reference images, each base64, a data: URI or an http(s) URL of a PNG, JPEG or WebP. "
+        description="1 to 4 reference images, each base64, a data: URI or an http(s) URL of a PNG, JPEG, WebP or AVIF. "
         "`image` (one string) works too."
     )
 

@@ -20,6 +20,7 @@ from tests.support import ROOT
 
 #: Commands of the vast page are sent to a stand-in of Vast by tests/e2e/test_vast.py.
 ELSEWHERE = {
+    "imagegen": "tests/docs/test_readme.py",
     "vastai": "tests/e2e/test_vast.py",
     "make": "tests/docs/test_readme.py",
     "git": "a clone of this repository",
@@ -33,7 +34,7 @@ ELSEWHERE = {
 }
 #: What prints the same on any machine: how the command begins, and some of what is printed, as the page has it.
 HERE = {
-    "python -m imagegen --plan": ("bf16 9.7 GiB", "peak 22.5 GiB"),
+    "imagegen plan": ("bf16 9.7 GiB", "peak 22.5 GiB"),
     "python -m scripts.benchmark_vram --estimate": ("| 24 GB, 8.9 | fp8 | bf16 | embeddings | 18.7 GiB | 20.7 GiB |",),
 }
 
@@ -64,9 +65,9 @@ def test_a_plan_is_what_its_page_says(line, tmp_path):
 
 @pytest.mark.parametrize("start", HERE)
 def test_what_will_fit_is_what_the_page_says(start, tmp_path):
-    (line,) = [line for line in commands("docs/local.md") if start in line]
+    (line,) = [line for line in commands("docs/local.md") if line.startswith(start)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMAGEGEN_MODEL": "klein-9b"}
-    words = [sys.executable, *shlex.split(line.removeprefix("IMAGEGEN_MODEL=klein-9b "))[1:]]
+    words = [sys.executable, *shlex.split(line.replace("imagegen plan", "python -m imagegen plan"))[1:]]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for said in HERE[start]:

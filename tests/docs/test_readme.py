@@ -19,27 +19,27 @@ import httpx
 import pytest
 from PIL import Image
 
-import handler
-from imagegen.__main__ import main
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.cli.inspect import read
+from imagegen.cli.main import main
 from imagegen.contract.schemas import GenerateResponse
 from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
+from imagegen.runpod import handler
 from tests.conftest import scene, to_base64
 from tests.docs.pages import PAGES, blocks, commands, section
 from tests.support import ROOT
 
 #: Pages whose every block is run here.
 RUN = ("README.md", "docs/quickstart.md", "docs/api.md")
-PLAN = "IMAGEGEN_MODEL=klein-9b python -m imagegen --plan --card-gb 24 --capability 8.9"
+PLAN = "imagegen plan --gpu-gb 24 --capability 8.9"
 README = commands("README.md")
 
 
 def test_every_command_is_run_by_a_test():
     for page in RUN:
-        assert {line.split()[0] for line in commands(page) if line != PLAN} <= {"make", "python", "curl"}
+        assert {line.split()[0] for line in commands(page) if line != PLAN} <= {"make", "python", "imagegen", "curl"}
         assert {line for line in commands(page) if line.startswith("make")} <= {"make run", "make test", "make serve"}
 
 
@@ -68,8 +68,7 @@ def test_a_command_leaves_an_image(command, tmp_path):
 def test_the_plans_of_the_table_are_those_that_are_made(monkeypatch, capsys):
     assert PLAN in README and PLAN in commands("docs/models.md") and PLAN in commands("docs/local.md")
     monkeypatch.setenv("IMAGEGEN_MODEL", "klein-9b")
-    monkeypatch.setattr(sys, "argv", PLAN.split()[3:])
-    assert main() == 0
+    assert main(PLAN.split()[1:]) == 0
     assert capsys.readouterr().out.startswith("klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB")
     cells = r"^\| (\d+) GB(, with bitsandbytes)? \| (\w+) \| (\w+) \| [^|]+ \| ([^|]+) \| (\d+) \|$"
     rows = re.findall(cells, PAGES["docs/models.md"], re.MULTILINE)
@@ -106,7 +105,10 @@ def port(tmp_path_factory):
 
 
 def _run(words, folder):
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+    if words[0] == "imagegen":
+        words = [sys.executable, "-m", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{words[-1]}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -141,6 +143,13 @@ def test_the_readmes_edit_changes_the_colour_and_keeps_the_circle(port, tmp_path
         assert image.size == (128, 128)
         assert background_colour(image) == "blue", name
         assert shape_colour(image) == colour, name
+
+
+def test_the_command_line_of_the_readme(tmp_path):
+    for line in (line for line in README if line.startswith(("imagegen generate", "imagegen edit"))):
+        _run(shlex.split(line), tmp_path)
+    assert background_colour(Image.open(tmp_path / "green.png").convert("RGB")) == "blue"
+    assert shape_colour(Image.open(tmp_path / "green.png").convert("RGB")) == "green"
 
 
 def test_the_api_script_is_satisfied(port, tmp_path):
