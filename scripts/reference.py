@@ -3,13 +3,14 @@
     python -m scripts.reference           (`make reference`)
 
 `.env.example` and docs/settings.md come from imagegen/settings.py, docs/api-fields.md from the OpenAPI document of the
-HTTP server, and so from imagegen/contract/schemas.py and the routes. tests/docs/test_reference.py fails where a
-committed file is not what this writes.
+HTTP server, and so from imagegen/contract/schemas.py and the routes; docs/decisions/README.md lists the pages beside
+it. tests/docs/test_reference.py fails where a committed file is not what this writes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -153,11 +154,35 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
+DECISIONS_HEAD = """\
+# Decisions
+
+Why things are as they are, a short page for each decision. To add one, write a page whose first line is its title and
+whose second paragraph is "Decided", the date and perhaps the occasion; then run `make reference`, which lists it.
+
+| date | decision |
+|---|---|
+"""
+
+
+def decisions_page() -> str:
+    """docs/decisions/README.md: the list of the pages beside it."""
+    lines = [DECISIONS_HEAD]
+    for path in sorted((ROOT / "docs" / "decisions").glob("*.md")):
+        if path.name != "README.md":
+            text = path.read_text(encoding="utf-8")
+            date = re.search(r"^Decided (\d{4}-\d{2}-\d{2})", text, re.MULTILINE)
+            title = text.splitlines()[0].removeprefix("# ")
+            lines.append(f"| {date[1] if date else ''} | [{title}]({path.name}) |\n")
+    return "".join(lines)
+
+
 #: What is written, by its path from the root of the repository.
 FILES: dict[str, Callable[[], str]] = {
     ".env.example": env_example,
     "docs/settings.md": settings_page,
     "docs/api-fields.md": api_page,
+    "docs/decisions/README.md": decisions_page,
 }
 
 

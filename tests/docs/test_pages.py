@@ -98,6 +98,12 @@ def test_no_placeholder_is_left_unexplained():
             assert f"`{word}`" in text, f"{page}: {word}"
 
 
+def test_every_page_is_in_the_sites_menu():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f": {path.name}\n" in menu, f"{path.name}: name it under nav: in mkdocs.yml"
+
+
 def test_extras_and_links_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for page, text in PAGES.items():
