@@ -17,8 +17,8 @@ def blocks(page: str, languages: str = "sh") -> list[tuple[str, str]]:
 
 
 def commands(page: str) -> list[str]:
-    """The lines of a page's blocks of shell."""
-    return [line for _, block in blocks(page) for line in block.splitlines()]
+    """The lines of a page's blocks of shell, one for each command."""
+    return [line for _, block in blocks(page) for line in re.sub(r" \\\n +", " ", block).splitlines()]
 
 
 def section(page: str, title: str) -> str:
