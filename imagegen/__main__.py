@@ -31,7 +31,7 @@ def serve_http(settings: Settings) -> NoReturn:
     import uvicorn
 
     from imagegen.server.main import create_app
-    from imagegen.server.protocol import Protocol
+    from imagegen.server.serve import uvicorn_config, warn_if_open
 
     app = create_app(settings)
 
@@ -46,24 +46,14 @@ def serve_http(settings: Settings) -> NoReturn:
     # uvicorn raises the signal again once it has ended; by then there is nothing left to do for it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    ports = list(dict.fromkeys((settings.port, settings.port_health or settings.port)))
     configs = [
-        uvicorn.Config(
-            app,
-            host="0.0.0.0",
-            port=port,
-            log_config=None,
-            access_log=False,
-            http=Protocol,
-            timeout_graceful_shutdown=int(settings.timeout),
-            callback_notify=end_if_dead,
-            timeout_notify=1,
-        )
-        for port in ports
+        uvicorn_config(app, settings, port=port, callback_notify=end_if_dead, timeout_notify=1)
+        for port in settings.ports
     ]
+    warn_if_open(settings)
     server, status = Server(configs[0]), 0
     try:
-        # A load balancer's /ping may have a port of its own; the same routes are there.
+        # A load balancer's /ping and the metrics may have ports of their own.
         server.run(sockets=[config.bind_socket() for config in configs] if len(configs) > 1 else None)
     except SystemExit as error:  # it could not start, and has said why
         status = int(error.code or 0)
@@ -105,6 +95,7 @@ def _capability(text: str) -> tuple[int, int]:
 def main() -> int:
     """Chooses the door; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", metavar="ADDRESS", help="listen on this address instead of IMAGEGEN_HOST")
     parser.add_argument("--plan", action="store_true", help="print the plan of the card's memory, and load nothing")
     parser.add_argument("--card-gb", type=float, metavar="N", help="of a card of N GB; without it, of this machine's")
     parser.add_argument(
@@ -124,7 +115,7 @@ def main() -> int:
             from handler import serve
 
             return serve(settings)
-        serve_http(settings)
+        serve_http(settings.model_copy(update={"host": args.host or settings.host}))
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,7 +20,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from imagegen.errors import ConfigurationError
 from imagegen.models import MODELS
 
-
 #: Characters of a key at least: 16 random letters and digits are 95 bits.
 MIN_KEY = 16
 
@@ -200,8 +199,8 @@ class ServerSettings(BaseSettings):
     host: str | None = Field(
         None,
         validation_alias="IMAGEGEN_HOST",
-        description="The address that the HTTP server listens on. Unset: 127.0.0.1 without a key, 0.0.0.0 with one. The "
-        "container sets 0.0.0.0.",
+        description="The address that the HTTP server listens on. Unset: 127.0.0.1 without a key, 0.0.0.0 with one; in "
+        "the container always 0.0.0.0.",
     )
     metrics_port: int | None = Field(
         None,
@@ -345,6 +344,16 @@ class Settings(ModelSettings, LimitSettings, ServerSettings, RunPodSettings, Out
     def serves_queue(self) -> bool:
         """Whether this process is a worker of RunPod's queue, rather than an HTTP server."""
         return self.serve == "queue" or (self.serve == "auto" and self.queue_url is not None)
+
+    @property
+    def listen_host(self) -> str:
+        """The address that the HTTP server listens on: without a key, nobody but this machine reaches it."""
+        return self.host or ("127.0.0.1" if self.api_key is None else "0.0.0.0")
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports of the HTTP server; the first is for jobs."""
+        return list(dict.fromkeys(filter(None, (self.port, self.port_health, self.metrics_port))))
 
     @property
     def api_keys(self) -> dict[str, str]:

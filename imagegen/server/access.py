@@ -49,8 +49,10 @@ class Access:
     def __init__(self, settings: Settings) -> None:
         self._keys = {name: key.encode() for name, key in settings.api_keys.items()}
         self._origins = _listed(settings.cors_origins)
-        # Where there is a key, a page that makes the browser call this server under another name has no key to send.
-        self._hosts = _listed(settings.allowed_hosts) or ([] if not self._keys else ["*"])
+        # DNS rebinding makes a browser call this server under the name of a foreign page. Where a key is needed the
+        # page has none to send, and RunPod's load balancer asks for its own.
+        protected = self._keys or settings.runpod_id
+        self._hosts = _listed(settings.allowed_hosts) or (["*"] if protected else [])
         self._wrong: OrderedDict[str, _Wrong] = OrderedDict()
 
     def check_page(self, headers: Headers, method: str) -> None:
@@ -63,7 +65,7 @@ class Access:
         host = hosts[0].lower() if hosts else ""
         if len(hosts) > 1 or not self._is_ours(_name(host)):
             raise Forbidden(
-                f"Host: {host[:100]!r} was received; IMAGEGEN_ALLOWED_HOSTS names the hosts that this server answers for"
+                f"Host: {host[:100]!r} was received; IMAGEGEN_ALLOWED_HOSTS names the hosts that are allowed"
             )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none").lower()
         if origin is None:
@@ -73,9 +75,8 @@ class Access:
         else:
             foreign = urlsplit(origin.lower()).netloc != host
         if foreign and "*" not in self._origins and (origin or "").lower() not in self._origins:
-            raise Forbidden(
-                f"Origin: {(origin or site)[:100]!r} was received; IMAGEGEN_CORS_ORIGINS names the origins whose pages may call"
-            )
+            received = f"Origin: {origin[:100]!r}" if origin else f"Sec-Fetch-Site: {site[:20]!r}"
+            raise Forbidden(f"{received} was received; IMAGEGEN_CORS_ORIGINS names the origins that are allowed")
 
     async def authorize(self, headers: Headers, path: str, method: str, address: str) -> str | None:
         """The name of the key that was sent; None where none was needed.

@@ -8,6 +8,7 @@ why. For uvicorn's command line: `--http imagegen.server.protocol:Protocol --ws 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import resource
@@ -17,7 +18,6 @@ from typing import Any, cast
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.middleware.proxy_headers import _TrustedHosts
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from imagegen.errors import ImageGenError, InvalidInput, NotReady
@@ -56,11 +56,15 @@ class Limits:
         self.total = wanted if files == resource.RLIM_INFINITY else max(16, min(wanted, files // 2))
         #: A trusted proxy brings many clients from one address, and is limited by the total alone.
         self.per_address = self.total // 2
-        self._proxies = _TrustedHosts(settings.proxies)
+        self._proxies = [ipaddress.ip_network(proxy) for proxy in settings.proxies]
 
     def of(self, address: str) -> int:
         """The most connections from this peer."""
-        return self.total if address in self._proxies else self.per_address
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return self.total  # a Unix socket
+        return self.total if any(parsed in proxy for proxy in self._proxies) else self.per_address
 
 
 class Protocol(HttpToolsProtocol):
@@ -79,7 +83,7 @@ class Protocol(HttpToolsProtocol):
         self._address = ""
         self._since = self._window = self.loop.time()
         self._state: str | None = None
-        self._received = self._body_bytes = self._head_bytes = self._moved = self._buffered = 0
+        self._received = self._body_bytes = self._head_bytes = self._moved = self._buffered = self._mark = 0
         self._head_done = self._reserved = self._closing = self._ignoring = False
         self._lingering: float | None = None
         self._timer: asyncio.TimerHandle | None = None
