@@ -69,7 +69,7 @@ class Guard:
         try:
             await self._admit(scope)
             await self._app(scope, receive_counted, send_with_headers)
-        except Exception as error:  # here, so that this answer too has its id, and no server logs the message
+        except Exception as error:  # noqa: BLE001 - so that this answer too has its id, and no server logs the message
             answer = error if isinstance(error, ImageGenError) else internal(error)
             if not started:
                 await error_response(answer, scope["path"])(scope, receive, send_with_headers)

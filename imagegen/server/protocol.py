@@ -61,7 +61,7 @@ class Limits:
     def of(self, address: str) -> int:
         """The most connections from this peer."""
         try:
-            parsed = ipaddress.ip_address(address)
+            parsed = ipaddress.ipaddress(address)
         except ValueError:
             return self.total  # a Unix socket
         return self.total if any(parsed in proxy for proxy in self._proxies) else self.per_address
@@ -80,8 +80,8 @@ class Protocol(HttpToolsProtocol):
         self._limits: Limits = self.app_state.get("limits") or Limits(Settings())
         self._app = cast(ASGIApp, self.app)
         self.app = cast(Any, self._run)
-        self._address = ""
-        self._since = self._window = self.loop.time()
+        self.address = ""
+        self.since = self._window = self.loop.time()
         self._state: str | None = None
         self._received = self._body_bytes = self._head_bytes = self._moved = self._buffered = self._mark = 0
         self._head_done = self._reserved = self._closing = self._ignoring = False
@@ -93,7 +93,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected: there must be room for it."""
         super().connection_made(cast(asyncio.Transport, transport))
-        self._address = network_of(self.client[0] if self.client else "")
+        self.address = network_of(self.client[0] if self.client else "")
         self._timer = self.loop.call_later(_TICK, self._tick)
         self._make_room()
 
@@ -109,7 +109,7 @@ class Protocol(HttpToolsProtocol):
         self._received += len(data)
         if self._lingering is not None or self._ignoring:
             if self._received > (_LINGER_BYTES if self._lingering is not None else _MAX_OVERHEAD):
-                self._abort("it sends more than was asked for")
+                self.close_now("it sends more than was asked for")
             return
         try:
             self.parser.feed_data(data)
@@ -195,7 +195,7 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is written, though perhaps not read."""
         super().on_response_complete()
-        self._since = self.loop.time()
+        self.since = self.loop.time()
         self._received = self._body_bytes = 0
         if self._closing:
             self._linger()
@@ -204,7 +204,7 @@ class Protocol(HttpToolsProtocol):
         """Answers a request that never gets to the application, or no further, and closes the connection."""
         if self._lingering is not None or self._ignoring:
             return
-        log.debug("refused %s: %s", self._address, error)
+        log.debug("refused %s: %s", self.address, error)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.disconnected:
             if cycle.response_started or not cycle.more_body:
@@ -234,7 +234,7 @@ class Protocol(HttpToolsProtocol):
     # ---- Limits
 
     @property
-    def _at_work(self) -> bool:
+    def at_work(self) -> bool:
         """Whether it is used by a request that may use it: one that is authorized, until its answer is read."""
         cycle = self.cycle
         if cycle is None or not cycle.scope["state"].get("authorized"):
@@ -247,18 +247,18 @@ class Protocol(HttpToolsProtocol):
         Where all are at work, this one may ask for the server's health alone.
         """
         others = [other for other in self.connections if isinstance(other, Protocol) and other is not self]
-        same = [other for other in others if other._address == self._address]
+        same = [other for other in others if other.address == self.address]
         if len(same) >= self._limits.of(self.client[0] if self.client else ""):
             others = same
         elif len(others) < self._limits.total:
             return
-        idle = [other for other in others if not other._at_work]
+        idle = [other for other in others if not other.at_work]
         if idle:
-            min(idle, key=lambda other: other._since)._abort("another connection needs its place")
+            min(idle, key=lambda other: other.since).close_now("another connection needs its place")
         elif len(self.connections) <= self._limits.total + _RESERVE:
             self._reserved = True
         else:
-            self._abort("there are too many connections")
+            self.close_now("there are too many connections")
 
     def _tick(self) -> None:
         """Closes a connection whose client does not do what is awaited of it."""
@@ -270,11 +270,11 @@ class Protocol(HttpToolsProtocol):
             self._demand("answer", _ANSWER_WINDOW, now)
         elif self._lingering is not None:
             if now - self._lingering > _LINGER_SECONDS:
-                self._abort("its body was refused")
+                self.close_now("its body was refused")
         elif self.cycle is None or self.cycle.response_complete:
             self._state = None
-            if now - self._since > _HEAD_SECONDS:
-                self._abort("its headers did not come in time")
+            if now - self.since > _HEAD_SECONDS:
+                self.close_now("its headers did not come in time")
         elif self.cycle.more_body and not self.flow.read_paused:
             self._demand("body", _BODY_WINDOW, now)
         else:
@@ -291,9 +291,10 @@ class Protocol(HttpToolsProtocol):
             elif state == "body":
                 self._refuse(InvalidInput(f"body: fewer than {_MIN_RATE} bytes a second were received", "body"), 408)
             else:
-                self._abort("it does not read its answer")
+                self.close_now("it does not read its answer")
 
-    def _abort(self, reason: str) -> None:
-        log.debug("closed the connection of %s: %s", self._address, reason)
+    def close_now(self, reason: str) -> None:
+        """Closes the connection at once, whatever has not been sent."""
+        log.debug("closed the connection of %s: %s", self.address, reason)
         self.connections.discard(self)
         self.transport.abort()
