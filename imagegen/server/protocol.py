@@ -61,7 +61,7 @@ class Limits:
     def of(self, address: str) -> int:
         """The most connections from this peer."""
         try:
-            parsed = ipaddress.ipaddress(address)
+            parsed = ipaddress.ip_address(address)
         except ValueError:
             return self.total  # a Unix socket
         return self.total if any(parsed in proxy for proxy in self._proxies) else self.per_address
