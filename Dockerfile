@@ -5,7 +5,8 @@
 #   docker build --secret id=hf_token,env=HUGGING_FACE_TOKEN -t image-gen .    klein-9b in fp8 is in the image
 #   docker build --build-arg MODEL=klein-4b --build-arg PRECISION=bf16 -t image-gen .    klein-4b needs no token
 
-# Any image with Python 3.11 and apt.
+# Any image with Python 3.11 and apt. `make digests` writes the digest of this one, and of the syntax above: nothing is
+# pushed without them (.github/workflows/image-gen.yml).
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 # What bakes the weights: these files alone, so that no other change bakes them again.

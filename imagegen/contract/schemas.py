@@ -104,8 +104,8 @@ class EditRequest(_Request):
     )
 
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
-        description="1 to 4 references, each base64, a data: URI or an http(s) URL of a PNG, JPEG or WebP. `image` "
-        "(one string) works too."
+        description="1 to 4 references, each base64, a data: URI or an http(s) URL of a PNG, JPEG, WebP or AVIF. "
+        "`image` (one string) works too."
     )
 
     @model_validator(mode="before")
