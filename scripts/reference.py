@@ -28,15 +28,16 @@ from imagegen.server.main import create_app
 from imagegen.settings import Settings, sections
 
 EXAMPLE_HEAD = """\
-# Copy to .env and set what you need. An empty value means the default.
+# Copy to .env and set what you need.
 # Written from imagegen/settings.py by `make reference`: change it there.
 """
 SETTINGS_HEAD = """\
 # Settings
 
 Every setting is an environment variable. A file `.env` in the working directory is read too; a variable of the
-environment goes before it, and an empty value counts as unset. A value that is not allowed ends the start with an
-error that names the variable. `.env.example` lists the same settings, ready to copy.
+environment goes before it. An empty value counts as unset (an empty `IMAGEGEN_API_KEY` in the environment is an error).
+A value that is not allowed ends the start with an error that names the variable. `.env.example` lists the same settings,
+ready to copy.
 
 This page is written from `imagegen/settings.py` by `make reference`.
 """
@@ -50,7 +51,7 @@ def env_example() -> str:
         for name, field in fields.items():
             described = " ".join(filter(None, [field.description, _sentence("Allowed", allowed(field)), _also(field)]))
             lines.append("".join(f"# {line}\n" for line in textwrap.wrap(described, 118, break_on_hyphens=False)))
-            lines.append(f"{name}={default(field)}\n")
+            lines.append(f"{name}={default(field)}\n" if default(field) else f"# {name}=\n")
     return "".join(lines)
 
 

@@ -178,13 +178,18 @@ class MemoryState(BaseModel):
     plan: str = Field(description="The same in words, and why.")
 
 
-class HealthResponse(BaseModel):
-    """The state of the worker; it can take a job while idle, ready or busy."""
+class PublicHealth(BaseModel):
+    """The status of the worker, for those without a key; it can take a job while idle, ready or busy."""
 
     status: Literal["starting", "idle", "loading", "ready", "busy", "draining", "failed"] = Field(
         description="idle: nothing is loaded, and the first job will load the model."
     )
     stage: str | None = Field(None, description="The stage of loading.", examples=["loading the weights"])
+
+
+class HealthResponse(PublicHealth):
+    """The state of the worker."""
+
     model: str = Field(examples=["klein-9b"])
     device: str | None = Field(None, description="The device of the loaded model.", examples=["cuda"])
     gpu_memory: int | None = Field(None, description="Bytes of GPU memory in use.")
