@@ -36,7 +36,7 @@ SETTINGS_HEAD = """\
 
 Every setting is an environment variable. A file `.env` in the working directory is read too; a variable of the
 environment goes before it. An empty value counts as unset (an empty `IMAGEGEN_API_KEY` in the environment is an error).
-A value that is not allowed ends the start with an error that names the variable. `.env.example` lists the same settings,
+A value that is not allowed ends the start with an error that names the variable. `.env.example` lists the same,
 ready to copy.
 
 This page is written from `imagegen/settings.py` by `make reference`.
