@@ -11,6 +11,7 @@ from imagegen.memory.plan import Card
 from imagegen.model import loading
 from imagegen.model.compile_cache import CompileCache
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.models import get_model
 from tests.conftest import settings
 from tests.support import ROOT
 
@@ -41,7 +42,7 @@ def loaded(monkeypatch):
     def run(**changes):
         done.clear()
         stages = []
-        pipeline = loading.load(loading.get_model("micro"), settings(**changes), False, stages.append)
+        pipeline = loading.load(get_model("micro"), settings(**changes), False, stages.append)
         return pipeline.config, done.copy(), stages
 
     return run
