@@ -39,7 +39,7 @@ def test_what_is_deployed():
 
 @pytest.mark.usefixtures("_own_process")
 @pytest.mark.filterwarnings("ignore:The ImageGen")
-def test_a_container_answers_at_both_doors():
+def test_a_container_answers_at_both_endpoints():
     from deploy.modal_app import ImageGen
 
     container = ImageGen()

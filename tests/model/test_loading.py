@@ -25,7 +25,7 @@ print(len(output["images"]), constants.HF_HUB_OFFLINE)
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """A card, by name: what `load` makes of the settings for it, without loading anything there."""
+    """A GPU, by name: what `load` makes of the settings for it, without loading anything there."""
     done = []
     monkeypatch.setattr(loading, "read_card", lambda device: Card.of(24, (9, 0)) if device != "cpu" else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
@@ -48,7 +48,7 @@ def loaded(monkeypatch):
     return run
 
 
-def test_on_a_card_blocks_are_compiled_and_pictures_drawn_before_the_worker_is_ready(loaded, caplog):
+def test_on_a_gpu_blocks_are_compiled_and_images_generated_before_the_worker_is_ready(loaded, caplog):
     caplog.set_level(logging.INFO)
     config, done, stages = loaded(device="cuda")
     assert (config.compile, config.attention, config.prompt_cache) == (True, "cudnn", 512_000_000)
