@@ -157,6 +157,11 @@ class Protocol(HttpToolsProtocol):
         self._body_bytes += len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
     def _upgrade(self, rest: bytes) -> None:
         """Answers a request for another protocol: HTTP/2 in clear text is optional, and is served as HTTP/1.1.
 
