@@ -14,6 +14,7 @@ MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODE
 PINS := constraints.txt pyproject.toml
 AUDIT := $(VENV)/audit
 LINT := $(VENV)/lint
+DOCS := $(VENV)/docs
 # For where the image runs, whatever this machine is. Nothing of this machine's own indexes: PyPI's hashes.
 COMPILE := PIP_CONSTRAINT= $(LINT)/bin/uv pip compile -q --no-config --generate-hashes --no-annotate --no-header \
   --python-version 3.11 --python-platform x86_64-manylinux_2_28
@@ -35,8 +36,14 @@ VAST := $(VENV)/vast
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
+# Dependencies of which more is used than they promise, and the tests that see it go. Without their own dependencies, which
+# would bring another torch.
+INSIDE := aiohttp botocore diffusers runpod torchao uvicorn
+INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_store_addresses.py \
+  tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
+
 .DEFAULT_GOAL := help
-.PHONY: help run test slow coverage check hooks lint lock reference image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
+.PHONY: help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -79,6 +86,9 @@ digests: ## write the digests of the base images into the Dockerfiles (asks Dock
 reference: $(VENV)/.run ## write .env.example and the reference pages of docs/ from the code
 	$(BIN)/python -m scripts.reference
 
+docs: $(DOCS)/.done ## build/site: the documentation as a site; a warning or a dead link is a failure
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=HUGGING_FACE_TOKEN"), klein-4b, micro or none
 	$(IMAGE_BUILD) --build-arg MODEL=$(MODEL) $(IMAGE_ARGS)
 
@@ -87,6 +97,11 @@ image-test: $(VENV)/.dev ## build the image with micro and run it (docker, or th
 
 serve: $(VENV)/.run ## the HTTP server and its page, on PORT (7000)
 	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
+
+newest: ## the tests of what is used inside of dependencies, with their newest versions, in an environment of its own
+	$(MAKE) VENV=build/newest build/newest/.dev
+	PIP_CONSTRAINT= build/newest/bin/pip install --quiet --disable-pip-version-check --upgrade --no-deps $(INSIDE)
+	build/newest/bin/pytest $(INSIDE_TESTS)
 
 micro: $(VENV)/.run ## make the miniature model from nothing (more than four hours on two cores)
 	$(BIN)/python -m imagegen.builder.micro
@@ -141,6 +156,11 @@ $(BIN)/python:
 $(AUDIT)/.done: constraints-audit.txt | $(BIN)/python
 	$(PYTHON) -m venv $(AUDIT)
 	PIP_CONSTRAINT= $(AUDIT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-audit.txt
+	@touch $@
+
+$(DOCS)/.done: constraints-docs.txt | $(BIN)/python
+	$(PYTHON) -m venv $(DOCS)
+	PIP_CONSTRAINT= $(DOCS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-docs.txt
 	@touch $@
 
 $(LINT)/.done: constraints-lint.txt | $(BIN)/python

@@ -59,7 +59,7 @@ async def root(request: Request, service: _Service) -> Response:
 
 @router.get("/health", response_model=_Health, responses={503: {"model": _Health}})
 async def health(request: Request, service: _Service) -> Response:
-    """200 where a job could be taken: idle, ready or busy; 503 otherwise. Without the key only the status."""
+    """200 if a job could be taken (idle, ready or busy), else 503. Without the key, only the status."""
     state = service.health()
     shown = state if request.state.authorized else PublicHealth(status=state.status, stage=state.stage)
     return Response(shown.model_dump_json(), 200 if state.status in _CAN_SERVE else 503, media_type="application/json")
@@ -76,7 +76,7 @@ async def ping(service: _Service) -> Response:
 
 @router.get("/capabilities", responses={401: ERRORS[401], 503: ERRORS[503]})
 async def capabilities(service: _Service) -> dict[str, Any]:
-    """What a client may ask of this server: limits, defaults, sizes, formats, models."""
+    """The limits, defaults, sizes, formats and model of this server."""
     spec = service.spec
     if spec is None:
         raise NotReady("the model is not chosen yet", retry_after=2)
