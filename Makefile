@@ -36,8 +36,14 @@ VAST := $(VENV)/vast
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
+# Dependencies of which more is used than they promise, and the tests that see it go. Without their own dependencies, which
+# would bring another torch.
+INSIDE := aiohttp botocore diffusers runpod torchao uvicorn
+INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_store_addresses.py \
+  tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
+
 .DEFAULT_GOAL := help
-.PHONY: help run test slow coverage check hooks lint lock reference docs image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
+.PHONY: help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -91,6 +97,11 @@ image-test: $(VENV)/.dev ## build the image with micro and run it (docker, or th
 
 serve: $(VENV)/.run ## serve HTTP and its web page on PORT (7000)
 	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
+
+newest: ## the tests of what is used inside of dependencies, with their newest versions, in an environment of its own
+	$(MAKE) VENV=build/newest build/newest/.dev
+	PIP_CONSTRAINT= build/newest/bin/pip install --quiet --disable-pip-version-check --upgrade --no-deps $(INSIDE)
+	build/newest/bin/pytest $(INSIDE_TESTS)
 
 micro: $(VENV)/.run ## train the miniature model from nothing (more than four hours on two cores)
 	$(BIN)/python -m imagegen.builder.micro
