@@ -48,8 +48,9 @@ run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=kle
 test: $(VENV)/.dev ## run the tests
 	$(PYTEST) -m "not slow"
 
+# In one process: some take every core, and one measures.
 slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
-	$(PYTEST) -m slow
+	$(BIN)/pytest -m slow
 
 coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches; fails under the floor
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
