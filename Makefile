@@ -54,10 +54,11 @@ run: $(VENV)/.run ## generate what test_input.json asks for into outputs/ (MODEL
 test: $(VENV)/.dev ## run the tests
 	$(PYTEST) -m "not slow"
 
+# In one process: some take every core, and one measures. Warnings of the platforms' packages are no errors.
 slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
-	$(PYTEST) -m slow
+	$(BIN)/pytest -m slow -W default
 
-coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches; fails under the floor
+coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 check: $(VENV)/.dev lint ## ruff, mypy and import-linter; hadolint and actionlint
