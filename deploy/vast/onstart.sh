@@ -14,8 +14,9 @@ PATH="${IMAGEGEN_BIN:-/opt/venv/bin}:$PATH"
 rm -f "$MODEL_LOG"
 serve() {
     cd "${IMAGEGEN_HOME:-/app}"
-    # The PyWorker checks who may come in, and has no key to send. So the port must not be one that Vast publishes.
-    export IMAGEGEN_SERVE=http IMAGEGEN_LOG_FORMAT=json LOG_LEVEL=INFO IMAGEGEN_API_KEY='' PORT="${PORT:-18000}"
+    # The PyWorker checks who may call, and has no key to send. So the port is this machine's alone.
+    unset IMAGEGEN_API_KEY
+    export IMAGEGEN_SERVE=http IMAGEGEN_LOG_FORMAT=json LOG_LEVEL=INFO IMAGEGEN_HOST=127.0.0.1 PORT="${PORT:-18000}"
     status=0
     python -m imagegen || status=$?
     echo "{\"level\": \"CRITICAL\", \"logger\": \"onstart\", \"message\": \"the server ended with status $status\"}"
