@@ -12,10 +12,10 @@ On the control socket, 5 bytes each way:
 At the start b"R" and the length of a JSON list, which follows: what this system did not allow.
 
 On a decoder's own socket, messages of a length (4 bytes) and as many bytes:
-    -> {"field", "max_bytes", "text"}; the reference
+    -> {"field", "max_bytes", "text", "purpose"}; the reference
     <- {"memory"}    before pixels are decoded
     -> an empty message, once there is room
-    <- {"size", "warnings"}; the pixels, RGB      or {"error", "message"}
+    <- {"size", "warnings"}; the pixels, RGB or L      or {"error", "message"}
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _answer(connection: socket.socket) -> None:
 
     try:
         reference = load_reference(
-            value.decode("ascii") if head["text"] else value, head["field"], head["max_bytes"], admit
+            value.decode("ascii") if head["text"] else value, head["field"], head["max_bytes"], admit, head["purpose"]
         )
     except ImageGenError as error:
         send(connection, json.dumps({"error": error.code, "message": error.message}).encode())

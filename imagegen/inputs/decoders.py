@@ -28,7 +28,7 @@ from PIL import Image
 
 from imagegen.errors import BadReference, NotReady, PayloadTooLarge
 from imagegen.inputs.decoder_server import CONTROL, receive, receive_exactly, send
-from imagegen.inputs.decoding import MAX_MEMORY, Reference, check_length
+from imagegen.inputs.decoding import MAX_MEMORY, MAX_PHOTO_PIXELS, Purpose, Reference, check_length
 from imagegen.models import MEGAPIXEL
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ SECONDS = 11.0
 #: Seconds for the server to start, and to answer.
 _START_SECONDS, _CONTROL_SECONDS = 60.0, 10.0
 _MAX_MESSAGE = 10_000
+_MOST_PIXELS: dict[Purpose, int] = {"reference": MEGAPIXEL, "photo": MAX_PHOTO_PIXELS, "mask": MAX_PHOTO_PIXELS}
 
 
 #: How it shows that a decoder died, or sent what it may not; TimeoutError among them, which is an OSError.
@@ -66,12 +67,14 @@ class Decoders:
         """Starts the server, without waiting until it is ready."""
         self._current()
 
-    def submit(self, value: str | bytes, field: str, max_bytes: int) -> Future[Reference]:
+    def submit(
+        self, value: str | bytes, field: str, max_bytes: int, purpose: Purpose = "reference"
+    ) -> Future[Reference]:
         """Decodes one reference, as `imagegen.inputs.decoding.load_reference` does.
 
         The future raises what that raises, and BadReference where decoding takes too long or its process dies.
         """
-        return self._threads.submit(self._load, value, field, max_bytes)
+        return self._threads.submit(self._load, value, field, max_bytes, purpose)
 
     def close(self) -> None:
         """Kills what is being decoded and ends the threads; returns at once."""
@@ -90,25 +93,26 @@ class Decoders:
                 self._server = _Server()
             return self._server
 
-    def _load(self, value: str | bytes, field: str, max_bytes: int) -> Reference:
+    def _load(self, value: str | bytes, field: str, max_bytes: int, purpose: Purpose) -> Reference:
         check_length(value, field, max_bytes)
         data = value.encode("ascii", "replace") if isinstance(value, str) else value
-        head = json.dumps({"field": field, "max_bytes": max_bytes, "text": isinstance(value, str)}).encode()
+        text = isinstance(value, str)
+        head = json.dumps({"field": field, "max_bytes": max_bytes, "text": text, "purpose": purpose}).encode()
         try:
-            return self._load_by(self._current(), head, data, field)
+            return self._load_by(self._current(), head, data, field, purpose)
         except _ServerLostError:
             server = self._current()  # refuses where this worker is ending
             log.warning("the server of decoders was lost; another one is started")
-            return self._load_by(server, head, data, field)
+            return self._load_by(server, head, data, field, purpose)
 
-    def _load_by(self, server: _Server, head: bytes, data: bytes, field: str) -> Reference:
+    def _load_by(self, server: _Server, head: bytes, data: bytes, field: str, purpose: Purpose) -> Reference:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
                 number = server.fork(theirs)
             late = False
             try:
-                return self._exchange(ours, head, data, field)
+                return self._exchange(ours, head, data, field, purpose)
             except TimeoutError:
                 late = True
             except BROKEN_ANSWER:
@@ -120,7 +124,7 @@ class Decoders:
         log.warning("a decoder ended without an answer; wait status %d", status)
         raise BadReference(f"{field}: its decoder failed; the file is broken, or made to do harm", field)
 
-    def _exchange(self, connection: socket.socket, head: bytes, data: bytes, field: str) -> Reference:
+    def _exchange(self, connection: socket.socket, head: bytes, data: bytes, field: str, purpose: Purpose) -> Reference:
         """Sends a reference to a decoder and receives its answer.
 
         Raises:
@@ -138,10 +142,11 @@ class Decoders:
             send(connection, b"", until)
             answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
             width, height = map(int, answer["size"])
-            if min(width, height) < 1 or width * height > MEGAPIXEL:
-                raise ValueError("an image of another size than the model takes")
-            pixels = receive(connection, 3 * MEGAPIXEL, until)
-        return Reference(Image.frombytes("RGB", (width, height), pixels), [str(text) for text in answer["warnings"]])
+            mode, most = ("L" if purpose == "mask" else "RGB"), _MOST_PIXELS[purpose]
+            if min(width, height) < 1 or width * height > most:
+                raise ValueError("an image of another size than was asked for")
+            pixels = receive(connection, len(mode) * most, until)
+        return Reference(Image.frombytes(mode, (width, height), pixels), [str(text) for text in answer["warnings"]])
 
 
 def _parse(message: bytes, field: str) -> dict[str, Any]:
