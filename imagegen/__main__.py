@@ -3,15 +3,14 @@
     python -m imagegen --plan                                    what would be on this machine's card, in one line
     python -m imagegen --plan --card-gb 24 --capability 8.9      on another card; nothing is loaded
 
-SIGTERM drains: what runs is finished, what comes is refused, and the process ends with status 0. After a dead card it
-ends with status 1, so that whoever watches over it starts another.
+SIGTERM drains: what runs is finished, what comes is refused, and the process ends with status 0. After the GPU has
+died, or where the model can never be loaded, it ends with status 1, so that whoever watches over it starts another.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from types import FrameType
@@ -30,6 +29,7 @@ def serve_http(settings: Settings) -> NoReturn:
     """Serves HTTP until SIGTERM or SIGINT, and ends the process: with status 0, or another where it could not start."""
     import uvicorn
 
+    from imagegen.engine.ending import end_process
     from imagegen.server.main import create_app
     from imagegen.server.protocol import Protocol
 
@@ -40,8 +40,8 @@ def serve_http(settings: Settings) -> NoReturn:
             app.state.service.drain()
             super().handle_exit(sig, frame)
 
-    async def end_if_dead() -> None:
-        server.should_exit = app.state.service.executor.dead is not None or server.should_exit
+    async def end_if_fatal() -> None:
+        server.should_exit = app.state.service.fatal is not None or server.should_exit
 
     # uvicorn raises the signal again once it has ended; by then there is nothing left to do for it.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -56,7 +56,7 @@ def serve_http(settings: Settings) -> NoReturn:
             access_log=False,
             http=Protocol,
             timeout_graceful_shutdown=int(settings.timeout),
-            callback_notify=end_if_dead,
+            callback_notify=end_if_fatal,
             timeout_notify=1,
         )
         for port in ports
@@ -67,13 +67,7 @@ def serve_http(settings: Settings) -> NoReturn:
         server.run(sockets=[config.bind_socket() for config in configs] if len(configs) > 1 else None)
     except SystemExit as error:  # it could not start, and has said why
         status = int(error.code or 0)
-    if app.state.service.executor.dead is not None:
-        log.error("%s", app.state.service.executor.dead)
-        status = 1
-    # Not sys.exit: that waits for every thread, and one may be downloading twenty gigabytes.
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(status)
+    end_process(app.state.service, status)
 
 
 def show_plan(settings: Settings, gigabytes: float | None, capability: tuple[int, int]) -> int:
@@ -103,7 +97,7 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def main() -> int:
-    """Chooses the door; returns the exit status."""
+    """Chooses the transport; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", action="store_true", help="print the plan of the card's memory, and load nothing")
     parser.add_argument("--card-gb", type=float, metavar="N", help="of a card of N GB; without it, of this machine's")

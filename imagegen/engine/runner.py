@@ -14,7 +14,8 @@ from imagegen.contract import requests
 from imagegen.contract.events import References
 from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
 from imagegen.contract.start_times import StartTimes
-from imagegen.engine.gpu_executor import PACE_WEIGHT, GpuExecutor
+from imagegen.engine.admission import DECODERS, Admission
+from imagegen.engine.gpu_executor import NEWEST_WEIGHT, GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import LoadedModel, ModelHost
 from imagegen.inputs.decoding import Reference, is_url, load_reference
@@ -46,7 +47,7 @@ class Runner(Protocol):
         """
 
     async def run(self, job: Job) -> GenerateResponse:
-        """Runs a job with the loaded model, and notifies the job of its events from References to Drawn.
+        """Runs a job with the loaded model, and notifies the job of its events from References to Generated.
 
         Raises:
             ImageGenError: one of the contract's.
@@ -64,12 +65,13 @@ class LocalRunner:
         progress: show bars for loading and steps on stderr.
     """
 
-    def __init__(self, settings: Settings, executor: GpuExecutor, progress: bool = False) -> None:
-        self._settings, self._executor, self._progress = settings, executor, progress
+    def __init__(self, settings: Settings, executor: GpuExecutor, admission: Admission, progress: bool = False) -> None:
+        self._settings, self._executor, self._admission = settings, executor, admission
+        self._progress = progress
         self.mean_prepare_seconds = 0.0
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         #: Threads of their own: an image that is slow to decode does not delay the sending of a finished one.
-        self._decoders = ThreadPoolExecutor(_CPU_THREADS, "decoder")
+        self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
         self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
         self._signer: Signer | None = None
         self._pipeline: FluxPipeline | None = None
@@ -105,39 +107,43 @@ class LocalRunner:
         await self._read_references(job)
         first = job.references[0].size if job.references else None
         plan = requests.plan(request, spec, first, job.default_seed)
+        requests.check_work(plan, self._settings)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
         if pipeline.config.plan is not None:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
 
         # 2. The GPU; an image is encoded while the next one is generated
         images = delivery.Delivery(self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer)
-        await self._executor.run(job, plan, pipeline, images.begin)
-        if not pipeline.times.first_picture:
-            pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
-            log.info("the first image is ready: %s", pipeline.times.show())
-
-        # 3. Delivery
         clock = time.monotonic()
-        answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
-            images=[],
-            seeds=list(plan.seeds),
-            width=plan.width,
-            height=plan.height,
-            output_format=request.output_format,
-            model=spec.name,
-            timings=timings,
-            warnings=[*plan.warnings, *job.warnings],
-        )
-        await images.finish(answer, job.max_answer, job.store, job.id)
+        async with self._admission.delivery(job.caller, len(plan.seeds) * plan.width * plan.height):
+            timings.queue += time.monotonic() - clock
+            await self._executor.run(job, plan, pipeline, images.begin)
+            if not pipeline.times.first_picture:
+                pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
+                log.info("the first image is ready: %s", pipeline.times.show())
+
+            # 3. Delivery
+            clock = time.monotonic()
+            answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
+                images=[],
+                seeds=list(plan.seeds),
+                width=plan.width,
+                height=plan.height,
+                output_format=request.output_format,
+                model=spec.name,
+                timings=timings,
+                warnings=[*plan.warnings, *job.warnings],
+            )
+            await images.finish(answer, job.max_answer, job.store, job.id)
         timings.deliver = time.monotonic() - clock
         timings.total = time.monotonic() - job.begun
         answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
         return answer
 
     def close(self) -> None:
-        """Ends the threads after what they are doing."""
+        """Ends the threads after what they are doing, which is not waited for: no job needs it any more."""
         for pool in (self._cpu, self._decoders, self._uploads):
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _read_references(self, job: Job) -> None:
         """Fills `job.references`."""
@@ -145,28 +151,32 @@ class LocalRunner:
         try:
             if isinstance(job.request, EditRequest):
                 job.notify(References())
-                loaded = await self._load_all(job.request.images)
+                loaded = await self._load_all(job.request.images, job.caller)
+                job.let_go_of_references()
                 job.references = [reference.picture for reference in loaded]
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
         finally:  # those that never came have taken their time too
             job.timings.references = time.monotonic() - clock
-            self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * PACE_WEIGHT
+            self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * NEWEST_WEIGHT
 
-    async def _load_all(self, images: list[str]) -> list[Reference]:
-        loads = [asyncio.create_task(self._load_reference(image, f"images[{i}]")) for i, image in enumerate(images)]
+    async def _load_all(self, images: list[str], caller: str | None) -> list[Reference]:
+        loads = [
+            asyncio.create_task(self._load_reference(image, f"images[{i}]", caller)) for i, image in enumerate(images)
+        ]
         try:
             return await asyncio.gather(*loads)
         finally:
             for task in loads:  # one bad reference ends the job
                 task.cancel()
 
-    async def _load_reference(self, value: str, field: str) -> Reference:
+    async def _load_reference(self, value: str, field: str, caller: str | None) -> Reference:
         source: str | bytes = value
         if is_url(value):
             fetching = await asyncio.to_thread(_import_fetching)
             source = await fetching.fetch(value, field, self._settings)
         limit = int(self._settings.max_reference_mb * 1e6)
-        return await asyncio.wrap_future(self._decoders.submit(load_reference, source, field, limit))
+        async with self._admission.decoding(caller):
+            return await asyncio.wrap_future(self._decoders.submit(load_reference, source, field, limit))
 
 
 def _import_fetching() -> ModuleType:

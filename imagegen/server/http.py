@@ -14,9 +14,12 @@ from fastapi import Request, Response
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.requests import Request as StarletteRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen import logs
+from imagegen.contract import requests
+from imagegen.contract.requests import R
 from imagegen.engine.service import Service
 from imagegen.errors import (
     Cancelled,
@@ -98,6 +101,9 @@ class Guard:
             answer = error_response(internal(error), scope["path"])
             if not started:
                 await answer(scope, receive, send_with_id)
+        finally:
+            if (upload := scope["state"].get("upload")) is not None:
+                upload.release()
 
     def _check_key(self, headers: Mapping[str, str]) -> Unauthorized | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -156,17 +162,45 @@ async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
         NotReady, Overloaded: the service takes no job now.
     """
     service: Service = request.app.state.service
-    with service.reading(wait_for_model=not service.settings.preload_models):
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                return await _read(request, int(service.settings.max_body_mb * 1e6))
-        except TimeoutError:
-            raise DeadlineExceeded(f"the body did not come within {_BODY_SECONDS} s") from None
-        except ClientDisconnect:
-            raise Cancelled("the client went away") from None
+    limit = int(service.settings.max_body_mb * 1e6)
+    length = request.headers.get("content-length", "")
+    expected = min(int(length[:20]), limit) if length.isascii() and length.isdigit() else 0
+    upload = service.upload(caller_of(request), expected, wait_for_model=not service.settings.preload_models)
+    request.state.upload = upload  # released with its job, and by Guard
+
+    async def receive() -> Message:
+        message = await request.receive()
+        upload.received(len(message.get("body", b"")))
+        return message
+
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await _read(StarletteRequest(request.scope, receive), limit)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body did not come within {_BODY_SECONDS} s") from None
+    except ClientDisconnect:
+        raise Cancelled("the client went away") from None
+    finally:
+        upload.done()
 
 
-async def _read(request: Request, limit: int) -> tuple[dict[str, Any], bool]:
+async def read_job(request: Request, schema: type[R]) -> R:
+    """The job in a body. Nobody else holds its references, so that they are freed once the job has decoded them.
+
+    Raises:
+        ImageGenError: as `read_fields`; InvalidInput too for a field at fault.
+    """
+    fields, form = await read_fields(request)
+    return requests.parse(schema, fields, strict=not form)
+
+
+def caller_of(request: Request) -> str:
+    """Whom the limits of Admission take for one caller."""
+    client = request.client.host if request.client else "unknown"
+    return str(getattr(request.state, "caller", client))
+
+
+async def _read(request: StarletteRequest, limit: int) -> tuple[dict[str, Any], bool]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _read_form(request, limit), True
@@ -174,7 +208,9 @@ async def _read(request: Request, limit: int) -> tuple[dict[str, Any], bool]:
         raise UnsupportedMediaType(
             f"Content-Type: {kind[:60] or 'nothing'} came; allowed are application/json and multipart/form-data"
         )
-    body = await request.body()
+    body = bytearray()
+    async for chunk in request.stream():  # not `body()`, which keeps it with the request
+        body += chunk
     # A list of a million empty lists is read for seconds, and takes 25 times its bytes. base64 holds none of these.
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MAX_PARTS:
         raise PayloadTooLarge(f"the body has too many parts; {_MAX_PARTS} are allowed", "body")
@@ -187,7 +223,7 @@ async def _read(request: Request, limit: int) -> tuple[dict[str, Any], bool]:
     return fields, False
 
 
-async def _read_form(request: Request, limit: int) -> dict[str, Any]:
+async def _read_form(request: StarletteRequest, limit: int) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     images: list[str] = []
     try:

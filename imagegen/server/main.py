@@ -192,6 +192,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 "body_mb": service.settings.max_body_mb,
                 "queue": service.settings.max_queue,
                 "timeout": service.settings.timeout,
+                "num_inference_steps": service.settings.max_steps,
+                "megapixel_steps": service.settings.max_megapixel_steps,
             },
         }
 
@@ -208,8 +210,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
         """Text to image. `Accept: image/png` answers with the picture itself, `text/event-stream` with progress."""
-        fields, form = await http.read_fields(request)
-        return await _answer(request, requests.parse(GenerateRequest, fields, strict=not form), previews)
+        return await _answer(request, await http.read_job(request, GenerateRequest), previews)
 
     @app.post(
         "/edit",
@@ -219,8 +220,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
         """One to four references and what to make of them; as JSON, or as a form with files."""
-        fields, form = await http.read_fields(request)
-        return await _answer(request, requests.parse(EditRequest, fields, strict=not form), previews)
+        return await _answer(request, await http.read_job(request, EditRequest), previews)
 
     @app.delete("/jobs/{job_id}", responses={401: _ERRORS[401], 404: {"model": ErrorResponse}, 422: _ERRORS[422]})
     async def cancel(job_id: str) -> dict[str, str]:

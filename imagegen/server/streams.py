@@ -16,6 +16,7 @@ from imagegen.contract.schemas import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ImageGenError
+from imagegen.server import http
 
 T = TypeVar("T")
 
@@ -69,7 +70,12 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
     """
     state, service = request.app.state, cast(Service, request.app.state.service)
     work = service.run(
-        job, job_id=request.state.request_id, wait_for_model=not service.settings.preload_models, **options
+        job,
+        caller=http.caller_of(request),
+        job_id=request.state.request_id,
+        upload=getattr(request.state, "upload", None),
+        wait_for_model=not service.settings.preload_models,
+        **options,
     )
     task = asyncio.create_task(work)
     state.jobs[request.state.request_id] = task
