@@ -40,6 +40,7 @@ class FairQueue(Generic[T]):
         _, _, item = heapq.heappop(self._items[caller])
         if not self._items[caller]:
             del self._items[caller]
-        for other in [other for other, last in self._last.items() if last < self._turn]:
-            del self._last[other]
+        # Forgotten are those whose next item would have this turn anyway; where nobody waits, all but the last one.
+        known = self._last.items() if self._turns else [(caller, self._turn)]
+        self._last = {other: last for other, last in known if last >= self._turn}
         return item

@@ -29,10 +29,10 @@ class SharedLimit:
         return sum(self._taken.values())
 
     def excess(self, caller: str | None, amount: float) -> str | None:
-        """Why `amount` more is too much: "total" or "share"; None where it is not."""
-        if self.taken + amount > self.total:
-            return "total"
-        return "share" if caller is not None and self._taken[caller] + amount > self.share else None
+        """Why `amount` more is too much: the caller's "share", or the "total"; None where it is not."""
+        if caller is not None and self._taken[caller] + amount > self.share:
+            return "share"
+        return "total" if self.taken + amount > self.total else None
 
     def try_take(self, caller: str | None, amount: float) -> str | None:
         """Takes `amount` where it is not too much; else counts a refusal, and returns why."""
