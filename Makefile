@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 # micro is drawn with its own weights, whatever .env says.
-MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=models/micro)
+MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=imagegen/micro)
 PINS := constraints.txt pyproject.toml
 AUDIT := $(VENV)/audit
 LINT := $(VENV)/lint

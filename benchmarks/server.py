@@ -127,7 +127,7 @@ async def health_while_drawing(url: str, count: int) -> list[float]:
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         job = {"prompt": PROMPT, "width": 512, "height": 512, "num_inference_steps": 50, "num_images": 8}
         drawing = asyncio.create_task(client.post("/generate", json=job))
-        while (await client.get("/health")).json()["status"] != "busy":
+        while (await client.get("/health")).json()["status"] != "busy":  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
         seconds = []
         for _ in range(count):

@@ -163,7 +163,7 @@ def _message(record: logging.LogRecord) -> str:
     """What a record says. asyncio's and Python's own warnings go on with the repr of objects, messages and all."""
     try:
         text = record.getMessage()
-    except Exception:  # whatever somebody's % does not like; logging would print the arguments
+    except Exception:  # noqa: BLE001 - whatever somebody's % does not like; logging would print the arguments
         return f"a message that cannot be formatted ({record.pathname}:{record.lineno})"
     return text.partition("\n")[0] if record.name in ("asyncio", "py.warnings") else text
 

@@ -273,6 +273,12 @@ class OutputSettings(BaseSettings):
     bucket_name: str | None = Field(
         None, validation_alias="BUCKET_NAME", description="The bucket, if BUCKET_ENDPOINT_URL does not hold it."
     )
+    bucket_region: str | None = Field(
+        None,
+        validation_alias="BUCKET_REGION",
+        description="The bucket's region, if BUCKET_ENDPOINT_URL does not name it. A store that names another region "
+        "is asked again there.",
+    )
     url_expiry: int = Field(
         86400,
         ge=60,

@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager, contextmanager
 
 from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
+from imagegen.inputs.decoders import PROCESSES
 from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
 from imagegen.settings import Settings
 
-#: References that are decoded at one moment.
-DECODERS = 4
 #: Bodies of the largest size that are in memory at one moment, until their references are decoded; half for a caller.
 _LARGEST_BODIES = 4
 
@@ -44,7 +43,7 @@ class Admission:
         largest = largest_job(settings, MODELS.get(settings.model or ""))
         self._places = SharedLimit("places", places, max(1, places - max(1, places // 4)), metrics)
         self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
-        self._decoders = SharedLimit("decoders", DECODERS, DECODERS / 2, metrics)
+        self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
 
     @property
@@ -65,7 +64,7 @@ class Admission:
             Overloaded: there is no place for its job, or too much is being read.
         """
         self._take_place(caller)
-        upload = Upload(self, caller)
+        upload = Upload(caller, self._places, self._upload_bytes)
         try:
             upload.grow(length)
         except Overloaded:
@@ -82,8 +81,14 @@ class Admission:
             Overloaded: there is none.
         """
         self._take_place(caller)
-        place = Place(self, caller, ahead=self._admitted)
+        ahead = self._admitted
         self._count(1)
+
+        def give_back() -> None:
+            self._places.give_back(caller, 1)
+            self._count(-1)
+
+        place = Place(ahead, give_back)
         try:
             yield place
         finally:
@@ -129,23 +134,21 @@ class Admission:
 class Place:
     """A job's place; `ahead` jobs are before it."""
 
-    def __init__(self, admission: Admission, caller: str | None, ahead: int) -> None:
-        self._admission, self._caller, self.ahead = admission, caller, ahead
-        self._held = True
+    def __init__(self, ahead: int, give_back: Callable[[], None]) -> None:
+        self.ahead, self._give_back, self._held = ahead, give_back, True
 
     def give_back(self) -> None:
         """The GPU is done with the job; a second call does nothing."""
         if self._held:
             self._held = False
-            self._admission._places.give_back(self._caller, 1)
-            self._admission._count(-1)
+            self._give_back()
 
 
 class Upload:
     """A body, from its first byte until nobody needs it any more."""
 
-    def __init__(self, admission: Admission, caller: str | None) -> None:
-        self._admission, self._caller = admission, caller
+    def __init__(self, caller: str | None, places: SharedLimit, upload_bytes: SharedLimit) -> None:
+        self._caller, self._places, self._limit = caller, places, upload_bytes
         self._reading, self._bytes, self._received = True, 0, 0
 
     def received(self, count: int) -> None:
@@ -164,10 +167,9 @@ class Upload:
         Raises:
             Overloaded: they are too many, with those of other bodies.
         """
-        limit = self._admission._upload_bytes
-        excess = limit.try_take(self._caller, count)
+        excess = self._limit.try_take(self._caller, count)
         if excess is not None:
-            whose, most = ("of this caller", limit.share) if excess == "share" else ("in all", limit.total)
+            whose, most = ("of this caller", self._limit.share) if excess == "share" else ("in all", self._limit.total)
             raise Overloaded(
                 f"body: more than {most / 1e6:g} MB {whose} would be on their way; try again in 2 s", retry_after=2
             )
@@ -177,13 +179,13 @@ class Upload:
         """It is read; its job takes a place of its own. A second call does nothing."""
         if self._reading:
             self._reading = False
-            self._admission._places.give_back(self._caller, 1)
+            self._places.give_back(self._caller, 1)
 
     def release(self) -> None:
         """Nobody needs it any more; a second call does nothing."""
         self.done()
         if self._bytes:
-            self._admission._upload_bytes.give_back(self._caller, self._bytes)
+            self._limit.give_back(self._caller, self._bytes)
             self._bytes = 0
 
 

@@ -109,7 +109,7 @@ class GpuExecutor:
             return
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - for whoever waits, as concurrent.futures has it
             future.set_exception(error)
         else:
             future.set_result(None)

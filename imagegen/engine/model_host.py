@@ -144,6 +144,8 @@ class ModelHost:
         """Unloads the model and ends the GPU's thread. A load that is going on is not waited for: its thread unloads
         what it has loaded, and ends. A GPU that hangs is waited for until it counts as dead."""
         with self._lock:
+            if self._closed:
+                return
             self._closed, model, loading = True, self._model, self._loading
         if model is not None:
             self._executor.close(model.unload)

@@ -14,11 +14,12 @@ from imagegen.contract import requests
 from imagegen.contract.events import References
 from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
 from imagegen.contract.start_times import StartTimes
-from imagegen.engine.admission import DECODERS, Admission
+from imagegen.engine.admission import Admission
 from imagegen.engine.gpu_executor import NEWEST_WEIGHT, GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import LoadedModel, ModelHost
-from imagegen.inputs.decoding import Reference, is_url, load_reference
+from imagegen.inputs.decoders import Decoders
+from imagegen.inputs.decoding import Reference, is_url
 from imagegen.model.loading import choose_model, load, read_ahead
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.outputs import delivery
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 #: Threads for images' bytes; Pillow releases the interpreter lock while it decodes and compresses.
 _CPU_THREADS = 4
-#: Threads that wait for object stores: two jobs of eight images.
-_UPLOAD_THREADS = 16
 
 
 class Runner(Protocol):
@@ -58,8 +57,8 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Runs jobs in this process. What needs no GPU runs beside it in other threads: references are decoded while
-    another job is on the GPU, and an image is compressed while the next one is generated.
+    """Runs jobs in this process. What needs no GPU runs beside it: references are decoded while another job is on
+    the GPU, and an image is compressed while the next one is generated.
 
     Args:
         progress: show bars for loading and steps on stderr.
@@ -70,9 +69,7 @@ class LocalRunner:
         self._progress = progress
         self.mean_prepare_seconds = 0.0
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
-        #: Threads of their own: an image that is slow to decode does not delay the sending of a finished one.
-        self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
-        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
+        self._decoders = Decoders()
         self._signer: Signer | None = None
         self._pipeline: FluxPipeline | None = None
 
@@ -83,6 +80,7 @@ class LocalRunner:
             ConfigurationError: the model is unknown, or its weights are not available.
         """
         times = StartTimes.of_process()
+        self._decoders.start()  # beside what follows, on another core
         with times.measure("find"):
             path = read_ahead(self._settings)
         host.note_stage("choosing the model")
@@ -103,7 +101,7 @@ class LocalRunner:
             raise RuntimeError("load() comes first")
         spec = pipeline.config.spec
 
-        # 1. References, beside the GPU: fetched in the event loop, decoded in threads
+        # 1. References, beside the GPU: fetched in the event loop, decoded in processes
         await self._read_references(job)
         first = job.references[0].size if job.references else None
         plan = requests.plan(request, spec, first, job.default_seed)
@@ -113,7 +111,7 @@ class LocalRunner:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
 
         # 2. The GPU; an image is encoded while the next one is generated
-        images = delivery.Delivery(self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer)
+        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
         clock = time.monotonic()
         async with self._admission.delivery(job.caller, len(plan.seeds) * plan.width * plan.height):
             timings.queue += time.monotonic() - clock
@@ -142,8 +140,8 @@ class LocalRunner:
 
     def close(self) -> None:
         """Ends the threads after what they are doing, which is not waited for: no job needs it any more."""
-        for pool in (self._cpu, self._decoders, self._uploads):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
+        self._cpu.shutdown(wait=False, cancel_futures=True)
 
     async def _read_references(self, job: Job) -> None:
         """Fills `job.references`."""
@@ -153,7 +151,7 @@ class LocalRunner:
                 job.notify(References())
                 loaded = await self._load_all(job.request.images, job.caller)
                 job.let_go_of_references()
-                job.references = [reference.picture for reference in loaded]
+                job.references = [reference.image for reference in loaded]
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
         finally:  # those that never came have taken their time too
             job.timings.references = time.monotonic() - clock
@@ -176,7 +174,7 @@ class LocalRunner:
             source = await fetching.fetch(value, field, self._settings)
         limit = int(self._settings.max_reference_mb * 1e6)
         async with self._admission.decoding(caller):
-            return await asyncio.wrap_future(self._decoders.submit(load_reference, source, field, limit))
+            return await asyncio.wrap_future(self._decoders.submit(source, field, limit))
 
 
 def _import_fetching() -> ModuleType:

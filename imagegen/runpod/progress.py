@@ -53,6 +53,6 @@ class Progress:
                     message, self._newest = self._newest, None
                     try:
                         await send_result(self._session, {"status": "IN_PROGRESS", "output": message}, self._job)
-                    except Exception as error:  # an answer does not depend on it
+                    except Exception as error:  # noqa: BLE001 - an answer does not depend on it
                         job_id = self._job["id"]
                         log.warning("job %s: its progress could not be sent (%s)", job_id, type(error).__name__)

@@ -86,7 +86,7 @@ class QueueLoop(rp_scale.JobScaler):
         return True
 
     async def _stop_when_begun(self, job_id: str) -> bool:
-        while job_id not in self.jobs_tasks and self.job_progress.get(job_id) is not None:
+        while job_id not in self.jobs_tasks and self.job_progress.get(job_id) is not None:  # noqa: ASYNC110 - the SDK's
             await asyncio.sleep(0.02)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never answers, and is never forgotten
         if (streamed := self._adapter.streamed.get(job_id)) is not None:
@@ -97,7 +97,7 @@ class QueueLoop(rp_scale.JobScaler):
 
     async def _end_if_fatal(self) -> None:
         """Ends the worker once it must be replaced, also where no job is left to see it."""
-        while self._service.fatal is None:
+        while self._service.fatal is None:  # noqa: ASYNC110 - another thread finds it
             await asyncio.sleep(_WATCH_SECONDS)
         self.kill_worker()
 

@@ -97,7 +97,7 @@ class Guard:
             return
         try:
             await self._app(scope, receive_counted, send_with_id)
-        except Exception as error:  # here, so that this answer too has its id, and no server logs the message
+        except Exception as error:  # noqa: BLE001 - so that this answer too has its id, and no server logs the message
             answer = error_response(internal(error), scope["path"])
             if not started:
                 await answer(scope, receive, send_with_id)

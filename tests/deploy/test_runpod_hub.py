@@ -6,10 +6,10 @@ from importlib import metadata
 
 import pytest
 
-import handler
 from imagegen.memory.plan import Card
 from imagegen.model.loading import choose_model, plan
 from imagegen.models import MODELS
+from imagegen.runpod import handler
 from imagegen.settings import Settings, variable_names
 from tests.support import ROOT
 from tests.support.hub_schema import BooleanInput, Hub, HubTests, NumberInput

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-import handler
 from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
+from imagegen.runpod import handler
 from tests.conftest import from_base64, settings, to_base64, until
 from tests.support.runpod_queue import RunPodQueue
 
@@ -159,7 +159,7 @@ def test_openais_and_native_http_answer_with_urls(bucket, tmp_path):
         assert stream.json()["error"]["param"] == "response_format"
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a worker of its own, and 30 MB of images
 def test_thirty_megabytes_arrive_by_url(bucket, tmp_path):
     from tests.support.faulty_gpu import NOISE
 

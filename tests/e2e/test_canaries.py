@@ -136,7 +136,7 @@ def test_a_job_of_the_command_line(tmp_path, level, log_format):
     assert ("a-job" in printed) == (level in ("DEBUG", "INFO"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a process that loads the model
 @pytest.mark.parametrize("level", ["DEBUG", "ERROR"])
 def test_a_bug_on_the_command_line(tmp_path, level):
     (tmp_path / "bug.py").write_text(BUG + "import handler\nsys.exit(handler.main())")
@@ -229,7 +229,7 @@ def test_runpods_own_logger(tmp_path):
         assert len([line for line in ours if line["message"] == "request"]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a process that loads the model
 def test_prompts_are_told_where_the_operator_asks_for_it(tmp_path):
     status, printed = command_line(
         tmp_path, {"id": "a-job", "input": {"prompt": PROMPT}}, IMAGEGEN_LOG_PROMPTS="1", LOG_LEVEL="INFO"

@@ -13,7 +13,7 @@ from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import from_base64, scene, to_base64, to_bytes
 from tests.server.conftest import serving
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # `make slow` installs chromium
 
 DROP = """([data, name]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-import handler
 from imagegen.contract.requests import parse_job
+from imagegen.runpod import handler
 from tests.support.runpod_queue import FINAL, RunPodQueue
 
 COLOURS = ("red", "blue", "green", "white", "yellow")
 BAD = ({"prompt": ""}, {"prompt": "x", "width": 1000, "height": 64}, {"prompt": "x", "image": "!"}, None, {"x": 1})
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # minutes of jobs and of workers that are killed
 def test_no_job_is_lost_answered_wrongly_or_answered_twice_with_two_pictures(tmp_path, service):
     dice = random.Random(1)
     with RunPodQueue() as queue:

@@ -72,6 +72,16 @@ def test_what_is_off_stays_off(loaded):
     assert done == ["load"]
 
 
+def test_layers_that_are_fetched_for_each_step_are_not_compiled_and_who_asks_for_it_is_told(loaded, caplog):
+    config, _, _ = loaded(device="cuda", offload="group")
+    assert (config.offload, config.compile) == ("group", False)
+    assert "IMAGEGEN_COMPILE" not in caplog.text
+    config, _, _ = loaded(device="cuda", offload="group", compile="on")
+    assert not config.compile
+    assert "IMAGEGEN_COMPILE=on: layers that are fetched as they run cannot be compiled" in caplog.text
+    assert loaded(device="cuda", offload="model", compile="on")[0].compile
+
+
 def test_compiled_code_is_read_before_the_warm_up_and_written_after_it_where_there_was_none(loaded, tmp_path):
     _, done, stages = loaded(device="cuda", compile_cache=tmp_path)
     assert done == ["load", "read", "warm up", "write"]
