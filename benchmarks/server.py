@@ -151,10 +151,12 @@ def steps_after_dropping() -> list[int]:
     import uvicorn
 
     from imagegen.server.main import create_app
+    from imagegen.server.serve import uvicorn_config
     from imagegen.settings import Settings
 
-    app = create_app(Settings(model="micro", device="cpu"))
-    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    settings = Settings(model="micro", device="cpu")
+    app = create_app(settings)
+    running = uvicorn.Server(uvicorn_config(app, settings, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=running.run)
     thread.start()
     calls: list[int] = []

@@ -135,7 +135,9 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._json = settings.log_format == "json" or (settings.log_format == "auto" and settings.runpod_id is not None)
         values = (value.get_secret_value() for _, value in settings if isinstance(value, SecretStr))
-        self._secrets = sorted({value for value in values if value}, key=len, reverse=True)
+        self._secrets = sorted(
+            {value for value in (*values, *settings.api_keys.values()) if value}, key=len, reverse=True
+        )
 
     def format(self, record: logging.LogRecord) -> str:
         facts = dict(getattr(record, "facts", {}))

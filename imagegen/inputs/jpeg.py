@@ -4,6 +4,7 @@ missing. The bytes are untrusted."""
 from __future__ import annotations
 
 import io
+import re
 
 from PIL import Image, ImageFile
 
@@ -13,9 +14,9 @@ _PROGRESSIVE = 0xC2
 #: Start of frame, of any kind: 0xC0 to 0xCF but for DHT, JPG and DAC.
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
-#: What may follow the data of a scan that is complete without changing it: nothing, and entropy-coded data, with and
-#: without each of the restart markers.
-_FILLERS = (b"", b"\x55\xaa" * 64, b"".join(bytes((0xFF, 0xD0 + i)) + b"\x55\xaa" * 8 for i in range(8)))
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+#: Entropy-coded data of several kinds: a decoder that waits for some goes on differently with one of them.
+_DATA = tuple(pattern * 8 for pattern in (b"\x55\xaa", b"\x12\x34\x56", b"\x00", b"\xc7\x3b\xfe"))
 
 
 def keeps_coefficients(data: bytes) -> bool:
@@ -45,8 +46,8 @@ def load(image: Image.Image, data: bytes) -> Image.Image:
 
     Data that are missing before the end marker are an error: the pixels would be grey. The two are told apart by what
     is appended. The data of a complete scan end by themselves, so nothing that follows changes a pixel; an incomplete
-    scan is decoded on into what follows. A progressive file that was cut exactly between two scans is complete in this
-    sense, and comes out less sharp.
+    scan is decoded on into what follows, be it entropy-coded data or the restart intervals that are to come next. A
+    progressive file that was cut exactly between two scans is complete in this sense, and comes out less sharp.
 
     Raises:
         OSError: it is broken or truncated.
@@ -59,10 +60,14 @@ def load(image: Image.Image, data: bytes) -> Image.Image:
         body = data.removesuffix(b"\xff")
         if _END in data[-1024:]:
             raise
-        loaded = [_load_at(body + filler + _END, size) for filler in _FILLERS]
-        if any(other.tobytes() != loaded[0].tobytes() for other in loaded[1:]):
-            raise
-        return loaded[0]
+        markers = _RESTART.findall(body, body.rfind(b"\xff\xda"))
+        after = markers[-1][0] + 1 if markers else 0xD0
+        intervals = b"".join(bytes((0xFF, 0xD0 + (after + i) % 8)) + _DATA[0] for i in range(8))
+        complete = _load_at(body + _END, size)
+        for more in (*_DATA, intervals):
+            if _load_at(body + more + _END, size).tobytes() != complete.tobytes():
+                raise
+        return complete
 
 
 def _load_at(data: bytes, size: tuple[int, int]) -> ImageFile.ImageFile:

@@ -74,6 +74,8 @@ def _inflate(chunk: bytes) -> bytes | None:
     try:
         inflater = zlib.decompressobj()
         profile = inflater.decompress(body[1:], MAX_PROFILE)
-        return profile if inflater.eof else b""
     except zlib.error:
         return None
+    if inflater.eof:
+        return profile
+    return b"" if inflater.unconsumed_tail else None

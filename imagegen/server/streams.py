@@ -16,7 +16,6 @@ from imagegen.contract.schemas import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ImageGenError
-from imagegen.server import http
 
 T = TypeVar("T")
 
@@ -71,9 +70,9 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
     state, service = request.app.state, cast(Service, request.app.state.service)
     work = service.run(
         job,
-        caller=http.caller_of(request),
+        caller=request.state.caller,
         job_id=request.state.request_id,
-        upload=getattr(request.state, "upload", None),
+        upload=request.state.upload,
         wait_for_model=not service.settings.preload_models,
         **options,
     )

@@ -27,14 +27,14 @@ LOUD = {
 }
 SECRETS = {
     "HUGGING_FACE_TOKEN": "hf_canary0token",
-    "IMAGEGEN_API_KEY": "canary-api-key",
+    "IMAGEGEN_API_KEY": "canary-api-key-of-16",
     "RUNPOD_AI_API_KEY": "canary-runpod-key",
     "BUCKET_ENDPOINT_URL": "http://127.0.0.1:9/canary-bucket",
     "BUCKET_ACCESS_KEY_ID": "canary-access-key",
     "BUCKET_SECRET_ACCESS_KEY": "canary-secret-key",
     "IMAGEGEN_PRIVATE_HOSTS": "127.0.0.1:9",  # so that what leads there fails late, with all that is known of it
 }
-KEY = {"Authorization": "Bearer canary-api-key"}
+KEY = {"Authorization": "Bearer canary-api-key-of-16"}
 S3 = {
     "accessId": "canary-id",
     "accessSecret": "canary-secret",

@@ -181,12 +181,12 @@ def test_the_keyboard_is_enough(page):
 
 
 def test_the_page_asks_for_the_key(browser):
-    with serving(api_key="key") as (base, service):
+    with serving(api_key="key-of-sixteen-or-more") as (base, service):
         service.start().result()
         opened = browser.new_page()
         opened.goto(base)
         expect(opened.locator("#key-error")).to_contain_text("API key")
-        opened.get_by_label("API key").fill("key")
+        opened.get_by_label("API key").fill("key-of-sixteen-or-more")
         opened.get_by_label("API key").press("Tab")
         opened.get_by_role("button", name="Draw", exact=True).click()
         expect(opened.locator("#results figure")).to_have_count(1)

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import random
+import struct
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from imagegen.contract.requests import parse_job
 from imagegen.errors import BadReference, PayloadTooLarge
+from imagegen.inputs import jpeg
 from imagegen.inputs.decoding import load_reference
 from imagegen.models import MEGAPIXEL
 from tests.conftest import scene, to_base64, to_bytes
@@ -130,6 +132,13 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     assert colour_at(load(to_base64(grey)), 5, 5).tolist() == pytest.approx([64] * 3, abs=1)
 
 
+def test_every_value_of_sixteen_bit_grey_is_rounded_to_the_nearest_of_eight():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    loaded = np.asarray(load(to_base64(Image.fromarray(values))))
+    wanted = np.round(values.astype(float) * 255 / 65535)
+    assert np.array_equal(loaded, np.repeat(wanted[..., None], 3, -1))
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK"])
 def test_every_mode_becomes_rgb(mode):
     picture = PICTURE.convert(mode)
@@ -222,6 +231,84 @@ def test_of_several_frames_the_first_is_used_with_a_warning(service, file_format
     job = {"prompt": "make the circle green " + "please " * 40, "images": [to_base64(PICTURE), sent]}
     warnings = asyncio.run(service.run(parse_job(job))).warnings
     assert warnings[0] == loaded.warnings[0] and warnings[1].startswith("prompt:")
+
+
+def test_a_transparent_first_frame_is_explained():
+    clear = Image.new("RGBA", (128, 128), (255, 0, 0, 0))
+    animated = to_base64(clear, "WEBP", save_all=True, append_images=[PICTURE.convert("RGBA")])
+    for value, note in (
+        (animated, ["has 2 frames; only the first is used", "its first frame is fully transparent, so the model sees"]),
+        (to_base64(clear), ["it is fully transparent, so the model sees only white"]),
+        (to_base64(clear.quantize()), ["it is fully transparent, so the model sees only white"]),
+    ):
+        loaded = load_reference(value, "images[1]", LIMIT)
+        assert loaded.image.getextrema() == ((255, 255),) * 3
+        assert len(loaded.warnings) == len(note)
+        assert all(text.startswith(f"images[1]: {said}") for text, said in zip(loaded.warnings, note, strict=True))
+    clear.putpixel((127, 127), (0, 0, 0, 1))
+    assert load_reference(to_base64(clear), "images[1]", LIMIT).warnings == []
+
+
+@pytest.mark.parametrize("size", [(8160, 6144), (8064, 6448), (12000, 9000), (16320, 12240)])
+def test_photographs_of_the_largest_sensors_are_decoded(size):
+    """50, 52, 108 and 200 megapixels: at a fraction of their size, with the memory of one."""
+    photograph = Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST)
+    data, memory = to_bytes(photograph, "JPEG"), []
+    del photograph
+    loaded = load_reference(data, "images[1]", 10**8, memory.append)
+    rows = np.asarray(loaded.image)[:, :, 0].mean(1)
+    assert np.abs(rows - np.linspace(0, 255, loaded.image.height)).max() < 3
+    assert loaded.image.size == (1168, 880) or loaded.image.width * loaded.image.height > 950_000
+    assert memory[0] < 250_000_000
+
+
+def claims(data, width, height):
+    """A JPEG whose header says another size."""
+    place = next(data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data) + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def test_a_jpeg_that_would_take_too_much_memory_is_refused_before_it_is_decoded():
+    """All coefficients of a progressive one are kept until its end: 1.2 GB for 200 megapixels."""
+    progressive, baseline = (to_bytes(PICTURE, "JPEG", progressive=value) for value in (True, False))
+    with pytest.raises(BadReference, match=r"images\[1\]: needs 13\d\d MB to decode; 1000 MB are allowed"):
+        load(to_base64(claims(progressive, 16320, 12240)))
+    assert load(to_base64(claims(baseline, 16320, 12240)))  # an eighth of it, and most of it grey
+    with pytest.raises(BadReference, match=r"has 16384x12240 pixels; 200 megapixels are allowed for this format"):
+        load(to_base64(claims(baseline, 16384, 12240)))
+    scan = baseline.index(b"\xff\xda")
+    one = baseline[:scan] + b"\xff\xda\0\x08\x01" + baseline[scan + 5 :]  # its first scan has one component of three
+    fill = baseline[:2] + b"\xff\xff\xff" + baseline[2:]
+    found = {name: jpeg.keeps_coefficients(data) for name, data in locals().items() if isinstance(data, bytes)}
+    assert found == {"progressive": True, "baseline": False, "one": True, "fill": False}
+    assert not jpeg.keeps_coefficients(to_bytes(PICTURE.convert("L"), "JPEG"))
+    assert jpeg.keeps_coefficients(baseline[:scan]) and jpeg.keeps_coefficients(b"\xff\xd8")
+
+
+JPEGS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+    "exact": {"quality": 100, "subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_without_its_end_is_decoded_and_one_without_data_is_not(kind):
+    photograph = Image.fromarray(np.random.default_rng(3).integers(0, 256, (96, 96, 3), np.uint8))
+    data = to_bytes(photograph, "JPEG", **JPEGS[kind])
+    wanted = load(to_base64(data)).tobytes()
+    for missing in (1, 2):
+        assert load(to_base64(data[:-missing])).tobytes() == wanted
+    scan = data.rindex(b"\xff\xda") + 20
+    restarts = [
+        place for place in range(scan, len(data) - 4) if data[place] == 0xFF and 0xD0 <= data[place + 1] <= 0xD7
+    ]
+    for end in {*range(scan, len(data) - 4, 211), *restarts, *(place + 2 for place in restarts), len(data) - 6}:
+        with pytest.raises(BadReference, match="broken or truncated"):
+            load(to_base64(data[:end]))
+    # Data behind the end, and none at all, change nothing.
+    assert load(to_base64(data + b"trailing")).tobytes() == wanted
 
 
 def test_a_claim_costs_no_memory():

@@ -162,6 +162,10 @@ def xyz(*values):
     return b"XYZ \0\0\0\0" + struct.pack(">iii", *(round(value * 65536) for value in values))
 
 
+def to_iccp(data):
+    return chunk(b"iCCP", b"a name\0\0" + zlib.compress(data))
+
+
 LINEAR = b"curv" + struct.pack(">II", 0, 0)
 SRGB = {b"rXYZ": (0.4360, 0.2225, 0.0139), b"gXYZ": (0.3851, 0.7169, 0.0971), b"bXYZ": (0.1431, 0.0606, 0.7141)}
 
