@@ -66,7 +66,6 @@ def serve_queue(settings: Settings) -> int:
     # Beside the loading: importing the SDK takes a second, in which it asks a subprocess for the processor's name.
     from imagegen.runpod import worker
 
-    logs.adopt_runpod()
     return worker.run(service(), answer)
 
 

@@ -115,13 +115,16 @@ def check(request: Request, spec: ModelSpec, settings: Settings) -> None:
         InvalidInput: naming the field at fault.
     """
     references = len(request.images) if isinstance(request, EditRequest) else 0
+    steps = request.num_inference_steps or spec.num_inference_steps
     for field, came, most, what in (
+        ("num_inference_steps", steps, settings.max_steps, "steps"),
+        ("timeout", request.timeout or 1, settings.timeout, "seconds"),
         ("prompt", len(request.prompt), settings.max_prompt, "characters"),
         ("images", references, min(spec.max_references, settings.max_references), "references"),
-        ("num_images", request.num_images, settings.max_images, "pictures"),
+        ("num_images", request.num_images, settings.max_images, "images"),
     ):
         if came > most:
-            raise InvalidInput(f"{field}: {came} {what} are too many here; 1 to {most} are allowed", field)
+            raise InvalidInput(f"{field}: {came:g} {what} are too many here; 1 to {most:g} are allowed", field)
     for field, side in (("width", request.width), ("height", request.height)):
         if side is None:
             continue
@@ -130,6 +133,22 @@ def check(request: Request, spec: ModelSpec, settings: Settings) -> None:
             raise InvalidInput(f"{field}: {show(side)} is out of bounds ({allowed}, multiples of {MULTIPLE})", field)
         if side % MULTIPLE:
             raise InvalidInput(f"{field}: {show(side)} is not a multiple of {MULTIPLE} ({allowed})", field)
+
+
+def check_work(plan: ResolvedRequest, settings: Settings) -> None:
+    """Checks the work of a request against the operator's limit.
+
+    Raises:
+        InvalidInput: it is too much.
+    """
+    work = plan.width * plan.height / 1e6 * plan.num_inference_steps * len(plan.seeds)
+    most = settings.max_megapixel_steps
+    if most is not None and work > most:
+        raise InvalidInput(
+            f"num_inference_steps: {len(plan.seeds)} x {plan.width}x{plan.height} in {plan.num_inference_steps} steps "
+            f"are {work:.1f} megapixel-steps; {most:g} are allowed (fewer steps, or fewer or smaller images)",
+            "num_inference_steps",
+        )
 
 
 def _size(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | None) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from PIL import Image
 from imagegen import logs
 from imagegen.contract import prompts
 from imagegen.contract.start_times import StartTimes
-from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
+from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory, Unavailable
 from imagegen.model import acceleration
 from imagegen.model.caches import PromptCache, References, shared_reference_latents
 from imagegen.model.compile_cache import CompileCache, compile_key
@@ -127,14 +127,16 @@ class FluxPipeline:
         except ConfigurationError:
             raise
         except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
+            kind = ConfigurationError
             message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
             if isinstance(error, torch.OutOfMemoryError):
                 message = f"{config.spec.name} does not fit the card's memory; another process may hold some of it"
+                kind = Unavailable
             # Its frames hold what was loaded, and a second try would find it on the card.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             torch.cuda.empty_cache()
-            raise ConfigurationError(message) from error
+            raise kind(message) from error
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):
             one.set_progress_bar_config(disable=not config.progress, desc="steps")

@@ -21,7 +21,7 @@ from imagegen.contract.schemas import (
 from imagegen.engine.event_queue import event_fields
 from imagegen.errors import ImageGenError, InvalidInput, NotFound
 from imagegen.server import streams
-from imagegen.server.bodies import read_fields
+from imagegen.server.bodies import read_job
 from imagegen.server.http import ERRORS
 
 router = APIRouter()
@@ -58,8 +58,7 @@ _PICTURES: dict[str, Any] = {
 )
 async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
     """Text to image. `Accept: image/png` answers with the image itself, `text/event-stream` with progress."""
-    fields, form = await read_fields(request)
-    return await _answer(request, requests.parse(GenerateRequest, fields, strict=not form), previews)
+    return await _answer(request, await read_job(request, GenerateRequest), previews)
 
 
 @router.post(
@@ -70,8 +69,7 @@ async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
 )
 async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
     """An image from a prompt and one to four reference images, as JSON or as a form with files."""
-    fields, form = await read_fields(request)
-    return await _answer(request, requests.parse(EditRequest, fields, strict=not form), previews)
+    return await _answer(request, await read_job(request, EditRequest), previews)
 
 
 @router.delete("/jobs/{job_id}", responses={401: ERRORS[401], 404: {"model": ErrorResponse}, 422: ERRORS[422]})

@@ -139,6 +139,7 @@ async def _images(request: Request, edit: bool) -> Response:
         fields = {name: _from_form(name, value) for name, value in fields.items()}
     job, warnings = openai.translate(fields, edit, openai.served(service), service.settings)
     stream, partial = openai.streaming(fields)
+    del fields  # its references are the job's alone to keep
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")
     if not stream:

@@ -176,6 +176,7 @@ def test_the_key_and_the_state_of_the_server():
         assert caught.value.status_code == 503
         service.start().result()
         assert right.images.generate(prompt=PROMPT).data
-        service.admission._admitted = 1
+        upload = service.upload("another")
         with pytest.raises(openai.RateLimitError):
             right.images.generate(prompt=PROMPT)
+        upload.release()
