@@ -11,7 +11,6 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args, get_origin
 
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
@@ -20,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(ROOT)
 
+from imagegen.setting_faults import allowed, choices
 from imagegen.settings import sections
 
 EXAMPLE_HEAD = """\
@@ -76,25 +76,6 @@ def default(field: FieldInfo) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None else str(value)
-
-
-def choices(field: FieldInfo) -> list[str]:
-    """The values that a variable may have, where they can be listed."""
-    if field.annotation is bool:
-        return ["true", "false"]
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-
-
-def allowed(field: FieldInfo) -> str:
-    """The values that a variable may have, in words; empty where any text will do."""
-    if listed := choices(field):
-        return ", ".join(listed)
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    bounds = {word: getattr(part, word) for part in field.metadata for word in words if hasattr(part, word)}
-    if {"ge", "le"} <= bounds.keys():
-        return f"{bounds['ge']} to {bounds['le']}"
-    return ", ".join(f"{words[word]} {value}" for word, value in bounds.items())
 
 
 def _also(field: FieldInfo) -> str:
