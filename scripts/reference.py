@@ -7,6 +7,7 @@ Both come from imagegen/settings.py. tests/docs/test_reference.py fails where a 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import textwrap
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def _sentence(label: str, text: str) -> str:
 
 def main() -> int:
     """Writes the files; prints those that changed."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name, content in FILES.items():
         path = ROOT / name
         if not path.exists() or path.read_text() != content():

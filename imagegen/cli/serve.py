@@ -53,7 +53,7 @@ def serve_http(settings: Settings, host: str = "0.0.0.0") -> NoReturn:
     """
     # Before the model begins to load: a port in use is said at once, and by itself. A load balancer's /ping may have a
     # port of its own; the same routes are there.
-    sockets = [_listen(host, port) for port in dict.fromkeys((settings.port, settings.port_health or settings.port))]
+    sockets = [listen(host, port) for port in dict.fromkeys((settings.port, settings.port_health or settings.port))]
     import uvicorn
 
     from imagegen.server.main import create_app
@@ -97,10 +97,18 @@ def serve_http(settings: Settings, host: str = "0.0.0.0") -> NoReturn:
     os._exit(status)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, setting: str = "PORT or --port") -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        setting: what the user changes to get another port.
+
+    Raises:
+        ConfigurationError: the port is in use, or there is no such host.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened at ({error.strerror})"
-        raise ConfigurationError(f"port {port} of {host} {why}; choose another with PORT or --port") from None
+        raise ConfigurationError(f"port {port} of {host} {why}; choose another with {setting}") from None
