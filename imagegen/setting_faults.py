@@ -40,6 +40,8 @@ def read(schema: type[S]) -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
+        if first["type"] == "value_error":  # a validator's own words
+            raise ConfigurationError(f"{name}: {first['ctx']['error']}") from None
         raise ConfigurationError(f"{name}: {_fault(fields[name], first['input'])}") from None
     except (UnicodeError, OSError) as error:
         raise ConfigurationError(f"{env_file}: cannot be read as UTF-8 text ({type(error).__name__})") from None

@@ -24,7 +24,7 @@ from imagegen.setting_faults import allowed, choices
 from imagegen.settings import sections
 
 EXAMPLE_HEAD = """\
-# Copy to .env and set what you need. An empty value means the default.
+# Copy to .env and set what you need.
 # Written from imagegen/settings.py by `make reference`: change it there.
 """
 SETTINGS_HEAD = """\
@@ -46,7 +46,7 @@ def env_example() -> str:
         for name, field in fields.items():
             described = " ".join(filter(None, [field.description, _sentence("Allowed", allowed(field)), _also(field)]))
             lines.append("".join(f"# {line}\n" for line in textwrap.wrap(described, 118, break_on_hyphens=False)))
-            lines.append(f"{name}={default(field)}\n")
+            lines.append(f"{name}={default(field)}\n" if default(field) else f"# {name}=\n")
     return "".join(lines)
 
 

@@ -104,8 +104,8 @@ class EditRequest(_Request):
     )
 
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
-        description="1 to 4 references, each base64, a data: URI or an http(s) URL of a PNG, JPEG or WebP. `image` "
-        "(one string) works too."
+        description="1 to 4 references, each base64, a data: URI or an http(s) URL of a PNG, JPEG, WebP or AVIF. "
+        "`image` (one string) works too."
     )
 
     @model_validator(mode="before")
@@ -174,13 +174,18 @@ class MemoryState(BaseModel):
     plan: str = Field(description="The same in words, and why.")
 
 
-class HealthResponse(BaseModel):
-    """The state of the worker; it can take a job while idle, ready or busy."""
+class PublicHealth(BaseModel):
+    """The status of the worker, for those without a key; it can take a job while idle, ready or busy."""
 
     status: Literal["starting", "idle", "loading", "ready", "busy", "draining", "failed"] = Field(
         description="idle: nothing is loaded, and the first job will load the model."
     )
     stage: str | None = Field(None, description="What loading is at.", examples=["loading the weights"])
+
+
+class HealthResponse(PublicHealth):
+    """The state of the worker."""
+
     model: str = Field(examples=["klein-9b"])
     device: str | None = Field(None, description="Where the model is, once it is loaded.", examples=["cuda"])
     gpu_memory: int | None = Field(None, description="Bytes of the card that the model and its work hold.")

@@ -17,11 +17,14 @@ from tests.conftest import scene, settings
 from tests.server.conftest import running
 
 PROMPT = "a red circle on a blue background"
+KEY = "a-key-of-the-test"
 
 
 @pytest.fixture(scope="module")
-def url(service):
-    with running(create_app(settings(api_key="a-key"), service)) as address:
+def url():
+    app = create_app(settings(api_key=KEY))
+    with running(app) as address:
+        app.state.service.start().result()
         yield address
 
 
@@ -44,7 +47,7 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def at_server(command, url):
-    return lambda *arguments: command(*arguments, "--url", url, "--api-key", "a-key")
+    return lambda *arguments: command(*arguments, "--url", url, "--api-key", KEY)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_edit_takes_files(at_server, tmp_path, count):
 
 def test_the_key_comes_from_the_environment_too(command, url, monkeypatch):
     assert command("generate", PROMPT, "--url", url)[2].startswith("error: unauthorized: ")
-    monkeypatch.setenv("IMAGEGEN_API_KEY", "a-key")
+    monkeypatch.setenv("IMAGEGEN_API_KEY", KEY)
     assert command("generate", PROMPT, "--url", url, "--seed", "1")[0] == 0
 
 

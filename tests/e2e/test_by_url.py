@@ -159,7 +159,7 @@ def test_openais_and_native_http_answer_with_urls(bucket, tmp_path):
         assert stream.json()["error"]["param"] == "response_format"
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a worker of its own, and 30 MB of images
 def test_thirty_megabytes_arrive_by_url(bucket, tmp_path):
     from tests.support.faulty_gpu import NOISE
 

@@ -232,7 +232,7 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
     return Step(loss, error.mean().item(), missed.item(), known.item(), blurred.item())
 
 
-def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) -> None:
+def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) -> None:  # noqa: C901 - one loop
     """Trains from the pool in `work`, going on from `transformer.pt` if there is one; writes the averaged weights.
 
     A round takes a few batches from noise to picture as the pipeline does, and learns at every noise level from where
