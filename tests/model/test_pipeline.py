@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_although_they_should_say_what_it_may_be(config,
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("imagegen.model.assembly._read", fail)
+    monkeypatch.setattr("imagegen.model.assembly.read_tensor", fail)
     with pytest.raises(ConfigurationError, match="another process may hold some of it"):
         FluxPipeline(config).load()
 
