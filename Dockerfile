@@ -71,13 +71,12 @@ RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,
     --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh --files 1
 RUN --mount=type=bind,from=baker,source=/baker,target=/baker --mount=type=cache,target=/work,sharing=locked \
     --mount=type=secret,id=hf_token sh /baker/imagegen/builder/layer.sh
-# 4. The embedded miniature, and what the worker serves where nobody says otherwise.
+# 4. What the worker serves where nobody says otherwise.
 WORKDIR /app
-COPY models /app/models
 RUN if [ "$MODEL" = none ]; then serves=klein-9b; else serves=$MODEL; fi; \
     echo "IMAGEGEN_MODEL=$serves" > /app/.env
 
-# 5. Code. HOME: with a disk that is read-only but for /tmp, whatever is cached goes there; any user may run it. NVIDIA's
+# 5. Code, and micro's weights. HOME: with a disk that is read-only but for /tmp, whatever is cached goes there; any user may run it. NVIDIA's
 # runtime gives its cards to images that ask for them, where nobody says `--gpus`.
 ENV HF_HOME=/opt/huggingface HOME=/tmp USER=imagegen PYTHONUNBUFFERED=1 PYTHONPATH=/app IMAGEGEN_OUTPUT_DIR=/tmp/outputs \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
@@ -85,7 +84,7 @@ COPY --from=code /app /app
 USER 10001
 EXPOSE 7000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=10s --start-period=30m CMD ["python", "-m", "imagegen.cli.healthcheck"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30m CMD ["python", "-m", "imagegen", "health"]
 # No ENTRYPOINT, so that any other command is one: `docker run image-gen python handler.py --test_input`.
 CMD ["python", "-m", "imagegen"]
 

@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 # micro is drawn with its own weights, whatever .env says.
-MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=models/micro)
+MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=imagegen/micro)
 PINS := constraints.txt pyproject.toml
 AUDIT := $(VENV)/audit
 LINT := $(VENV)/lint
@@ -22,12 +22,15 @@ COMPILE := PIP_CONSTRAINT= $(LINT)/bin/uv pip compile -q --no-config --generate-
 IMAGE_BUILDER ?=
 IMAGE ?= image-gen:latest
 IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . -t $(IMAGE))
+# Each of the processes loads torch and micro (1.5 GiB) and gets one thread: several on each core would wait for each other.
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope
 VAST := $(VENV)/vast
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check lint lock image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
+.PHONY: help run test slow coverage check hooks lint lock reference image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -36,16 +39,22 @@ run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=kle
 	$(MODEL_ENV) $(BIN)/python handler.py --test_input
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
+
+coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches; fails under the floor
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 check: $(VENV)/.dev lint ## ruff, mypy and import-linter; hadolint and actionlint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hooks: $(VENV)/.dev $(LINT)/.done ## ruff at each commit, `make check` at each push
+	$(LINT)/bin/pre-commit install
 
 lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
@@ -55,6 +64,9 @@ lock: $(LINT)/.done ## locks/: what the image installs, with hashes, from pyproj
 	echo torch | $(COMPILE) - -o locks/torch.txt
 	$(COMPILE) pyproject.toml --extra c2pa -o locks/worker.txt \
 	  $$(sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' locks/torch.txt)
+
+reference: $(VENV)/.run ## write .env.example and the reference pages of docs/ from the code
+	$(BIN)/python -m scripts.reference
 
 image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=HUGGING_FACE_TOKEN"), klein-4b, micro or none
 	$(IMAGE_BUILD) --build-arg MODEL=$(MODEL) $(IMAGE_ARGS)

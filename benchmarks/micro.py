@@ -1,7 +1,7 @@
 """Measures the miniature model on combinations that its training never showed, through the real FluxPipeline.
 
 python -m benchmarks.micro            prints the table, writes outputs/micro-eval.png
-python -m benchmarks.micro --card     also writes the table into models/micro/README.md, and docs/micro.png
+python -m benchmarks.micro --card     also writes the table into imagegen/micro/README.md, and docs/micro.png
 
 What is asked comes from the generator of the training's samples, held to those whose answer shows a combination of
 shape, colour and background that no training picture showed; references have hard edges or JPEG noise as often as in

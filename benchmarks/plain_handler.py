@@ -8,7 +8,7 @@ import runpod
 import torch
 from diffusers import Flux2KleinPipeline
 
-pipe = Flux2KleinPipeline.from_pretrained(os.environ.get("MODEL", "models/micro"), dtype=torch.float32)
+pipe = Flux2KleinPipeline.from_pretrained(os.environ.get("MODEL", "imagegen/micro"), dtype=torch.float32)
 
 
 def handler(job):

@@ -106,8 +106,8 @@ def warm_pairs(count: int, size: int, folder: str) -> list[tuple[float, float]]:
     import torch
     from diffusers import Flux2KleinPipeline
 
-    import handler
     from imagegen.models import MICRO_PATH
+    from imagegen.runpod import handler
 
     bare = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
     bare.set_progress_bar_config(disable=True)

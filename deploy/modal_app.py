@@ -32,8 +32,6 @@ image = (
     .env({"IMAGEGEN_MODEL": MODEL, "HF_HOME": f"{_CACHE}/huggingface", "IMAGEGEN_LOG_FORMAT": "json"})
     # Whole folders: add_local_python_source would leave the page out.
     .add_local_dir(_ROOT / "imagegen", "/root/imagegen", ignore=["**/__pycache__"])
-    .add_local_dir(_ROOT / "models", "/root/models")
-    .add_local_file(_ROOT / "handler.py", "/root/handler.py")
 )
 weights = modal.Volume.from_name("image-gen-weights", create_if_missing=True)
 app = modal.App(
@@ -81,8 +79,8 @@ class ImageGen:
     @modal.enter(snap=False)
     def load(self) -> None:
         """Loads the model: a container that takes jobs can draw."""
-        import handler
         from imagegen import logs
+        from imagegen.runpod import handler
         from imagegen.server.main import create_app
         from imagegen.settings import get_settings
 

@@ -3,16 +3,15 @@
     pip install 'ray[serve]'
     IMAGEGEN_MODEL=klein-9b serve run deploy.ray_serve:app min_replicas=1 max_replicas=4
 
-The ingress is the HTTP door with all its routes, keys and limits; only the road behind it goes on in a replica, which
-holds a model and a GPU. A job's seed is drawn before its first try: where a replica dies, another makes the same
-picture, and the caller does not notice. Docs: docs/ray.md.
+The ingress is the HTTP server with all its routes, keys and limits; jobs run in replicas, each of which holds a model
+and a GPU. A job's seed is chosen before its first try: where a replica dies, another makes the same image, and the
+caller does not notice. Docs: docs/ray.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -28,13 +27,13 @@ from ray.serve.handle import DeploymentHandle
 
 from imagegen import logs
 from imagegen.contract import requests
-from imagegen.contract.events import Event
+from imagegen.contract.events import Event, Queued
 from imagegen.contract.schemas import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
-from imagegen.engine.gpu_executor import Job
+from imagegen.engine.job import Job
+from imagegen.engine.model_host import ModelHost
 from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError
-from imagegen.models import get_model
 from imagegen.server import streams
 from imagegen.server.main import create_app
 from imagegen.settings import Settings, get_settings
@@ -57,7 +56,7 @@ class Args(BaseModel):
 
 
 class Replica:
-    """A model on a GPU, and the road to it."""
+    """A model on a GPU, and its service."""
 
     def __init__(self) -> None:
         settings = get_settings()
@@ -71,7 +70,7 @@ class Replica:
     async def run(
         self, request: requests.Request, job_id: str, seed: int, previews: int
     ) -> AsyncIterator[Event | GenerateResponse | ImageGenError]:
-        """A job's events, and at the end its answer or its error. A dead card ends the process, answer and all."""
+        """A job's events, and at the end its answer or its error. A dead GPU ends the process without an answer."""
 
         async def work() -> GenerateResponse:
             with logs.request(job_id):
@@ -92,56 +91,65 @@ class Replica:
         yield answer
 
 
-class Fleet(Service):
-    """The road as the ingress has it: admission, deadline, cancellation and figures here, the rest in a replica."""
+class ReplicaRunner:
+    """Runs the jobs of the ingress in its replicas. Admission, deadline, cancellation and metrics stay at the ingress.
+
+    Raises:
+        ConfigurationError: no model is named: the ingress's node may have no GPU, and would choose another model than
+            the replicas.
+    """
+
+    #: Known in each replica.
+    mean_prepare_seconds = 0.0
 
     def __init__(self, settings: Settings, replicas: DeploymentHandle) -> None:
-        super().__init__(settings)
-        if self.spec is None:
-            # Its node may have no card, and would choose another model than the replicas.
+        if settings.model is None:
             raise ConfigurationError("IMAGEGEN_MODEL: must be set for the ingress and the replicas, and to the same")
         self._replicas = replicas
 
-    def _load(self) -> Any:
-        self._note_stage("waiting for the first replica")
+    def load(self, host: ModelHost) -> RemoteModel:
+        """Waits for the first replica."""
+        host.note_stage("waiting for the first replica")
         self._replicas.ready.remote().result()
-        return _Remote()
+        return RemoteModel()
 
-    async def _run(self, job: Job, default_seed: int | None) -> GenerateResponse:
-        request, begun = job.request, time.monotonic()
-        logs.note(mode=request.mode, images=request.num_images)
-        requests.check(request, get_model(self.settings.model or ""), self.settings)
-        seed = secrets.randbelow(2**32) if default_seed is None else default_seed
+    async def run(self, job: Job) -> GenerateResponse:
+        """Runs a job in a replica; in another one where the replica ends."""
         for tries in range(1, _TRIES + 1):
             logs.note(tries=tries)
-            answer = self._replicas.options(stream=True).run.remote(request, job.id, seed, job.previews)
+            replica = self._replicas.options(stream=True)
+            items = replica.run.remote(job.request, job.id, job.default_seed, job.previews)
             try:
-                async for item in answer:
+                async for item in items:
                     if isinstance(item, ImageGenError):
                         raise item
                     if isinstance(item, GenerateResponse):
                         # What the replica does not know of: the wait here, and the way.
-                        away = round(time.monotonic() - begun - item.timings.total, 4)
+                        away = round(time.monotonic() - job.begun - item.timings.total, 4)
                         item.timings.queue, item.timings.total = item.timings.queue + away, item.timings.total + away
                         job.timings = item.timings
                         return item
-                    job.notify(item)
+                    if not isinstance(item, Queued):  # the ingress has said so
+                        job.notify(item)
             except (RayActorError, ActorUnavailableError, ReplicaUnavailableError):
                 continue
             finally:
-                answer.cancel()
-        raise GpuFailed(f"{_TRIES} replicas ended while they made this picture")
+                items.cancel()
+        raise GpuFailed(f"{_TRIES} replicas ended while they ran this job")
+
+    def close(self) -> None:
+        """Serve ends the replicas."""
 
 
-class _Remote:
-    """What the road asks of a loaded model, where that is elsewhere."""
+class RemoteModel:
+    """A model in the replicas, each of which has its own device, plan and times, and says so in its log."""
 
     device = "ray"
-    #: Each replica has its own, and says so in its log.
-    times, config = None, SimpleNamespace(plan=None)
+    times = None
+    config = SimpleNamespace(plan=None)
 
     def gpu_memory(self) -> None:
-        """Each replica has its own."""
+        """Known in each replica."""
 
     def unload(self) -> None:
         """A replica unloads with its process."""
@@ -150,7 +158,7 @@ class _Remote:
 @serve.deployment(max_ongoing_requests=10_000)  # IMAGEGEN_MAX_QUEUE is the bound
 @serve.ingress()
 class Ingress:
-    """The HTTP door."""
+    """The HTTP server."""
 
     def __init__(self, replicas: DeploymentHandle) -> None:
         self._replicas = replicas
@@ -159,7 +167,7 @@ class Ingress:
         """For Serve: the same application as `imagegen.server.main:app`."""
         settings = get_settings()
         logs.configure(settings)
-        return create_app(settings, Fleet(settings, self._replicas))
+        return create_app(settings, Service(settings, runner=ReplicaRunner(settings, self._replicas)))
 
 
 def app(args: Args) -> Application:

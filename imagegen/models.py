@@ -8,8 +8,8 @@ from pathlib import Path
 
 from imagegen.errors import ConfigurationError
 
-#: The model that is part of the repository.
-MICRO_PATH = Path(__file__).resolve().parent.parent / "models" / "micro"
+#: The model that is part of the package.
+MICRO_PATH = Path(__file__).resolve().parent / "micro"
 #: Width and height in pixels.
 Size = tuple[int, int]
 #: A side is a multiple of this: 8 pixels a latent, 2x2 latents a token.

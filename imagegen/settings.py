@@ -1,6 +1,7 @@
-"""Every environment variable that the project reads, in one class: read once, typed, frozen.
+"""Every environment variable that the project reads: read once, typed, frozen.
 
-`.env.example` and the README's table list the same variables; a test holds the three together.
+Each base class of `Settings` is a section of `.env.example` and of docs/settings.md, which `make reference` writes from
+this file; a test compares them. To add a setting, add a field here and run `make reference`.
 """
 
 from __future__ import annotations
@@ -10,141 +11,134 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imagegen.errors import ConfigurationError
+from imagegen.models import MODELS
 
 
-class Settings(BaseSettings):
-    """The worker's settings. An empty variable counts as unset."""
-
-    model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, case_sensitive=True, populate_by_name=True
-    )
+class ModelSettings(BaseSettings):
+    """The model"""
 
     hugging_face_token: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("HUGGING_FACE_TOKEN", "HF_TOKEN"),
-        description="Token for downloading gated weights (HF_TOKEN works too). Not needed where they are baked in.",
+        description="Hugging Face token for downloading gated weights. Not needed if the weights are on the machine.",
     )
     preload_models: bool = Field(
         True,
         validation_alias="PRELOAD_MODELS",
-        description="Load the model at cold start; false: with the first job.",
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", validation_alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR."
-    )
-    log_format: Literal["auto", "json", "plain"] = Field(
-        "auto",
-        validation_alias="IMAGEGEN_LOG_FORMAT",
-        description="auto: JSON on RunPod, plain text elsewhere.",
-    )
-    log_prompts: bool = Field(
-        False,
-        validation_alias="IMAGEGEN_LOG_PROMPTS",
-        description="Write each job's prompt into its line of the log.",
+        description="Load the model when the process starts. false: load it with the first job.",
     )
     hf_home: Path = Field(
         Path("~/.cache/huggingface"),
         validation_alias="HF_HOME",
-        description="The Hugging Face cache; the image bakes the weights into it.",
+        description="The Hugging Face cache, where weights are looked for and downloaded to.",
     )
     model: str | None = Field(
         None,
         validation_alias="IMAGEGEN_MODEL",
-        description="The model to serve. Unset: klein-9b where there is a CUDA card, else micro.",
+        description=f"The model to serve: {', '.join(MODELS)}. Unset: klein-9b with a CUDA GPU, else micro.",
     )
     model_path: Path | None = Field(
         None,
         validation_alias="IMAGEGEN_MODEL_PATH",
-        description="A diffusers folder with the model's weights; looked at before any cache.",
+        description="A model directory in diffusers' layout. It is used before any cache.",
     )
     device: str | None = Field(
         None,
         validation_alias="IMAGEGEN_DEVICE",
-        description="A torch device. Unset: cuda where there is one, else cpu.",
+        description="The torch device. Unset: cuda where there is one, else cpu.",
     )
     precision: Literal["auto", "bf16", "fp8", "int8", "nf4"] = Field(
         "auto",
         validation_alias="IMAGEGEN_PRECISION",
-        description="The transformer's; the text encoder has it or a better one. auto: the most exact that fits.",
+        description="Precision of the transformer; the text encoder gets the same or a higher one. auto: the highest "
+        "that fits the GPU's memory.",
     )
     offload: Literal["auto", "none", "embeddings", "text_encoder", "model", "group"] = Field(
         "auto",
         validation_alias="IMAGEGEN_OFFLOAD",
-        description="What waits on the CPU: none; the embeddings; the text_encoder; each part of the model until its "
-        "turn (model); each layer (group). auto: as little as the card allows.",
+        description="Which weights stay in main memory until the GPU needs them: none, the embedding table, the text "
+        "encoder, each part of the model (model), each layer (group). auto: as few as the GPU's memory allows.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         validation_alias="IMAGEGEN_COMPILE",
-        description="Compile the transformer's blocks. auto: on a CUDA card.",
+        description="Compile the transformer's blocks with torch.compile. auto: on a CUDA GPU.",
     )
     compile_cache: Path | None = Field(
         None,
         validation_alias="IMAGEGEN_COMPILE_CACHE",
-        description="A folder for compiled code: read at start, and filled by a warm-up where it has none of use.",
+        description="A directory for compiled code: read at start, and written after a warm-up that had to compile. "
+        "It holds code that is executed: trust it like the image. Unset: each start compiles.",
     )
     warm_up: Literal["auto", "on", "off"] = Field(
         "auto",
         validation_alias="IMAGEGEN_WARM_UP",
-        description="Draw pictures of the usual sizes before the first job. auto: on a CUDA card.",
+        description="Generate images of the usual sizes before the first job. auto: on a CUDA GPU.",
     )
     attention: Literal["auto", "native", "cudnn", "flash", "flash3", "sage"] = Field(
         "auto",
         validation_alias="IMAGEGEN_ATTENTION",
-        description="Kernel for attention: native (torch's), cudnn, flash, flash3, sage. auto: by the card.",
+        description="The attention kernel. native is torch's own; sage computes in 8 bits and changes the images. "
+        "auto: chosen for the GPU.",
     )
     decoder: str | None = Field(
         None,
         validation_alias="IMAGEGEN_DECODER",
-        description="small: FLUX.2-small-decoder, 1.4 times as fast; or a folder with a VAE. Unset: the model's own.",
+        description="small: FLUX.2-small-decoder, about 1.4 times as fast; or a directory with a diffusers VAE. "
+        "Unset: the model's own decoder.",
     )
     prompt_cache_mb: float = Field(
         512.0,
         ge=0,
-        allow_inf_nan=False,
         validation_alias="IMAGEGEN_PROMPT_CACHE_MB",
-        description="Main memory for the embeddings of the last prompts, in megabytes; 12.6 a prompt of klein-9b.",
+        description="Main memory, in megabytes, for the embeddings of recent prompts. One prompt of klein-9b takes "
+        "12.6 MB. 0: none are kept.",
     )
+
+
+class LimitSettings(BaseSettings):
+    """Limits"""
+
     timeout: float = Field(
         600.0,
         ge=1,
         le=3600,
         validation_alias="IMAGEGEN_REQUEST_TIMEOUT",
-        description="Seconds that a job may take, waiting included, where it names no `timeout` of its own.",
+        description="Seconds that a job may take, waiting included, if the job has no `timeout` of its own.",
     )
     max_reference_mb: float = Field(
         20.0,
         gt=0,
-        allow_inf_nan=False,
         validation_alias="IMAGEGEN_MAX_REFERENCE_MB",
-        description="Largest reference picture, in megabytes.",
+        description="Largest reference image, in megabytes.",
     )
     fetch_urls: bool = Field(
         True,
         validation_alias="IMAGEGEN_FETCH_URLS",
-        description="Whether references may be http(s) URLs, which are fetched.",
+        description="Whether a reference image may be an http(s) URL, which the worker downloads.",
     )
     url_hosts: str = Field(
         "",
         validation_alias="IMAGEGEN_URL_HOSTS",
-        description="The only hosts to fetch references from, separated by commas (*.example.com: all under it). "
-        "Unset: any that is public.",
+        description="The only hosts to download reference images from, separated by commas. *.example.com: every "
+        "subdomain; example.com:8443: one port. Unset: any public host.",
     )
     url_timeout: float = Field(
         20.0,
         gt=0,
         le=600,
         validation_alias="IMAGEGEN_URL_TIMEOUT",
-        description="Seconds for fetching a reference, redirects and all.",
+        description="Seconds for downloading one reference image, redirects included.",
     )
     private_hosts: str = Field(
         "",
         validation_alias="IMAGEGEN_PRIVATE_HOSTS",
-        description="Hosts without a public address that a job's URLs may lead to nonetheless, such as "
-        "minio.internal:9000, separated by commas.",
+        description="Hosts without a public address that a job's URLs may still lead to, separated by commas, such as "
+        "minio.internal:9000. Unset: none.",
     )
     max_prompt: int = Field(
         4000, ge=1, le=4000, validation_alias="IMAGEGEN_MAX_PROMPT", description="Longest prompt, in characters."
@@ -154,18 +148,35 @@ class Settings(BaseSettings):
         ge=1,
         le=4,
         validation_alias="IMAGEGEN_MAX_REFERENCES",
-        description="Most references of an edit; the card must have room for them.",
+        description="Most reference images of one edit. The GPU must have memory for that many.",
     )
     max_images: int = Field(
-        8, ge=1, le=8, validation_alias="IMAGEGEN_MAX_IMAGES", description="Most pictures that one job may ask for."
+        8, ge=1, le=8, validation_alias="IMAGEGEN_MAX_IMAGES", description="Most images that one job may ask for."
     )
-    max_result_mb: float = Field(
-        20.0,
+    max_queue: int = Field(
+        16,
+        ge=0,
+        le=10000,
+        validation_alias="IMAGEGEN_MAX_QUEUE",
+        description="Jobs that may wait. Over HTTP, more get a 429; from RunPod's queue, no more are taken.",
+    )
+    max_body_mb: float = Field(
+        110.0,
         gt=0,
-        allow_inf_nan=False,
-        validation_alias="IMAGEGEN_MAX_RESULT_MB",
-        description="Largest answer of the RunPod worker, in megabytes as sent; a job of /run may send at most 10.",
+        validation_alias="IMAGEGEN_MAX_BODY_MB",
+        description="Largest body of an HTTP request, and largest input of a RunPod job, in megabytes.",
     )
+    stall_timeout: float = Field(
+        300.0,
+        gt=0,
+        validation_alias="IMAGEGEN_STALL_TIMEOUT",
+        description="Seconds without a denoising step after which the GPU counts as failed and the process ends.",
+    )
+
+
+class ServerSettings(BaseSettings):
+    """The HTTP server"""
+
     serve: Literal["auto", "queue", "http"] = Field(
         "auto",
         validation_alias="IMAGEGEN_SERVE",
@@ -177,46 +188,64 @@ class Settings(BaseSettings):
         ge=1,
         le=65535,
         validation_alias="PORT_HEALTH",
-        description="A second port of the HTTP server, for the /ping of RunPod's load balancer. Unset: none.",
+        description="A second port of the HTTP server, for /ping of RunPod's load balancer. Unset: none.",
     )
     api_key: SecretStr | None = Field(
         None,
         validation_alias="IMAGEGEN_API_KEY",
-        description="Key that every HTTP request must bring, but those of /, /health and /ping. Unset: none.",
-    )
-    max_queue: int = Field(
-        16,
-        ge=0,
-        le=10000,
-        validation_alias="IMAGEGEN_MAX_QUEUE",
-        description="Jobs that may wait. Over HTTP more are answered 429; from RunPod's queue no more are taken.",
-    )
-    max_body_mb: float = Field(
-        110.0,
-        gt=0,
-        allow_inf_nan=False,
-        validation_alias="IMAGEGEN_MAX_BODY_MB",
-        description="Largest body of an HTTP request, and largest input of a RunPod job, in megabytes.",
-    )
-    c2pa_certificate: str | None = Field(
-        None,
-        validation_alias="IMAGEGEN_C2PA_CERTIFICATE",
-        description="The chain of certificates to sign pictures with, the signer's first: PEM, or its file.",
-    )
-    c2pa_key: SecretStr | None = Field(
-        None,
-        validation_alias="IMAGEGEN_C2PA_KEY",
-        description="The private key of it: PEM without a password, or its file.",
+        description="Key that every HTTP request must send, except to /, /health and /ping. Unset: no key is needed.",
     )
     cors_origins: str = Field(
         "",
         validation_alias="IMAGEGEN_CORS_ORIGINS",
-        description="Origins whose pages may call the HTTP server, separated by commas. Unset: none but its own.",
+        description="Origins whose web pages may call the HTTP server, separated by commas. Unset: only its own.",
+    )
+
+
+class RunPodSettings(BaseSettings):
+    """RunPod"""
+
+    queue_url: SecretStr | None = Field(
+        None,
+        validation_alias="RUNPOD_WEBHOOK_GET_JOB",
+        description="Set by RunPod: the address of its queue. Without it `python handler.py` runs test_input.json.",
+    )
+    runpod_id: str | None = Field(
+        None,
+        validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID", "RUNPOD_POD_ID"),
+        description="Set by RunPod. With it, logs are JSON.",
+    )
+    max_result_mb: float = Field(
+        20.0,
+        gt=0,
+        validation_alias="IMAGEGEN_MAX_RESULT_MB",
+        description="Largest answer to RunPod, in megabytes as sent. A job of /run may send at most 10.",
+    )
+    progress: bool = Field(
+        True,
+        validation_alias="IMAGEGEN_PROGRESS",
+        description="Report a running job's progress to RunPod, once a second.",
+    )
+    stream: bool = Field(
+        False,
+        validation_alias="IMAGEGEN_STREAM",
+        description="Stream steps and previews of RunPod jobs (/stream). Their output is then the list of events.",
+    )
+
+
+class OutputSettings(BaseSettings):
+    """Images: where they go, and their signature"""
+
+    output_dir: Path = Field(
+        Path("outputs"),
+        validation_alias="IMAGEGEN_OUTPUT_DIR",
+        description="Where `python handler.py --test_input` writes its images.",
     )
     bucket_endpoint_url: str | None = Field(
         None,
         validation_alias="BUCKET_ENDPOINT_URL",
-        description="URL of an S3 object store, for `delivery: url`. It may hold the bucket, in its host or path.",
+        description="URL of an S3 object store, for `delivery: url`. It may hold the bucket, in its host or its path: "
+        "https://my-bucket.s3.eu-central-1.amazonaws.com or https://ACCOUNT.r2.cloudflarestorage.com/my-bucket.",
     )
     bucket_access_key_id: SecretStr | None = Field(
         None, validation_alias="BUCKET_ACCESS_KEY_ID", description="Key id for the object store."
@@ -225,46 +254,55 @@ class Settings(BaseSettings):
         None, validation_alias="BUCKET_SECRET_ACCESS_KEY", description="Secret key for the object store."
     )
     bucket_name: str | None = Field(
-        None, validation_alias="BUCKET_NAME", description="The bucket, where BUCKET_ENDPOINT_URL does not hold it."
+        None, validation_alias="BUCKET_NAME", description="The bucket, if BUCKET_ENDPOINT_URL does not hold it."
     )
     url_expiry: int = Field(
         86400,
         ge=60,
         le=604800,
         validation_alias="IMAGEGEN_URL_EXPIRY",
-        description="Seconds that a picture's URL is good for, at most a week (the bound of AWS's signatures).",
+        description="Seconds that an image's URL is valid, at most a week (the limit of AWS's signatures).",
     )
-    queue_url: SecretStr | None = Field(
+    c2pa_certificate: str | None = Field(
         None,
-        validation_alias="RUNPOD_WEBHOOK_GET_JOB",
-        description="Set by RunPod: its queue. Without it `python handler.py` runs test_input.json.",
+        validation_alias="IMAGEGEN_C2PA_CERTIFICATE",
+        description="Certificate chain for signing images by C2PA, the signer's first: PEM, or a file with it. "
+        "Unset: images are not signed.",
     )
-    stall_timeout: float = Field(
-        300.0,
-        gt=0,
+    c2pa_key: SecretStr | None = Field(
+        None,
+        validation_alias="IMAGEGEN_C2PA_KEY",
+        description="The private key of that certificate: PEM without a password, or a file with it.",
+    )
+
+
+class LogSettings(BaseSettings):
+    """The log"""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias="LOG_LEVEL", description="The least severe level that is logged."
+    )
+    log_format: Literal["auto", "json", "plain"] = Field(
+        "auto",
+        validation_alias="IMAGEGEN_LOG_FORMAT",
+        description="Format of the log. auto: JSON on RunPod, plain text elsewhere.",
+    )
+    log_prompts: bool = Field(
+        False, validation_alias="IMAGEGEN_LOG_PROMPTS", description="Write each job's prompt into its log line."
+    )
+
+
+class Settings(ModelSettings, LimitSettings, ServerSettings, RunPodSettings, OutputSettings, LogSettings):
+    """The worker's settings. An empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        case_sensitive=True,
+        populate_by_name=True,
         allow_inf_nan=False,
-        validation_alias="IMAGEGEN_STALL_TIMEOUT",
-        description="Seconds without a step after which the card counts as dead, and the process ends.",
-    )
-    progress: bool = Field(
-        True,
-        validation_alias="IMAGEGEN_PROGRESS",
-        description="Tell RunPod how far a job is, once a second.",
-    )
-    stream: bool = Field(
-        False,
-        validation_alias="IMAGEGEN_STREAM",
-        description="RunPod's jobs stream steps and previews (/stream), and their output is the list of these events.",
-    )
-    runpod_id: str | None = Field(
-        None,
-        validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID", "RUNPOD_POD_ID"),
-        description="Set by RunPod (RUNPOD_POD_ID too): logs are JSON then.",
-    )
-    output_dir: Path = Field(
-        Path("outputs"),
-        validation_alias="IMAGEGEN_OUTPUT_DIR",
-        description="Where `python handler.py --test_input` writes its pictures.",
     )
 
     @property
@@ -278,7 +316,7 @@ def get_settings() -> Settings:
     """The settings of this process, read from the environment and `.env` at the first call.
 
     Raises:
-        ConfigurationError: a variable holds what it may not; the message names the variable.
+        ConfigurationError: a variable has a value that is not allowed; the message names the variable.
     """
     try:
         return Settings()
@@ -287,10 +325,20 @@ def get_settings() -> Settings:
         raise ConfigurationError(f"{first['loc'][0]}: {first['msg']}") from None
 
 
+def sections() -> dict[str, dict[str, FieldInfo]]:
+    """The fields by environment variable, of two spellings the first, in sections by title."""
+    return {
+        (section.__doc__ or ""): {_variables(field)[0]: field for field in section.model_fields.values()}
+        for section in Settings.__bases__
+        if issubclass(section, BaseSettings)
+    }
+
+
 def variable_names() -> list[str]:
     """The environment variables that `Settings` reads, in order; of two spellings the first."""
-    names = []
-    for field in Settings.model_fields.values():
-        alias = field.validation_alias
-        names.append(str(alias.choices[0]) if isinstance(alias, AliasChoices) else str(alias))
-    return names
+    return [name for fields in sections().values() for name in fields]
+
+
+def _variables(field: FieldInfo) -> list[str]:
+    alias = field.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]

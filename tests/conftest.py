@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import os
 import time
 
@@ -79,6 +80,11 @@ def service():
 
 
 @pytest.fixture(autouse=True)
-def _fresh_settings():
+def _process_as_it_was():
+    """What a test leaves in the process ends with it: the settings, and handlers whose stream pytest closes."""
+    handlers = logging.root.handlers.copy()
     yield
     get_settings.cache_clear()
+    for handler in logging.root.handlers.copy():
+        if handler not in handlers:
+            logging.root.removeHandler(handler)

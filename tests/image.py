@@ -108,7 +108,7 @@ def ask(path, body=None):
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 begun = time.monotonic()
-early = subprocess.run([sys.executable, "-m", "imagegen.cli.healthcheck"], stdout=subprocess.DEVNULL).returncode
+early = subprocess.run([sys.executable, "-m", "imagegen", "health"], stdout=subprocess.DEVNULL).returncode
 server = subprocess.Popen([sys.executable, "-m", "imagegen"])
 health = {}
 while health.get("status") != "ready" and time.monotonic() - begun < 200:
@@ -119,7 +119,7 @@ while health.get("status") != "ready" and time.monotonic() - begun < 200:
         pass
 answer = ask("/generate", json.dumps({"prompt": "a red circle on a blue background", "seed": 42}).encode())
 seconds = time.monotonic() - begun
-healthy = subprocess.run([sys.executable, "-m", "imagegen.cli.healthcheck"], stdout=subprocess.DEVNULL).returncode
+healthy = subprocess.run([sys.executable, "-m", "imagegen", "health"], stdout=subprocess.DEVNULL).returncode
 server.send_signal(signal.SIGTERM)
 print(json.dumps({"uid": os.getuid(), "health": health, "images": answer["images"], "healthcheck": [early, healthy],
                   "status": server.wait(60), "seconds": seconds}))

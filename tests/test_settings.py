@@ -1,22 +1,9 @@
-import re
-from pathlib import Path
-
 import pytest
 
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings, get_settings, variable_names
 from tests.conftest import settings
-
-ROOT = Path(__file__).parent.parent
-
-
-def test_the_example_the_readme_and_the_settings_list_the_same_variables():
-    names = variable_names()
-    example = re.findall(r"^([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    section = (ROOT / "README.md").read_text().split("## Environment variables")[1].split("\n## ")[0]
-    table = re.findall(r"^\| `([A-Z0-9_]+)` ", section, re.MULTILINE)
-    assert sorted(example) == sorted(names)
-    assert sorted(table) == sorted(names)
+from tests.support import ROOT
 
 
 def test_the_example_read_as_it_is_gives_the_defaults(monkeypatch):

@@ -21,8 +21,8 @@ from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.weights.sources import download_weights, find_weights
 from tests.conftest import settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 #: What hostile code does here: it leaves a file.
 CODE = "from pathlib import Path\nPath({!r}).touch()\n"
 

@@ -146,41 +146,55 @@ def _token(path: Path | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("model", help="a model of the registry; micro and none need no baking")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp8", help="of the transformer")
+    parser.add_argument("--revision", help="a commit of the model's repository; default: its main branch, recorded")
+    parser.add_argument("--into", type=Path, metavar="DIR", help="default: HF_HOME")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="for files on their way; default: beside the result")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="default: HUGGING_FACE_TOKEN")
+    parser.add_argument("--files", type=int, metavar="N", help="end after N weight files; the next run goes on")
+    parser.add_argument(
+        "--optional", action="store_true", help="bake nothing where the model wants a token and there is none"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status.
+
+    Raises:
+        ConfigurationError: a setting or the model's name is wrong; BakeError: nothing usable was baked.
+    """
+    token = _token(args.token_file)
+    into = args.into or get_settings().hf_home.expanduser()
+    spec = get_model("micro" if args.model == "none" else args.model)
+    if spec.repository is None:
+        say(f"{args.model}: nothing is baked")
+        return 0
+    if args.optional and spec.gated and token is None:
+        say(
+            f"NO WEIGHTS ARE BAKED: {spec.name} is gated and there is no secret hf_token. The worker will download "
+            "them at each start with its own HUGGING_FACE_TOKEN."
+        )
+        return 0
+    bake(spec, args.precision, into, args.work or into / "bake", token, args.revision, args.files)
+    return 0
+
+
 def main() -> int:
-    """The command line; returns the exit status."""
+    """The command line of the image's build, which has this package's few files alone; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m imagegen.builder.bake",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="a model of the registry; micro and none need no baking")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp8", help="of the transformer")
-    parser.add_argument("--revision", help="a commit of the model's repository; default: its main branch, recorded")
-    parser.add_argument("--into", type=Path, help="default: HF_HOME")
-    parser.add_argument("--work", type=Path, help="for files on their way; default: beside the result")
-    parser.add_argument("--token-file", type=Path, help="default: HUGGING_FACE_TOKEN")
-    parser.add_argument("--files", type=int, help="end after so many weight files; the next run goes on")
-    parser.add_argument(
-        "--optional", action="store_true", help="bake nothing where the model wants a token and there is none"
-    )
-    args = parser.parse_args()
+    add_arguments(parser)
     try:
-        token = _token(args.token_file)
-        into = args.into or get_settings().hf_home.expanduser()
-        spec = get_model("micro" if args.model == "none" else args.model)
-        if spec.repository is None:
-            return 0
-        if args.optional and spec.gated and token is None:
-            say(
-                f"NO WEIGHTS ARE BAKED: {spec.name} is gated and there is no secret hf_token. The worker will download "
-                "them at each start with its own HUGGING_FACE_TOKEN."
-            )
-            return 0
-        bake(spec, args.precision, into, args.work or into / "bake", token, args.revision, args.files)
+        return run(parser.parse_args())
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status if isinstance(error, BakeError) else 2
-    return 0
 
 
 if __name__ == "__main__":

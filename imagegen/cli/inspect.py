@@ -1,7 +1,13 @@
-"""What the record in an image says: `python -m imagegen.cli.inspect FILE...`."""
+"""Prints what the provenance record in each image says, as JSON: model, seed, steps, software, signature.
+
+    imagegen inspect FILE...
+
+The exit status is 1 where a file cannot be read or has no record.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
@@ -42,20 +48,21 @@ def read(data: bytes) -> dict[str, Any]:
     return found
 
 
-def main(paths: list[str]) -> int:
-    """The command line; returns the exit status."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a PNG, JPEG or WebP image")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
     status = 0
-    for path in paths or sys.exit("usage: python -m imagegen.cli.inspect FILE..."):
+    for path in args.files:
         try:
-            record = read(Path(path).read_bytes())
+            record = read(path.read_bytes())
         except (OSError, ValueError, SyntaxError) as error:
             print(f"error: {path}: cannot be read ({type(error).__name__})", file=sys.stderr)
             status = 1
             continue
-        print(json.dumps({"file": path, **record}, indent=2))
+        print(json.dumps({"file": str(path), **record}, indent=2))
         status = status if record else 1
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

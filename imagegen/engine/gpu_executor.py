@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 from PIL import Image
 
-from imagegen.contract.events import Drawn, Event, Step
-from imagegen.contract.requests import Request, ResolvedRequest
-from imagegen.contract.schemas import Timings
+from imagegen.contract.events import Drawn, Step
+from imagegen.contract.requests import ResolvedRequest
+from imagegen.engine.job import Job
 from imagegen.errors import GpuFailed, OutOfMemory
 from imagegen.memory import plan as memory_plan
 from imagegen.metrics import Metrics
 from imagegen.model.caches import References
 from imagegen.model.pipeline import FluxPipeline
-from imagegen.outputs.object_store import ObjectStore
 
 T = TypeVar("T")
 
@@ -35,24 +32,6 @@ _WATCH_SECONDS = 1.0
 
 class _Stop(BaseException):
     """Raised inside the denoising loop to leave it. Not an Exception: nothing on the way may swallow it."""
-
-
-@dataclass
-class Job:
-    """One job on its way. Any thread may call `notify`; whoever sets `stop` no longer waits for the job."""
-
-    id: str
-    request: Request
-    notify: Callable[[Event], None]
-    previews: int
-    max_answer: int | None = None
-    store: ObjectStore | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-    timings: Timings = field(default_factory=Timings)
-    references: list[Image.Image] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    #: Whether the cache had the prompt's embeddings; None before they are there.
-    prompt_cached: bool | None = None
 
 
 #: Called with the seed and the picture as each is done.

@@ -8,13 +8,15 @@ CPU's memory, and the text encoder's unneeded layers too.
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import diffusers
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
@@ -41,6 +43,7 @@ DTYPES = {
     "I64": torch.int64,
 }
 _EMBEDDING = "model.embed_tokens"
+_on_meta = threading.Lock()
 
 
 def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTimes) -> Any:
@@ -79,6 +82,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
         torch.cuda.synchronize(device)
         _empty_host_cache()  # the blocks that weights passed through
         torch.cuda.empty_cache()  # what they were quantised from
+    _check_filled(modules)
     passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
     share = read / (sum(reading + moving for reading, moving in seconds) or 1)
     times.read, times.to_card = passed * share, passed * (1 - share)
@@ -103,6 +107,26 @@ def empty_modules(path: Path) -> dict[str, Any]:
     }
 
 
+def _check_filled(modules: dict[str, Any]) -> None:
+    """Raises RuntimeError where a parameter or buffer still has no value: jobs would fail one by one."""
+    for part, module in modules.items():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.device.type == "meta":
+                raise RuntimeError(f"{part}: {name} was not loaded")
+
+
+@contextmanager
+def _building_on_meta() -> Iterator[None]:
+    """Modules that are made here have no memory, buffers included; those of other threads are as they were.
+
+    Not accelerate.init_empty_weights: it replaces a method of nn.Module for the whole process, and another load would
+    register its weights through it. One thread at a time, for the one global that torch.device keeps (the device that
+    torch.compile's guards compare).
+    """
+    with _on_meta, torch.device("meta"):
+        yield
+
+
 def missing(path: Path) -> str | None:
     """What a folder lacks of its model's weights, or has in another shape; None where nothing. Reads no weight."""
     try:
@@ -121,8 +145,10 @@ def _empty_text_encoder(path: Path) -> Any:
     config.num_hidden_layers = min(layers, weight_files.TEXT_ENCODER_LAYERS)
     config.layer_types = config.layer_types[: config.num_hidden_layers]
     config.quantization_config = None
-    with accelerate.init_empty_weights(include_buffers=False):
+    with _building_on_meta():
         encoder = Qwen3ForCausalLM(config)
+    # Its buffers are computed and in no file.
+    encoder.model.rotary_emb = type(encoder.model.rotary_emb)(config)
     encoder.lm_head = nn.Identity()
     if layers > weight_files.TEXT_ENCODER_LAYERS:
         encoder.model.norm = nn.Identity()
@@ -133,7 +159,7 @@ def _empty(kind: Any, folder: Path) -> Any:
     """A part of diffusers, on meta."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
-    with accelerate.init_empty_weights(include_buffers=False):
+    with _building_on_meta():
         return kind.from_config(config).eval()
 
 
@@ -166,8 +192,8 @@ class WeightLoader:
         if (precision == "fp8" or precision == "int8") and not self._quantized:  # as `in`, mypy would not see it
             self._recipe = quantization.recipe(part, precision)
         for child in module.modules():
-            for name, buffer in child.named_buffers(recurse=False):
-                child.register_buffer(name, buffer.to(home), name not in child._non_persistent_buffers_set)
+            for name in child._non_persistent_buffers_set:  # the others come from the files
+                child.register_buffer(name, child._buffers[name].to(home), persistent=False)
         weights_and_buffers = module.state_dict()
         self.names = list(weights_and_buffers)
         for name, parameter in weights_and_buffers.items():

@@ -1,6 +1,6 @@
 """The record in every picture of where it comes from: written into PNG, JPEG and WebP, and read back.
 
-`python -m imagegen.cli.inspect FILE...` prints it.
+`imagegen inspect FILE...` prints it.
 
 EXIF holds what draws the picture again (JSON in ImageDescription) and the software; XMP what IPTC asks of pictures that
 a model has made, which is what platforms look for. A C2PA manifest (`imagegen.outputs.signing`) says the same, signed.

@@ -166,7 +166,7 @@ class QueueLoop(rp_scale.JobScaler):
     async def _take_wanted(self, session: ClientSession, most: int) -> list[dict[str, Any]] | None:
         service = self._service
         count = await self._until_shutdown(
-            self._backlog.wanted(lambda: (service.executor.mean_gpu_seconds, service.mean_prepare_seconds))
+            self._backlog.wanted(lambda: (service.executor.mean_gpu_seconds, service.runner.mean_prepare_seconds))
         )
         if count is None or not self.is_alive():
             return None

@@ -156,17 +156,14 @@ async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
         NotReady, Overloaded: the service takes no job now.
     """
     service: Service = request.app.state.service
-    service.check_open(wait_for_model=not service.settings.preload_models, reading=service.reading)
-    service.reading += 1
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            return await _read(request, int(service.settings.max_body_mb * 1e6))
-    except TimeoutError:
-        raise DeadlineExceeded(f"the body did not come within {_BODY_SECONDS} s") from None
-    except ClientDisconnect:
-        raise Cancelled("the client went away") from None
-    finally:
-        service.reading -= 1
+    with service.reading(wait_for_model=not service.settings.preload_models):
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                return await _read(request, int(service.settings.max_body_mb * 1e6))
+        except TimeoutError:
+            raise DeadlineExceeded(f"the body did not come within {_BODY_SECONDS} s") from None
+        except ClientDisconnect:
+            raise Cancelled("the client went away") from None
 
 
 async def _read(request: Request, limit: int) -> tuple[dict[str, Any], bool]:

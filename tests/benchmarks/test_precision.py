@@ -2,15 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.precision import psnr, ssim
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 def picture(values) -> Image.Image:

@@ -19,9 +19,9 @@ from imagegen.settings import get_settings
 from imagegen.weights import manifest
 from imagegen.weights.sources import find_weights
 from tests.conftest import settings
+from tests.support import ROOT
 from tests.support.hub import CHUNK, COMMIT, Hub, client_of, serve
 
-ROOT = Path(__file__).parents[2]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 SHARDS = [f"transformer/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
 SECRET = "hf_canary"

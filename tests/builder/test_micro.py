@@ -99,7 +99,7 @@ def test_the_delivered_tokenizer_is_the_built_one():
 def test_the_cards_example_draws_what_it_says(tmp_path, monkeypatch):
     code = (MICRO_PATH / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("models/micro", str(MICRO_PATH)), {})
+    exec(code.replace("imagegen/micro", str(MICRO_PATH)), {})
     with Image.open(tmp_path / "circle.png") as picture:
         assert background_colour(picture) == "blue"
         assert [(found.kind, found.colour) for found in find_shapes(picture)] == [("circle", "red")]

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +19,8 @@ from imagegen.model import quantization
 from imagegen.models import MICRO_PATH
 from imagegen.weights import files as weight_files
 from imagegen.weights.sources import find_fault
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle on a blue background"
 
 

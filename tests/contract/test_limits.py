@@ -7,19 +7,19 @@ import socket
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
-import handler
 from imagegen.contract.schemas import MAX_IMAGES, MAX_PROMPT, MAX_REFERENCES
+from imagegen.runpod import handler
 from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
 from tests.conftest import scene, settings, to_base64, until
 from tests.server.conftest import running, serving
+from tests.support import ROOT
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))
@@ -138,7 +138,7 @@ def test_the_defaults_are_the_contracts():
 
 
 def test_the_readme_s_table_is_what_is_tested_here():
-    text = (Path(__file__).parents[2] / "README.md").read_text().split("## Limits")[1].split("\n## ")[0]
+    text = (ROOT / "README.md").read_text().split("## Limits")[1].split("\n## ")[0]
     rows = dict(
         re.findall(r"^\| [^|]+ \| (?:its `timeout`, )?`?([^|`]+?)`? \| `?([a-z_]+)`?[^|]* \|$", text, re.MULTILINE)
     )

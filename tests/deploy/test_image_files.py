@@ -5,15 +5,14 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 
 from imagegen.models import MODELS
 from imagegen.settings import variable_names
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 WORKFLOW_TEXT = (ROOT / ".github" / "workflows" / "image-gen.yml").read_text()
 WORKFLOW = yaml.safe_load(WORKFLOW_TEXT)
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

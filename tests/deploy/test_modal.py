@@ -6,7 +6,7 @@ import logging
 import pytest
 from starlette.testclient import TestClient
 
-import handler
+from imagegen.runpod import handler
 from imagegen.settings import variable_names
 from tests.conftest import from_base64
 

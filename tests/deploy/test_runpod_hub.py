@@ -3,18 +3,18 @@
 import asyncio
 import re
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
-import handler
 from imagegen.memory.plan import Card
 from imagegen.model.loading import choose_model, plan
 from imagegen.models import MODELS
+from imagegen.runpod import handler
 from imagegen.settings import Settings, variable_names
+from tests.support import ROOT
 from tests.support.hub_schema import BooleanInput, Hub, HubTests, NumberInput
 
-FOLDER = Path(__file__).parents[2] / ".runpod"
+FOLDER = ROOT / ".runpod"
 HUB = Hub.model_validate_json((FOLDER / "hub.json").read_text())
 TESTS = HubTests.model_validate_json((FOLDER / "tests.json").read_text())
 INPUTS = {variable.key: variable.input for variable in HUB.config.env}

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 NAMES = ("README-VASTAI.md", *(f"docs/{name}.md" for name in ("runpod", "local", "ray", "modal", "fleet")))
 PAGES = {name: (ROOT / name).read_text() for name in NAMES}
 

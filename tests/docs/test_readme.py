@@ -18,16 +18,16 @@ import httpx
 import pytest
 from PIL import Image
 
-import handler
-from imagegen.__main__ import main
 from imagegen.cli.inspect import read
+from imagegen.cli.main import main
 from imagegen.contract.schemas import GenerateResponse
 from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
+from imagegen.runpod import handler
 from tests.conftest import scene, to_base64
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 
 
@@ -66,8 +66,7 @@ def test_a_command_leaves_a_picture(command, tmp_path):
 def test_the_plans_of_the_table_are_those_that_are_made(monkeypatch, capsys):
     assert PLAN in COMMANDS
     monkeypatch.setenv("IMAGEGEN_MODEL", "klein-9b")
-    monkeypatch.setattr(sys, "argv", PLAN.split()[2:])
-    assert main() == 0
+    assert main(["plan", *PLAN.split()[4:]]) == 0
     assert capsys.readouterr().out.startswith("klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB")
     cells = r"^\| (\d+) GB(, with bitsandbytes)? \| (\w+) \| (\w+) \| [^|]+ \| ([^|]+) \| (\d+) \|$"
     rows = re.findall(cells, TEXT, re.MULTILINE)

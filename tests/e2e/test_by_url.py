@@ -9,9 +9,9 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-import handler
 from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
+from imagegen.runpod import handler
 from tests.conftest import from_base64, settings, to_base64, until
 from tests.support.runpod_queue import RunPodQueue
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,8 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import scene, to_base64
 from tests.e2e.test_server import running
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 #: Whatever a library can be asked to tell, it is asked to.
 LOUD = {
     "LOG_LEVEL": "DEBUG",

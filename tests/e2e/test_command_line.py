@@ -15,8 +15,7 @@ from PIL import Image
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import scene, to_base64
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support import ROOT
 
 
 def handler_py(*arguments, cwd=ROOT, **environment):
@@ -148,9 +147,8 @@ def test_half_an_object_store_is_named_at_start(command):
     assert "canary" not in done.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = handler_py("--test_input", IMAGEGEN_OUTPUT_DIR=tmp_path / "file" / "outputs")
-    assert done.returncode == 0
-    assert "warning: the pictures could not be written" in done.stderr
-    assert "(not written)  128x128  seed 42" in done.stdout
+    assert done.returncode == 1
+    assert "outputs: images cannot be written there (NotADirectoryError)" in done.stderr.splitlines()[-1]

@@ -10,9 +10,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-import handler
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import ImageGenError
+from imagegen.runpod import handler
 from tests.conftest import from_base64, scene, to_base64, to_bytes
 
 JOBS = 10_000

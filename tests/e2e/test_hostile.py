@@ -12,9 +12,9 @@ import httpx
 import pytest
 from PIL import Image
 
-import handler
 from imagegen.errors import ImageGenError
 from imagegen.inputs.decoding import load_reference
+from imagegen.runpod import handler
 from tests.conftest import from_base64, to_base64, to_bytes
 from tests.e2e.test_server import running
 from tests.support.hostile import GOOD, pictures

@@ -12,8 +12,8 @@ import pytest
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import from_base64, scene, to_base64
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 PROMPT = {"prompt": "a yellow star on a black background", "seed": 5}
 
 

@@ -6,9 +6,9 @@ import asyncio
 import httpx
 import pytest
 
-import handler
 from imagegen.builder.micro.measure import background_colour, find_shapes, shows, untouched_difference
 from imagegen.builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, Shape, place
+from imagegen.runpod import handler
 from tests.conftest import from_base64, to_base64
 from tests.server.conftest import serving
 

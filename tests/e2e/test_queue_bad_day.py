@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-import handler
 from imagegen.contract.requests import parse_job
+from imagegen.runpod import handler
 from tests.support.runpod_queue import FINAL, RunPodQueue
 
 COLOURS = ("red", "blue", "green", "white", "yellow")

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from importlib.metadata import version
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,11 +15,11 @@ from PIL import ImageChops
 from imagegen.contract.schemas import GenerateRequest
 from imagegen.settings import variable_names
 from tests.conftest import from_base64, scene, to_bytes
+from tests.support import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # `make slow` installs Ray
 JOB = {"prompt": "a red circle on a blue background", "seed": 42}
 LOAD = 60
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")

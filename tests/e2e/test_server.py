@@ -7,15 +7,14 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.conftest import until
+from tests.support import ROOT
 from tests.support.faulty_gpu import DEAD, HANGS
 
-ROOT = Path(__file__).parent.parent.parent
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 
 

@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from imagegen.contract.schemas import GenerateRequest
 from tests.conftest import from_base64, scene, to_base64
 from tests.docs.test_pages import PAGES, commands
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow  # `make slow` installs vastai
-ROOT = Path(__file__).parent.parent.parent
 PYTHON = ROOT / ".venv" / "vast" / "bin" / "python"
 WORKER = ROOT / "deploy" / "vast"
 SECRET = "a canary on a red circle"

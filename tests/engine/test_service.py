@@ -225,7 +225,7 @@ def test_a_deadline_or_a_stop_ends_a_job_whose_references_are_on_their_way(servi
         arrives.set()
         return await service.run(parse_job({"prompt": "x"}))
 
-    monkeypatch.setattr("imagegen.engine.service.load_reference", slow)
+    monkeypatch.setattr("imagegen.engine.runner.load_reference", slow)
     try:
         assert asyncio.run(wait_for_references()).images
     finally:
@@ -240,12 +240,12 @@ def test_how_long_jobs_take_to_get_ready_is_known(monkeypatch):
         time.sleep(0.3)
         return Reference(scene("circle", "red", "blue"), [])
 
-    monkeypatch.setattr("imagegen.engine.service.load_reference", slow)
+    monkeypatch.setattr("imagegen.engine.runner.load_reference", slow)
     run(fresh)
-    assert fresh.mean_prepare_seconds < 0.05
+    assert fresh.runner.mean_prepare_seconds < 0.05
     for _ in range(4):
         run(fresh, image="x")
-    assert fresh.mean_prepare_seconds > 0.2  # on its way to 0.3
+    assert fresh.runner.mean_prepare_seconds > 0.2  # on its way to 0.3
     fresh.close()
 
 
@@ -333,7 +333,7 @@ def test_a_load_that_failed_is_tried_again_with_the_next_job(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(NotReady):  # not at once: each job would begin a download
         run(trying)
-    monkeypatch.setattr("imagegen.engine.service._RETRY_SECONDS", 0)
+    monkeypatch.setattr("imagegen.engine.model_host._RETRY_SECONDS", 0)
     assert run(trying).images
     trying.close()
 
@@ -347,7 +347,7 @@ def test_a_real_model_without_a_card_fails_loudly(tmp_path):
 
 def test_a_wrong_size_does_not_wait_for_the_model(monkeypatch):
     idle = Service(settings())
-    monkeypatch.setattr(idle, "start", lambda: pytest.fail("it waits for the model"))
+    monkeypatch.setattr(idle.host, "start", lambda: pytest.fail("it waits for the model"))
     with pytest.raises(InvalidInput, match="width: 1040"):
         run(idle, width=1040, height=512)
     idle.close()

@@ -8,7 +8,6 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from imagegen.inputs import decoding
 from imagegen.inputs.decoding import load_reference
 from imagegen.models import MEGAPIXEL
 from tests.conftest import scene, to_base64, to_bytes
+from tests.support import ROOT
 
 LIMIT = 1_000_000
 
@@ -312,7 +312,7 @@ def loaded_alone(value):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     outcome, grown = done.stdout.splitlines()
     return outcome, int(grown)

@@ -494,7 +494,7 @@ def test_every_door_fetches(trusting, monkeypatch):
     """RunPod's, HTTP's JSON and form, OpenAI's two forms: the same error, and the same picture."""
     import httpx
 
-    import handler
+    from imagegen.runpod import handler
     from imagegen.server.main import create_app
 
     monkeypatch.setattr(handler, "service", lambda: trusting)

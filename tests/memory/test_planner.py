@@ -92,6 +92,16 @@ def test_a_forced_plan_that_cannot_fit_says_what_it_needs_and_the_nearest_that_f
         choose(KLEIN, Card.of(2, ADA))
 
 
+@pytest.mark.parametrize(("gigabytes", "advised"), [(11.5, 1), (12, 2), (12.5, 2), (13, 3)])
+def test_the_advised_number_of_references_is_the_largest_that_fits(gigabytes, advised):
+    card = Card.of(gigabytes, ADA)
+    with pytest.raises(ConfigurationError, match=rf" or IMAGEGEN_MAX_REFERENCES={advised} needs "):
+        choose(KLEIN, card, offload="none")
+    choose(KLEIN, card, offload="none", references=advised)
+    with pytest.raises(ConfigurationError):
+        choose(KLEIN, card, offload="none", references=advised + 1)
+
+
 def test_the_nearest_plan_of_an_error_can_be_asked_for():
     card = Card.of(24, ADA)
     nearest = choose(KLEIN, card, precision="fp8", offload="embeddings")

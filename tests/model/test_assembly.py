@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from diffusers import Flux2KleinPipeline
 from torchao.quantization import Float8Tensor, Int8Tensor
 
 from imagegen.errors import ConfigurationError
+from imagegen.model import assembly
 from imagegen.model.config import FluxConfig
 from imagegen.model.offload import CpuEmbedding, OnloadHook
 from imagegen.model.pipeline import FluxPipeline
@@ -168,3 +170,31 @@ def test_all_weights_are_read_ahead(whole, monkeypatch):
 
 def test_reading_ahead_of_a_broken_folder_does_not_raise(tmp_path):
     weight_files.prefetch(tmp_path).join()
+
+
+def test_loads_that_overlap_leave_torch_and_each_other_as_they_were():
+    register = torch.nn.Module.register_parameter
+    first, second = [], []
+
+    def load(into):
+        for _ in range(3):
+            into.append(loaded(MICRO_PATH))
+
+    threads = [threading.Thread(target=load, args=(into,)) for into in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.nn.Module.register_parameter is register
+    assert torch.empty(1).device.type == "cpu"
+    images = {pipeline.generate(PROMPT, **HOW).image.tobytes() for pipeline in (*first, *second)}
+    assert len(first) == len(second) == 3
+    assert len(images) == 1
+
+
+def test_a_weight_that_was_not_loaded_is_an_error_of_the_load(monkeypatch):
+    tasks = assembly._tasks
+    monkeypatch.setattr(assembly, "_tasks", lambda fillers: tasks(fillers)[:-1])
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(MICRO_PATH)
+    assert "was not loaded" in str(caught.value.__cause__)

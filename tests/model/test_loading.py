@@ -12,8 +12,8 @@ from imagegen.model import loading
 from imagegen.model.compile_cache import CompileCache
 from imagegen.model.pipeline import FluxPipeline
 from tests.conftest import settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, handler
 output = asyncio.run(handler.handler({"id": "x", "input": {"prompt": "a red circle", "width": 64, "height": 64}}))
@@ -70,6 +70,16 @@ def test_what_is_off_stays_off(loaded):
     config, done, _ = loaded(device="cuda", compile="off", warm_up="off", attention="flash3", prompt_cache_mb=0)
     assert (config.compile, config.attention, config.prompt_cache) == (False, "flash3", 0)
     assert done == ["load"]
+
+
+def test_layers_that_are_fetched_for_each_step_are_not_compiled_and_who_asks_for_it_is_told(loaded, caplog):
+    config, _, _ = loaded(device="cuda", offload="group")
+    assert (config.offload, config.compile) == ("group", False)
+    assert "IMAGEGEN_COMPILE" not in caplog.text
+    config, _, _ = loaded(device="cuda", offload="group", compile="on")
+    assert not config.compile
+    assert "IMAGEGEN_COMPILE=on: layers that are fetched as they run cannot be compiled" in caplog.text
+    assert loaded(device="cuda", offload="model", compile="on")[0].compile
 
 
 def test_compiled_code_is_read_before_the_warm_up_and_written_after_it_where_there_was_none(loaded, tmp_path):

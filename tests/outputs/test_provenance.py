@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from imagegen import __version__
-from imagegen.cli.inspect import main, read
+from imagegen.cli.inspect import read
+from imagegen.cli.main import main
 from imagegen.contract.requests import parse_job
 from imagegen.outputs.delivery import encode
 from imagegen.outputs.provenance import Provenance
@@ -43,7 +44,7 @@ def test_the_command_reads_what_a_job_has_written(service, tmp_path, output_form
     path = tmp_path / "picture"
     path.write_bytes(drawn(service, output_format=output_format))
     done = subprocess.run(
-        [sys.executable, "-m", "imagegen.cli.inspect", str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "imagegen", "inspect", str(path)], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == {"file": str(path), **SHOWN}
 
@@ -86,7 +87,7 @@ def test_what_has_no_record_or_is_no_picture_ends_with_1(tmp_path, capsys):
     exif[0x010E] = "a photographer's words"
     PICTURE.save(tmp_path / "photo.jpg", exif=exif, xmp=b"<rubbish DigitalSourceType")
     for name in ("bare.png", "text", "photo.jpg", "nowhere"):
-        assert main([str(tmp_path / name)]) == 1
+        assert main(["inspect", str(tmp_path / name)]) == 1
     assert "error: " in capsys.readouterr().err
 
 

@@ -62,16 +62,15 @@ def test_a_sender_that_goes_away_or_stops_is_not_a_bug(ready, caplog, monkeypatc
     with socket.create_connection((host, int(port)), timeout=20) as slow:
         slow.sendall(head)
         assert b" 504 " in slow.recv(100)
-    until(lambda: ready[1].reading == 0)
+    until(lambda: ready[1].admission._reading == 0)
     assert "internal error" not in caplog.text
 
 
 def test_bodies_that_are_being_read_count_as_jobs():
     with serving(max_queue=0) as (url, service):
         service.start().result()
-        service.reading = 1
-        assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 429
-        service.reading = 0
+        with service.reading():
+            assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 429
         assert httpx.post(f"{url}/generate", json=PROMPT).status_code == 200
 
 

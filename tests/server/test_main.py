@@ -24,7 +24,7 @@ def test_generate_is_the_contracts_answer(client):
 
 
 def test_both_doors_draw_the_same_picture(client, service):
-    import handler
+    from imagegen.runpod import handler
 
     output = asyncio.run(service.run(handler.parse_job(PROMPT)))
     assert client.post("/generate", json=PROMPT).json()["images"] == output.images

@@ -49,6 +49,16 @@ def test_every_field_that_is_honoured(ai):
     assert {(picture.size, picture.format) for picture in pictures} == {((96, 64), "WEBP")}
 
 
+def test_the_range_of_compression_is_openais(ai, client):
+    """0 to 100; this project's quality begins with 1."""
+    for compression, quality in ((0, 1), (1, 1), (100, 100)):
+        answer = ai.images.generate(
+            prompt=PROMPT, output_format="jpeg", output_compression=compression, extra_body={"seed": 1}
+        )
+        job = {"prompt": PROMPT, "output_format": "jpeg", "output_quality": quality, "seed": 1}
+        assert answer.data[0].b64_json == client.post("/generate", json=job).json()["images"][0]
+
+
 def test_what_changes_nothing_is_warned_of(ai):
     answer = ai.images.generate(prompt=PROMPT, quality="high", moderation="low")
     assert answer.model_extra["warnings"] == [
@@ -166,6 +176,6 @@ def test_the_key_and_the_state_of_the_server():
         assert caught.value.status_code == 503
         service.start().result()
         assert right.images.generate(prompt=PROMPT).data
-        service._admitted = 1
+        service.admission._admitted = 1
         with pytest.raises(openai.RateLimitError):
             right.images.generate(prompt=PROMPT)

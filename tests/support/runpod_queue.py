@@ -25,7 +25,8 @@ from typing import Any
 
 from aiohttp import web
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 Fields = dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")

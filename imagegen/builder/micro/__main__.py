@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from imagegen.models import MICRO_PATH
+
 SEED = 2026
 TEXT_ENCODER_STEPS = 500
 VAE_STEPS = 6000
@@ -67,7 +69,7 @@ def main() -> int:
     """Runs the stages that have not been run; the text encoder and the VAE side by side, a core each."""
     parser = argparse.ArgumentParser(prog="python -m imagegen.builder.micro", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/micro"), help="where the stages leave their results")
-    parser.add_argument("--out", type=Path, default=Path("models/micro"), help="where the model is written")
+    parser.add_argument("--out", type=Path, default=MICRO_PATH, help="where the model is written")
     parser.add_argument("--init-from", type=Path, help="a model whose weights the trainings begin with")
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
     args = parser.parse_args()

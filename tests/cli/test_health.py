@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from imagegen.cli import healthcheck
+from imagegen.cli.main import main
 from imagegen.settings import get_settings
 
 
@@ -16,7 +16,7 @@ def check(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         get_settings.cache_clear()
-        return healthcheck.main()
+        return main(["health"])
 
     return run
 
@@ -56,7 +56,7 @@ def test_a_proxy_is_not_asked():
         try:
             environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
             environment |= {"PORT": str(server.server_port), "http_proxy": f"http://127.0.0.1:{proxy.server_port}"}
-            command = [sys.executable, "-m", "imagegen.cli.healthcheck"]
+            command = [sys.executable, "-m", "imagegen", "health"]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         finally:
             proxy.shutdown()

@@ -1,0 +1,106 @@
+"""Serves HTTP until SIGTERM or Ctrl-C: the API, OpenAI's API and a page for the browser.
+
+SIGTERM drains: running jobs are finished, new ones are refused, and the process ends with status 0. When the GPU fails
+for good, it ends with status 1, so that a supervisor starts another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from imagegen import logs
+from imagegen.errors import ConfigurationError
+from imagegen.settings import Settings, get_settings
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--host", default="0.0.0.0", metavar="ADDRESS", help="to listen at; default: every address")
+    parser.add_argument("--port", type=_port, metavar="N", help="default: PORT (7000)")
+    parser.add_argument("--model", help="the model to serve; default: IMAGEGEN_MODEL, else by the GPU")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; allowed are 1 to 65535")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    settings = get_settings()
+    changes = {"port": args.port, "model": args.model}
+    settings = settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    logs.configure(settings)
+    serve_http(settings, args.host)
+
+
+def serve_http(settings: Settings, host: str = "0.0.0.0") -> NoReturn:
+    """Serves HTTP, and ends the process: with status 0, or 1 where it could not start or the GPU failed.
+
+    Raises:
+        ConfigurationError: a port cannot be listened at, or a setting is wrong beside another.
+    """
+    # Before the model begins to load: a port in use is said at once, and by itself. A load balancer's /ping may have a
+    # port of its own; the same routes are there.
+    sockets = [_listen(host, port) for port in dict.fromkeys((settings.port, settings.port_health or settings.port))]
+    import uvicorn
+
+    from imagegen.server.main import create_app
+    from imagegen.server.protocol import Protocol
+
+    app = create_app(settings)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.service.drain()
+            super().handle_exit(sig, frame)
+
+    async def end_if_dead() -> None:
+        server.should_exit = app.state.service.executor.dead is not None or server.should_exit
+
+    # uvicorn raises the signal again once it has ended; by then there is nothing left to do for it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        http=Protocol,
+        timeout_graceful_shutdown=int(settings.timeout),
+        callback_notify=end_if_dead,
+        timeout_notify=1,
+    )
+    server, status = Server(config), 0
+    for each in sockets:
+        log.info("listening at http://%s:%d", *each.getsockname()[:2])
+    try:
+        server.run(sockets=sockets)
+    except SystemExit as error:  # it could not start, and has said why
+        status = int(error.code or 0)
+    if app.state.service.executor.dead is not None:
+        log.error("%s", app.state.service.executor.dead)
+        status = 1
+    # Not sys.exit: that waits for every thread, and one may be downloading twenty gigabytes.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened at ({error.strerror})"
+        raise ConfigurationError(f"port {port} of {host} {why}; choose another with PORT or --port") from None

@@ -1,0 +1,176 @@
+"""What runs a job that was admitted: the Runner protocol, and the runner of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Protocol
+
+from imagegen import logs
+from imagegen.contract import requests
+from imagegen.contract.events import References
+from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
+from imagegen.contract.start_times import StartTimes
+from imagegen.engine.gpu_executor import PACE_WEIGHT, GpuExecutor
+from imagegen.engine.job import Job
+from imagegen.engine.model_host import LoadedModel, ModelHost
+from imagegen.inputs.decoding import Reference, is_url, load_reference
+from imagegen.model.loading import choose_model, load, read_ahead
+from imagegen.model.pipeline import FluxPipeline
+from imagegen.outputs import delivery
+from imagegen.outputs.signing import Signer, load_signer
+from imagegen.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Threads for images' bytes; Pillow releases the interpreter lock while it decodes and compresses.
+_CPU_THREADS = 4
+#: Threads that wait for object stores: two jobs of eight images.
+_UPLOAD_THREADS = 16
+
+
+class Runner(Protocol):
+    """Where jobs run: in this process (LocalRunner), or in others (deploy.ray_serve)."""
+
+    #: Mean seconds of late until a job is ready for the GPU.
+    mean_prepare_seconds: float
+
+    def load(self, host: ModelHost) -> LoadedModel:
+        """Loads the model; called in the GPU's thread. Sets `host.spec` as soon as the model is chosen.
+
+        Raises:
+            ConfigurationError: the model is unknown, or its weights are not available.
+        """
+
+    async def run(self, job: Job) -> GenerateResponse:
+        """Runs a job with the loaded model, and notifies the job of its events from References to Drawn.
+
+        Raises:
+            ImageGenError: one of the contract's.
+        """
+
+    def close(self) -> None:
+        """Frees what it holds beside the model."""
+
+
+class LocalRunner:
+    """Runs jobs in this process. What needs no GPU runs beside it in other threads: references are decoded while
+    another job is on the GPU, and an image is compressed while the next one is generated.
+
+    Args:
+        progress: show bars for loading and steps on stderr.
+    """
+
+    def __init__(self, settings: Settings, executor: GpuExecutor, progress: bool = False) -> None:
+        self._settings, self._executor, self._progress = settings, executor, progress
+        self.mean_prepare_seconds = 0.0
+        self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
+        #: Threads of their own: an image that is slow to decode does not delay the sending of a finished one.
+        self._decoders = ThreadPoolExecutor(_CPU_THREADS, "decoder")
+        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
+        self._signer: Signer | None = None
+        self._pipeline: FluxPipeline | None = None
+
+    def load(self, host: ModelHost) -> FluxPipeline:
+        """Loads the model.
+
+        Raises:
+            ConfigurationError: the model is unknown, or its weights are not available.
+        """
+        times = StartTimes.of_process()
+        with times.measure("find"):
+            path = read_ahead(self._settings)
+        host.note_stage("choosing the model")
+        with times.importing():  # of torch, to ask for a GPU
+            host.spec = choose_model(self._settings)
+        self._signer = load_signer(self._settings)
+        self._pipeline = load(host.spec, self._settings, self._progress, host.note_stage, path, times)
+        return self._pipeline
+
+    async def run(self, job: Job) -> GenerateResponse:
+        """Runs a job.
+
+        Raises:
+            ImageGenError: one of the contract's.
+        """
+        request, timings, pipeline = job.request, job.timings, self._pipeline
+        if pipeline is None:
+            raise RuntimeError("load() comes first")
+        spec = pipeline.config.spec
+
+        # 1. References, beside the GPU: fetched in the event loop, decoded in threads
+        await self._read_references(job)
+        first = job.references[0].size if job.references else None
+        plan = requests.plan(request, spec, first, job.default_seed)
+        logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
+        if pipeline.config.plan is not None:
+            pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
+
+        # 2. The GPU; an image is encoded while the next one is generated
+        images = delivery.Delivery(self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer)
+        await self._executor.run(job, plan, pipeline, images.begin)
+        if not pipeline.times.first_picture:
+            pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
+            log.info("the first image is ready: %s", pipeline.times.show())
+
+        # 3. Delivery
+        clock = time.monotonic()
+        answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
+            images=[],
+            seeds=list(plan.seeds),
+            width=plan.width,
+            height=plan.height,
+            output_format=request.output_format,
+            model=spec.name,
+            timings=timings,
+            warnings=[*plan.warnings, *job.warnings],
+        )
+        await images.finish(answer, job.max_answer, job.store, job.id)
+        timings.deliver = time.monotonic() - clock
+        timings.total = time.monotonic() - job.begun
+        answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
+        return answer
+
+    def close(self) -> None:
+        """Ends the threads after what they are doing."""
+        for pool in (self._cpu, self._decoders, self._uploads):
+            pool.shutdown(cancel_futures=True)
+
+    async def _read_references(self, job: Job) -> None:
+        """Fills `job.references`."""
+        clock = time.monotonic()
+        try:
+            if isinstance(job.request, EditRequest):
+                job.notify(References())
+                loaded = await self._load_all(job.request.images)
+                job.references = [reference.picture for reference in loaded]
+                job.warnings += [warning for reference in loaded for warning in reference.warnings]
+        finally:  # those that never came have taken their time too
+            job.timings.references = time.monotonic() - clock
+            self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * PACE_WEIGHT
+
+    async def _load_all(self, images: list[str]) -> list[Reference]:
+        loads = [asyncio.create_task(self._load_reference(image, f"images[{i}]")) for i, image in enumerate(images)]
+        try:
+            return await asyncio.gather(*loads)
+        finally:
+            for task in loads:  # one bad reference ends the job
+                task.cancel()
+
+    async def _load_reference(self, value: str, field: str) -> Reference:
+        source: str | bytes = value
+        if is_url(value):
+            fetching = await asyncio.to_thread(_import_fetching)
+            source = await fetching.fetch(value, field, self._settings)
+        limit = int(self._settings.max_reference_mb * 1e6)
+        return await asyncio.wrap_future(self._decoders.submit(load_reference, source, field, limit))
+
+
+def _import_fetching() -> ModuleType:
+    """In a thread, and with the first URL: aiohttp takes half a second that no start has to wait for."""
+    from imagegen.inputs import fetching
+
+    return fetching
