@@ -320,7 +320,8 @@ class Benchmark:
         spec, card = spec or self.spec, self.device.card(gigabytes)
         plan = choose(spec, None)
         if card is not None:
-            plan = choose(spec, card, precision=precision, offload=offload, nf4=is_installed("bitsandbytes"))
+            nf4, compiled = is_installed("bitsandbytes"), levers.get("compile", False)
+            plan = choose(spec, card, precision=precision, offload=offload, nf4=nf4, compiled=compiled)
             levers = {"attention": choose_attention(card.capability)[0], **levers}  # as the worker would have it
         config = FluxConfig(
             spec,

@@ -17,7 +17,8 @@ from PIL import Image
 
 from imagegen.errors import OutOfMemory
 from imagegen.memory.plan import CONTEXT, REFERENCE, Card, MemoryPlan, read_card
-from imagegen.model.pipeline import Drawn, FluxPipeline
+from imagegen.model.images import GeneratedImage
+from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import Size
 
 PROMPT = "a red fox asleep on a stack of old books, morning light from a tall window, number"
@@ -86,12 +87,14 @@ class Device:
             return
         import torch
 
+        index = torch.device(self.name).index  # torch takes no "cuda" here
+        index = torch.cuda.current_device() if index is None else index
         total = torch.cuda.get_device_properties(self.name).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (card.bytes - CONTEXT) / total), self.name)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (card.bytes - CONTEXT) / total), index)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, self.name)
+            torch.cuda.set_per_process_memory_fraction(1.0, index)
 
     def reset_peak(self) -> None:
         """Begins to count anew, from what is held now."""
@@ -147,7 +150,7 @@ class Runner:
 
     def draw(
         self, size: Size, references: int, prompt: str | None = None, steps: int | None = None
-    ) -> tuple[Drawn, float]:
+    ) -> tuple[GeneratedImage, float]:
         """One picture, and the seconds that its prompt took."""
         spec = self.pipeline.config.spec
         self._drawn += 1
@@ -179,6 +182,7 @@ class Runner:
             begun = time.monotonic()
             try:
                 drawn, encode = self.draw(size, references)
+                drawn.image.load()  # it has been copied
             except OutOfMemory:
                 case.fits = False
                 break

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,6 +27,9 @@ from imagegen.memory.footprint import part_bytes
 from imagegen.memory.plan import gib
 from imagegen.models import MICRO_PATH, Architecture, ModelSpec, get_model
 from imagegen.weights.files import Stored
+
+if TYPE_CHECKING:
+    import torch
 
 #: Bytes of a file.
 _SHARD = 4 * 10**9
@@ -199,7 +202,7 @@ def _shards(weights: list[tuple[str, Any]], most: float) -> Iterator[list[tuple[
     yield shard
 
 
-def _random(key: str, like: Any, device: str) -> Any:
+def _random(key: str, like: torch.Tensor, device: str) -> torch.Tensor:
     """Values of a trained model's size: norms near one, the rest small, so that nothing overflows on its way."""
     import torch
 

@@ -274,10 +274,10 @@ def _measure_all(spec: ModelSpec, args: argparse.Namespace, result: dict[str, An
         card = device.card(args.cap_gb)
         stored = stored_precisions(path)
         nf4 = is_installed("bitsandbytes")
-        plans = [choose(spec, card, stored=stored, nf4=nf4)]
+        plans = [choose(spec, card, stored=stored, nf4=nf4, compiled=False)]
         if card is not None and plans[0].offload != "model":
             try:
-                plans.append(choose(spec, card, offload="model", stored=stored, nf4=nf4))
+                plans.append(choose(spec, card, offload="model", stored=stored, nf4=nf4, compiled=False))
             except ConfigurationError as error:
                 print(f"without model offload: {error}", file=sys.stderr)
         with device.capped(card if args.cap_gb else None):

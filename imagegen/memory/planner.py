@@ -55,6 +55,7 @@ def choose(
     offload: Offload | Literal["auto"] = "auto",
     stored: tuple[Precision | None, Precision | None] = (None, None),
     nf4: bool = True,
+    compiled: bool = True,
 ) -> MemoryPlan:
     """The plan for a card: the first of `candidates` that fits.
 
@@ -66,6 +67,7 @@ def choose(
         offload: forced unless "auto".
         stored: the precision in which the folder holds transformer and text encoder already, if it does.
         nf4: whether bitsandbytes is installed, whose nf4 is.
+        compiled: whether the transformer's blocks are, where the plan allows it.
 
     Raises:
         ConfigurationError: nothing that was asked for fits, with what it needs and the nearest plan that fits; or the
@@ -79,7 +81,9 @@ def choose(
 
     def plan(transformer: Precision, text_encoder: Precision, where: Offload, why: str = "") -> MemoryPlan:
         parts = part_bytes(spec, transformer, text_encoder, element=4 if card is None else 2)
-        return MemoryPlan(spec, card, transformer, text_encoder, where, references, size, parts, why)
+        # Layers that are fetched as they run would cut the blocks into pieces.
+        one_graph = compiled and card is not None and where != "group"
+        return MemoryPlan(spec, card, transformer, text_encoder, where, references, size, parts, why, one_graph)
 
     if card is None:
         transformer = stored[0] or ("bf16" if precision == "auto" else precision)

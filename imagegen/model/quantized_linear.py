@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 from torchao.quantization import Int8Tensor
@@ -38,7 +40,8 @@ class QuantizedLinear(torch.nn.Linear):
         return out.reshape(*states.shape[:-1], -1)
 
     def _by_token(self) -> bool:
-        return self.weight.data.block_size[0] == 1  # type: ignore[attr-defined]  # torchao's, and not torch's
+        weight: Any = self.weight.data
+        return bool(weight.block_size[0] == 1)
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         weight = self.weight.data
@@ -57,4 +60,5 @@ def multiply_int8(rows: torch.Tensor, weight: Int8Tensor) -> torch.Tensor:
     quantized = Int8Tensor.from_hp(rows, how.granularity, how.mapping_type, reduce_range=how.reduce_range)
     product = torch._int_mm(quantized.qdata, weight.qdata.t())
     scaled = (product * quantized.scale.reshape(-1, 1)).to(rows.dtype)
-    return (scaled * weight.scale.flatten()).to(rows.dtype)
+    result: torch.Tensor = (scaled * weight.scale.flatten()).to(rows.dtype)
+    return result

@@ -76,8 +76,16 @@ def _inputs(kind: str, hidden: int, tokens: int) -> dict[str, Any]:
     }
     if kind == "double":
         modulations = {f"temb_mod_{part}": states(6 * hidden) for part in ("img", "txt")}
-        return common | modulations | {"hidden_states": states(tokens, hidden), "encoder_hidden_states": states(TEXT, hidden)}
-    return common | {"hidden_states": states(tokens + TEXT, hidden), "encoder_hidden_states": None, "temb_mod": states(3 * hidden)}
+        return (
+            common
+            | modulations
+            | {"hidden_states": states(tokens, hidden), "encoder_hidden_states": states(TEXT, hidden)}
+        )
+    return common | {
+        "hidden_states": states(tokens + TEXT, hidden),
+        "encoder_hidden_states": None,
+        "temb_mod": states(3 * hidden),
+    }
 
 
 @contextmanager

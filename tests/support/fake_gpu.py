@@ -1,8 +1,8 @@
 """A GPU that is not there: the project's own code at full size on fake CUDA tensors, on a CPU build of torch.
 
 Tensors have a shape, a type and a device and no values (`FakeTensorMode`), so klein-9b loads and runs in seconds. Torch
-itself refuses an operation on tensors of two devices or types, as on a GPU. Counted are the bytes that torch's allocator
-would hold (`FakeGpu.live`, `FakeGpu.peak`) and whatever makes the host wait for the GPU (`FakeGpu.waits`).
+itself refuses an operation on tensors of two devices or types, as on a GPU. The bytes that torch's allocator would hold
+are counted (`FakeGpu.live`, `FakeGpu.peak`), and so is whatever makes the host wait for the GPU (`FakeGpu.waits`).
 
 Not covered: time, values, kernels, streams, CUDA graphs, and the space that the allocator loses to fragmentation.
 """
@@ -262,7 +262,7 @@ def _numpy(self: FakeTensor, **_: Any) -> np.ndarray[Any, Any]:
 def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
     """While it is open, torch has one CUDA device, "cuda:0", of `gigabytes` (GiB) and this compute capability."""
     gpu = FakeGpu(int(gigabytes * GIB))
-    make_generator = torch.Generator
+    make_generator, empty = torch.Generator, torch.empty
     patches: list[tuple[Any, str, Any]] = [
         (torch.cuda, "is_available", lambda: True),
         (torch.cuda, "current_device", lambda: 0),
@@ -277,6 +277,8 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (torch.cuda, "get_device_capability", lambda device=None: capability),
         (torch.cuda, "get_device_name", lambda device=None: "a fake GPU"),
         (torch.cuda, "Event", lambda **_: _Event(gpu)),
+        (torch.cuda, "current_stream", lambda device=None: None),
+        (torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how)),
         (torch, "Generator", lambda device="cpu": make_generator("cpu")),
         (torch.nn.Module, "_apply", _apply),
         (fake_tensor, "init_gpu_context", lambda device: None),
