@@ -99,7 +99,7 @@ def simulate(watch: Watch, seconds: float) -> None:
     diffusers.Flux2KleinPipeline = Pipe
     ours: Any = pipeline.FluxPipeline
     ours.load, ours.generate, ours.edit = load, generate, generate
-    ours.encode_prompt = lambda self, prompt: pipeline.Prompt(prompt, 0, [])
+    ours.encode_prompt = lambda self, prompt: SimpleNamespace(seconds=0.0, warnings=[], cached=False)
     ours.unload = lambda self: None
 
 

@@ -160,7 +160,7 @@ def draw(
 
     try:
         prompt = pipeline.encode_prompt(plan.prompt)
-        job.timings.encode_prompt, job.prompt_cached = prompt.seconds, prompt.cached
+        job.prompt_cached = prompt.cached
         job.warnings += prompt.warnings
         references = References(job.references)
         one = partial(pipeline.edit, prompt, references) if job.references else partial(pipeline.generate, prompt)
@@ -173,6 +173,7 @@ def draw(
                 seed=seed,
                 on_step=on_step,
             )
+            job.timings.encode_prompt = prompt.seconds
             job.timings.denoise += drawn.denoise
             job.timings.decode += drawn.decode
             moved()

@@ -114,9 +114,14 @@ class MemoryPlan:
         transformer = self.resident or self.parts.transformer
         return CONTEXT + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.card.bytes
 
+    @property
+    def needed(self) -> int:
+        """Bytes that a GPU must have for what the plan is made for, also where its blocks turn out not to compile."""
+        return max(self.peak, replace(self, compiled=False).peak) + RESERVE
+
     def fits(self, card: Card | None) -> bool:
-        """Whether a card has room for what the plan is made for, and something to spare."""
-        return card is None or self.peak + RESERVE <= card.bytes
+        """Whether a GPU has room for what the plan is made for, and something to spare."""
+        return card is None or self.needed <= card.bytes
 
     def eager(self) -> MemoryPlan:
         """The same weights where the blocks cannot be compiled, with as many references as then fit."""

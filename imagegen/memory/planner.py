@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from imagegen.errors import ConfigurationError
 from imagegen.memory.footprint import part_bytes
-from imagegen.memory.plan import REFERENCE, RESERVE, Card, MemoryPlan, describe, gib
+from imagegen.memory.plan import Card, MemoryPlan, describe, gib
 from imagegen.memory.types import Offload, Precision
 from imagegen.models import ModelSpec, Size
 
@@ -104,7 +105,7 @@ def choose(
     found = next((one for one in wanted if one.fits(card)), None)
     if found is not None:
         return plan(found.transformer, found.text_encoder, found.offload, _why(found, wanted, asked))
-    best = min(wanted, key=lambda one: one.peak)
+    best = min(wanted, key=lambda one: one.needed)
     raise ConfigurationError(_too_large(best, card, asked, next((one for one in every if one.fits(card)), None)))
 
 
@@ -148,23 +149,22 @@ def _why(found: MemoryPlan, wanted: Sequence[MemoryPlan], asked: str) -> str:
     before = wanted[wanted.index(found) - 1]
     return (
         f"the best that fits: transformer {before.transformer}, text encoder {before.text_encoder}, offload "
-        f"{before.offload} would need {gib(before.peak + RESERVE)}"
+        f"{before.offload} would need {gib(before.needed)}"
     )
 
 
 def _too_large(best: MemoryPlan, card: Card, asked: str, nearest: MemoryPlan | None) -> str:
     text = (
-        f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.peak + RESERVE)} of the card's memory for "
+        f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.needed)} of the card's memory for "
         f"{describe(best.size, best.references)}, and {gib(card.bytes)} can be had"
     )
     advice = []
     if asked and nearest is not None:
         advice.append(
-            f"IMAGEGEN_PRECISION={nearest.transformer} IMAGEGEN_OFFLOAD={nearest.offload} needs "
-            f"{gib(nearest.peak + RESERVE)}"
+            f"IMAGEGEN_PRECISION={nearest.transformer} IMAGEGEN_OFFLOAD={nearest.offload} needs {gib(nearest.needed)}"
         )
     for fewer in range(best.references - 1, 0, -1):
-        needed = best.peak_of(best.size, [REFERENCE] * fewer) + RESERVE
+        needed = replace(best, references=fewer).needed
         if needed <= card.bytes:
             advice.append(f"IMAGEGEN_MAX_REFERENCES={fewer} needs {gib(needed)}")
             break

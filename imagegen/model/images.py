@@ -65,7 +65,7 @@ class GeneratedImage:
     """
 
     def __init__(self, decoded: torch.Tensor, begun: Mark, denoised: Mark) -> None:
-        self._pixels = _to_host(to_bytes(decoded))
+        self._pixels = to_host(to_bytes(decoded))
         self._begun, self._denoised, self._done = begun, denoised, Mark.on(decoded.device)
 
     @cached_property
@@ -99,9 +99,23 @@ def to_bytes(decoded: torch.Tensor) -> torch.Tensor:
     return decoded.permute(0, 2, 3, 1).float().mul_(255).round_().to(torch.uint8).contiguous()
 
 
-def _to_host(pixels: torch.Tensor) -> torch.Tensor:
-    if pixels.device.type != "cuda":
-        return pixels
+def to_pixels(image: Image.Image, device: torch.device) -> torch.Tensor:
+    """An RGB image as (1, 3, height, width) from -1 to 1 in float32 on a device, to the bit as diffusers' `preprocess`
+    makes it of one that needs no resizing; its bytes travel, a quarter of that, and nothing waits for the GPU."""
+    import numpy as np
     import torch
 
-    return torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels, non_blocking=True)
+    pixels = torch.from_numpy(np.array(image))[None]
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1).contiguous()
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in main memory. Of a GPU's tensor it is complete only when the GPU's queue has come to it: later work of
+    the GPU can use it at once, and the host after a `Mark`."""
+    if tensor.device.type != "cuda":
+        return tensor.to("cpu", copy=True)
+    import torch
+
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from imagegen.model.compile_cache import CompileCache, compile_key
 from imagegen.model.config import FluxConfig
 from imagegen.model.generation import StepCallback
 from imagegen.model.gpu_errors import find_gpu_fault
-from imagegen.model.images import GeneratedImage
+from imagegen.model.images import GeneratedImage, Mark
 from imagegen.models import Size
 
 if TYPE_CHECKING:
@@ -46,9 +45,16 @@ class Prompt:
     is not in them; `cached` where they were there already."""
 
     embeddings: torch.Tensor
-    seconds: float
+    begun: Mark
+    done: Mark
     warnings: list[str]
     cached: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """What it took; waits until the GPU has done it."""
+        self.done.wait()
+        return self.begun.seconds_to(self.done)
 
 
 class FluxPipeline:
@@ -165,17 +171,16 @@ class FluxPipeline:
         kept = self._prompts.get(prompt)
 
         def encode() -> Prompt:
-            begun = time.monotonic()
+            begun = Mark.on(self._device)
             if kept is not None:
-                embeddings, warnings = kept[0].to(self._device), kept[1]
+                embeddings, warnings = kept[0].to(self._device, non_blocking=True), kept[1]
             else:
                 embeddings, _ = self._plain.encode_prompt(
                     prompt, max_sequence_length=self.config.spec.max_sequence_length
                 )
                 warnings = prompts.warnings(self.config.spec, prompt, pipe.tokenizer)
                 self._prompts.put(prompt, embeddings, warnings)
-            self._synchronize()
-            return Prompt(embeddings, time.monotonic() - begun, warnings, cached=kept is not None)
+            return Prompt(embeddings, begun, Mark.on(self._device), warnings, cached=kept is not None)
 
         return self.translating_gpu_errors(encode)
 
@@ -317,14 +322,10 @@ class FluxPipeline:
         self._pipe.maybe_free_model_hooks()
         gc.collect()
         torch.cuda.empty_cache()
-        raise failure
-
-    def _synchronize(self) -> None:
-        """Waits for the GPU, else a clock would show when work was queued and not when it was done."""
-        import torch
-
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        try:
+            raise failure
+        finally:
+            del failure  # it refers to this frame, and that to it: what the frames hold would wait for the collector
 
     def _loaded(self) -> Any:
         if self._pipe is None:
