@@ -5,12 +5,14 @@
 #   docker build --secret id=hf_token,env=HUGGING_FACE_TOKEN -t image-gen .    klein-9b in fp8 is in the image
 #   docker build --build-arg MODEL=klein-4b --build-arg PRECISION=bf16 -t image-gen .    klein-4b needs no token
 
-# Any image with Python 3.11 and apt.
+# Any image with Python 3.11 and apt. `make digests` writes the digest of this one, and of the syntax above: nothing is
+# pushed without them (.github/workflows/image-gen.yml).
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 # What bakes the weights: these files alone, so that no other change bakes them again.
 FROM ${BASE_IMAGE} AS baker
 COPY imagegen/__init__.py imagegen/errors.py imagegen/models.py imagegen/settings.py /baker/imagegen/
+COPY imagegen/compat/__init__.py imagegen/compat/torchao.py /baker/imagegen/compat/
 COPY imagegen/weights /baker/imagegen/weights
 COPY imagegen/model/__init__.py imagegen/model/quantization.py /baker/imagegen/model/
 COPY imagegen/builder/__init__.py imagegen/builder/bake.py imagegen/builder/hub.py imagegen/builder/layer.sh \
@@ -78,7 +80,7 @@ RUN if [ "$MODEL" = none ]; then serves=klein-9b; else serves=$MODEL; fi; \
 
 # 5. Code, and micro's weights. HOME: with a disk that is read-only but for /tmp, whatever is cached goes there; any user may run it. NVIDIA's
 # runtime gives its cards to images that ask for them, where nobody says `--gpus`.
-ENV HF_HOME=/opt/huggingface HOME=/tmp USER=imagegen PYTHONUNBUFFERED=1 PYTHONPATH=/app IMAGEGEN_OUTPUT_DIR=/tmp/outputs \
+ENV HF_HOME=/opt/huggingface HOME=/tmp USER=imagegen PYTHONUNBUFFERED=1 PYTHONPATH=/app IMAGEGEN_HOST=0.0.0.0 IMAGEGEN_OUTPUT_DIR=/tmp/outputs \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=code /app /app
 USER 10001

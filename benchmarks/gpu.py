@@ -157,7 +157,7 @@ class Benchmark:
             signal.setitimer(signal.ITIMER_REAL, left)
             try:
                 part()
-            except Exception as error:  # one part must not cost the others
+            except Exception as error:  # noqa: BLE001 - one part must not cost the others
                 note = f"broken off: {type(error).__name__}: {str(error)[:300]}"
                 self.rows.append(Row(name, note=note))
             finally:

@@ -50,7 +50,7 @@ async def load(url: str, jobs: int, kill: bool) -> tuple[float, int]:
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         begun = time.monotonic()
         answers = [asyncio.create_task(client.post("/generate", json=JOB)) for _ in range(jobs)]
-        while kill and sum(task.done() for task in answers) < jobs / 10:
+        while kill and sum(task.done() for task in answers) < jobs / 10:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         if kill:
             os.kill(replicas()[0], signal.SIGKILL)

@@ -127,7 +127,7 @@ async def health_while_drawing(url: str, count: int) -> list[float]:
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         job = {"prompt": PROMPT, "width": 512, "height": 512, "num_inference_steps": 50, "num_images": 8}
         drawing = asyncio.create_task(client.post("/generate", json=job))
-        while (await client.get("/health")).json()["status"] != "busy":
+        while (await client.get("/health")).json()["status"] != "busy":  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
         seconds = []
         for _ in range(count):
@@ -151,10 +151,12 @@ def steps_after_dropping() -> list[int]:
     import uvicorn
 
     from imagegen.server.main import create_app
+    from imagegen.server.serve import uvicorn_config
     from imagegen.settings import Settings
 
-    app = create_app(Settings(model="micro", device="cpu"))
-    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    settings = Settings(model="micro", device="cpu")
+    app = create_app(settings)
+    running = uvicorn.Server(uvicorn_config(app, settings, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=running.run)
     thread.start()
     calls: list[int] = []

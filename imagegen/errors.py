@@ -7,6 +7,7 @@
         ├── BadReference          bad_reference 422       a reference cannot be fetched, or cannot be read
         ├── PayloadTooLarge       payload_too_large 413   a reference is over the limit in bytes
         ├── Unauthorized          unauthorized 401        no API key came, or a wrong one
+        ├── Forbidden             forbidden 403           the Host header or the page's origin is not allowed
         ├── NotFound              not_found 404           there is no such page or job
         ├── MethodNotAllowed      method_not_allowed 405  the page is there, and not for this method
         ├── UnsupportedMediaType  unsupported_media_type 415  the body is neither JSON nor a form
@@ -107,6 +108,12 @@ class Unauthorized(ImageGenError):
     """No API key came, or a wrong one."""
 
     code, status = "unauthorized", 401
+
+
+class Forbidden(ImageGenError):
+    """The Host header names another server, or the request comes from a web page that may not call this one."""
+
+    code, status = "forbidden", 403
 
 
 class NotFound(ImageGenError):

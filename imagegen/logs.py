@@ -148,7 +148,9 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._json = settings.log_format == "json" or (settings.log_format == "auto" and settings.runpod_id is not None)
         values = (value.get_secret_value() for _, value in settings if isinstance(value, SecretStr))
-        self._secrets = sorted({value for value in values if value}, key=len, reverse=True)
+        self._secrets = sorted(
+            {value for value in (*values, *settings.api_keys.values()) if value}, key=len, reverse=True
+        )
 
     def format(self, record: logging.LogRecord) -> str:
         facts = dict(getattr(record, "facts", {}))
@@ -176,7 +178,7 @@ def _message(record: logging.LogRecord) -> str:
     """What a record says. asyncio's and Python's own warnings go on with the repr of objects, messages and all."""
     try:
         text = record.getMessage()
-    except Exception:  # whatever somebody's % does not like; logging would print the arguments
+    except Exception:  # noqa: BLE001 - whatever somebody's % does not like; logging would print the arguments
         return f"a message that cannot be formatted ({record.pathname}:{record.lineno})"
     return text.partition("\n")[0] if record.name in ("asyncio", "py.warnings") else text
 

@@ -6,16 +6,22 @@ this file; a test compares them. To add a setting, add a field here and run `mak
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imagegen.errors import ConfigurationError
 from imagegen.models import MODELS
+
+#: Characters of a key at least: 16 random letters and digits are 95 bits.
+MIN_KEY = 16
 
 
 class ModelSettings(BaseSettings):
@@ -190,10 +196,39 @@ class ServerSettings(BaseSettings):
         validation_alias="PORT_HEALTH",
         description="A second port of the HTTP server, for /ping of RunPod's load balancer. Unset: none.",
     )
+    host: str | None = Field(
+        None,
+        validation_alias="IMAGEGEN_HOST",
+        description="The address that the HTTP server listens on. Unset: 127.0.0.1 without a key, 0.0.0.0 with one; in "
+        "the container always 0.0.0.0.",
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        validation_alias="IMAGEGEN_METRICS_PORT",
+        description="A port for /metrics alone, without a key; /metrics is not on the other ports then. Unset: none.",
+    )
     api_key: SecretStr | None = Field(
         None,
         validation_alias="IMAGEGEN_API_KEY",
-        description="Key that every HTTP request must send, except to /, /health and /ping. Unset: no key is needed.",
+        description="Keys, separated by commas, of which every HTTP request must send one, except to /, /health and "
+        "/ping. Each has at least 16 characters, and may have a name: alice:KEY. Unset: no key is needed.",
+    )
+    allowed_hosts: str = Field(
+        "",
+        validation_alias="IMAGEGEN_ALLOWED_HOSTS",
+        description="Host names that the HTTP server answers for, separated by commas; *.example.com: every subdomain; "
+        "*: any. Unset: any with a key; without one localhost and IP addresses.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        validation_alias="IMAGEGEN_TRUSTED_PROXIES",
+        description="Addresses or networks (10.0.0.0/8) of proxies, separated by commas, whose X-Forwarded-For is "
+        "believed. Unset: none.",
+    )
+    docs: bool = Field(
+        True, validation_alias="IMAGEGEN_DOCS", description="Serve /docs and /openapi.json, the API's documentation."
     )
     cors_origins: str = Field(
         "",
@@ -256,6 +291,12 @@ class OutputSettings(BaseSettings):
     bucket_name: str | None = Field(
         None, validation_alias="BUCKET_NAME", description="The bucket, if BUCKET_ENDPOINT_URL does not hold it."
     )
+    bucket_region: str | None = Field(
+        None,
+        validation_alias="BUCKET_REGION",
+        description="The bucket's region, if BUCKET_ENDPOINT_URL does not name it. A store that names another region "
+        "is asked again there.",
+    )
     url_expiry: int = Field(
         86400,
         ge=60,
@@ -310,6 +351,48 @@ class Settings(ModelSettings, LimitSettings, ServerSettings, RunPodSettings, Out
         """Whether this process is a worker of RunPod's queue, rather than an HTTP server."""
         return self.serve == "queue" or (self.serve == "auto" and self.queue_url is not None)
 
+    @property
+    def listen_host(self) -> str:
+        """The address that the HTTP server listens on: without a key, nobody but this machine reaches it."""
+        return self.host or ("127.0.0.1" if self.api_key is None else "0.0.0.0")
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports of the HTTP server; the first is for jobs."""
+        return list(dict.fromkeys(filter(None, (self.port, self.port_health, self.metrics_port))))
+
+    @property
+    def api_keys(self) -> dict[str, str]:
+        """The keys by their names; one without a name has its place: key-1."""
+        named: dict[str, str] = {}
+        for i, part in enumerate(self.api_key.get_secret_value().split(",") if self.api_key else ()):
+            name, _, key = part.strip().rpartition(":")
+            named[name or f"key-{i + 1}"] = key
+        return named
+
+    @property
+    def proxies(self) -> list[str]:
+        """The trusted proxies."""
+        return [part.strip() for part in self.trusted_proxies.split(",") if part.strip()]
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        for part in value.get_secret_value().split(",") if value else ():
+            name, _, key = part.strip().rpartition(":")
+            if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
+                raise ValueError(f"a key must have at least {MIN_KEY} characters of ASCII, without spaces")
+            if not re.fullmatch(r"[\w.@-]{0,40}", name, re.ASCII):
+                raise ValueError("the name of a key is made of at most 40 letters, digits, '.', '@', '_' and '-'")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str) -> str:
+        for part in filter(None, map(str.strip, value.split(","))):
+            ipaddress.ip_network(part)  # a ValueError that names what it is not
+        return value
+
 
 @lru_cache
 def get_settings() -> Settings:
@@ -318,6 +401,9 @@ def get_settings() -> Settings:
     Raises:
         ConfigurationError: a variable has a value that is not allowed; the message names the variable.
     """
+    if os.environ.get("IMAGEGEN_API_KEY") == "":
+        # Not unset: whoever sets it wants a key, and may have mistyped the variable that it comes from.
+        raise ConfigurationError("IMAGEGEN_API_KEY: it is empty; remove the variable for a server without a key")
     try:
         return Settings()
     except ValidationError as error:

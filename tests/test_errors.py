@@ -9,6 +9,7 @@ CONTRACT = {
     "bad_reference": 422,
     "payload_too_large": 413,
     "unauthorized": 401,
+    "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "unsupported_media_type": 415,

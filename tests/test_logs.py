@@ -52,13 +52,17 @@ def test_json_on_runpod_and_text_elsewhere(environment, as_json):
         ("GET https://a.example/b.png?X-Amz-Signature=canary&x=1 200", "GET https://a.example/b.png?*** 200"),
         ("GET /bucket/key?Signature=canary", "GET /bucket/key?***"),
         ("'http://user:canary@host/x'", "'http://***@host/x'"),
-        ("with hf_canary_token and canary-key", "with *** and ***"),
+        ("with hf_canary_token and canary-key-of-a-caller", "with *** and ***"),
         ("canary" * 40, "***"),
         ("what? nothing", "what? nothing"),
     ],
 )
 def test_what_slips_into_a_line_is_hidden(text, shown):
-    secrets = {"HF_TOKEN": "hf_canary_token", "HUGGING_FACE_TOKEN": "", "IMAGEGEN_API_KEY": "canary-key"}
+    secrets = {
+        "HF_TOKEN": "hf_canary_token",
+        "HUGGING_FACE_TOKEN": "",
+        "IMAGEGEN_API_KEY": "other-key-of-the-server,canary:canary-key-of-a-caller",
+    }
     assert messages(f"logging.getLogger('imagegen').info({text!r})", **secrets) == [shown]
 
 

@@ -220,7 +220,7 @@ def test_a_licence_that_is_not_allowed_is_a_failure(environment, licence, allowe
     assert "thing" in done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # its tools are installed first
 def test_what_is_installed_is_allowed_and_listed():
     done = make("licences", "sbom")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """Vast Serverless: what Vast's PyWorker must know of image-gen's HTTP server, which runs beside it.
 
-Vast's start script clones a repository that holds this file and requirements.txt, and runs `python worker.py` in an
-environment of its own; so nothing of image-gen is imported here. onstart.sh starts the server. See README-VASTAI.md.
+onstart.sh starts the server, and this file in an environment of its own; so nothing of image-gen is imported here. See
+README-VASTAI.md.
 
 The server's log is JSON, and a mark is a piece of it with quotation marks: whatever a caller could bring into a line
 would have them escaped, so that no prompt and no path can make a worker look ready, or broken.

@@ -3,7 +3,7 @@
     imagegen edit in.png "make the background green" -o out.png
     imagegen edit shape.png scene.png "the shape of image 1 on the background of image 2" --url http://localhost:7000
 
-A reference is a PNG, JPEG or WebP file, or an http(s) URL. Without --output the images are written to
+A reference is a PNG, JPEG, WebP or AVIF file, or an http(s) URL. Without --output the images are written to
 IMAGEGEN_OUTPUT_DIR (outputs). Their paths and seeds are printed.
 """
 

@@ -61,7 +61,7 @@ def runner(args: argparse.Namespace) -> Runner:
         return Local(settings)
     from imagegen.cli.remote import Remote
 
-    key = settings.api_key.get_secret_value() if settings.api_key else None
+    key = next(iter(settings.api_keys.values()), None)
     return Remote(args.url, args.api_key or key)
 
 

@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--host", default="0.0.0.0", metavar="ADDRESS", help="to listen at; default: every address")
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help="to listen on; default: IMAGEGEN_HOST, else 127.0.0.1 without a key"
+    )
     parser.add_argument("--port", type=_port, metavar="N", help="default: PORT (7000)")
     parser.add_argument("--model", help="the model to serve; default: IMAGEGEN_MODEL, else by the GPU")
 
@@ -39,29 +41,27 @@ def _port(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     settings = get_settings()
-    changes = {"port": args.port, "model": args.model}
+    changes = {"host": args.host, "port": args.port, "model": args.model}
     settings = settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
     logs.configure(settings)
-    serve_http(settings, args.host)
+    serve_http(settings)
 
 
-def serve_http(settings: Settings, host: str = "0.0.0.0") -> NoReturn:
+def serve_http(settings: Settings) -> NoReturn:
     """Serves HTTP, and ends the process: with status 0, or 1 where it could not start or the GPU failed.
 
     Raises:
         ConfigurationError: a port cannot be listened at, or a setting is wrong beside another.
     """
-    # Before the model begins to load: a port in use is said at once, and by itself. A load balancer's /ping may have a
-    # port of its own; the same routes are there.
-    sockets = [_listen(host, port) for port in dict.fromkeys((settings.port, settings.port_health or settings.port))]
-    import uvicorn
-
+    # Before the model begins to load: a port in use is said at once, and by itself. A load balancer's /ping and the
+    # metrics may have ports of their own.
+    sockets = [_listen(settings.listen_host, port) for port in settings.ports]
     from imagegen.server.main import create_app
-    from imagegen.server.protocol import Protocol
+    from imagegen.server.serve import Server, uvicorn_config, warn_if_open
 
     app = create_app(settings)
 
-    class Server(uvicorn.Server):
+    class DrainingServer(Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             app.state.service.drain()
             super().handle_exit(sig, frame)
@@ -72,18 +72,11 @@ def serve_http(settings: Settings, host: str = "0.0.0.0") -> NoReturn:
     # uvicorn raises the signal again once it has ended; by then there is nothing left to do for it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        http=Protocol,
-        timeout_graceful_shutdown=int(settings.timeout),
-        callback_notify=end_if_dead,
-        timeout_notify=1,
-    )
-    server, status = Server(config), 0
+    config = uvicorn_config(app, settings, callback_notify=end_if_dead, timeout_notify=1)
+    server, status = DrainingServer(config), 0
     for each in sockets:
         log.info("listening at http://%s:%d", *each.getsockname()[:2])
+    warn_if_open(settings)
     try:
         server.run(sockets=sockets)
     except SystemExit as error:  # it could not start, and has said why

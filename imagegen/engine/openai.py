@@ -111,7 +111,7 @@ def to_openai_field(error: InvalidInput) -> InvalidInput:
     return error if name is None else InvalidInput(f"{name}: {error.message}", name)
 
 
-def translate(
+def translate(  # noqa: C901 - field by field, as the API's reference has them
     fields: dict[str, Any], edit: bool, spec: ModelSpec, settings: Settings
 ) -> tuple[GenerateRequest | EditRequest, list[str]]:
     """OpenAI's fields -> a request of this project, and what the caller should know.

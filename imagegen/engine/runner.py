@@ -17,7 +17,8 @@ from imagegen.contract.start_times import StartTimes
 from imagegen.engine.gpu_executor import PACE_WEIGHT, GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import LoadedModel, ModelHost
-from imagegen.inputs.decoding import Reference, is_url, load_reference
+from imagegen.inputs.decoders import Decoders
+from imagegen.inputs.decoding import Reference, is_url
 from imagegen.model.loading import choose_model, load, read_ahead
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.outputs import delivery
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 
 #: Threads for images' bytes; Pillow releases the interpreter lock while it decodes and compresses.
 _CPU_THREADS = 4
-#: Threads that wait for object stores: two jobs of eight images.
-_UPLOAD_THREADS = 16
 
 
 class Runner(Protocol):
@@ -57,8 +56,8 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Runs jobs in this process. What needs no GPU runs beside it in other threads: references are decoded while
-    another job is on the GPU, and an image is compressed while the next one is generated.
+    """Runs jobs in this process. What needs no GPU runs beside it: references are decoded while another job is on
+    the GPU, and an image is compressed while the next one is generated.
 
     Args:
         progress: show bars for loading and steps on stderr.
@@ -68,9 +67,7 @@ class LocalRunner:
         self._settings, self._executor, self._progress = settings, executor, progress
         self.mean_prepare_seconds = 0.0
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
-        #: Threads of their own: an image that is slow to decode does not delay the sending of a finished one.
-        self._decoders = ThreadPoolExecutor(_CPU_THREADS, "decoder")
-        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
+        self._decoders = Decoders()
         self._signer: Signer | None = None
         self._pipeline: FluxPipeline | None = None
 
@@ -81,6 +78,7 @@ class LocalRunner:
             ConfigurationError: the model is unknown, or its weights are not available.
         """
         times = StartTimes.of_process()
+        self._decoders.start()  # beside what follows, on another core
         with times.measure("find"):
             path = read_ahead(self._settings)
         host.note_stage("choosing the model")
@@ -101,7 +99,7 @@ class LocalRunner:
             raise RuntimeError("load() comes first")
         spec = pipeline.config.spec
 
-        # 1. References, beside the GPU: fetched in the event loop, decoded in threads
+        # 1. References, beside the GPU: fetched in the event loop, decoded in processes
         await self._read_references(job)
         first = job.references[0].size if job.references else None
         plan = requests.plan(request, spec, first, job.default_seed)
@@ -110,7 +108,7 @@ class LocalRunner:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
 
         # 2. The GPU; an image is encoded while the next one is generated
-        images = delivery.Delivery(self._cpu, self._uploads, spec.name, request, plan.num_inference_steps, self._signer)
+        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
         await self._executor.run(job, plan, pipeline, images.begin)
         if not pipeline.times.first_picture:
             pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
@@ -136,8 +134,8 @@ class LocalRunner:
 
     def close(self) -> None:
         """Ends the threads after what they are doing."""
-        for pool in (self._cpu, self._decoders, self._uploads):
-            pool.shutdown(cancel_futures=True)
+        self._decoders.close()
+        self._cpu.shutdown(cancel_futures=True)
 
     async def _read_references(self, job: Job) -> None:
         """Fills `job.references`."""
@@ -146,7 +144,7 @@ class LocalRunner:
             if isinstance(job.request, EditRequest):
                 job.notify(References())
                 loaded = await self._load_all(job.request.images)
-                job.references = [reference.picture for reference in loaded]
+                job.references = [reference.image for reference in loaded]
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
         finally:  # those that never came have taken their time too
             job.timings.references = time.monotonic() - clock
@@ -166,7 +164,7 @@ class LocalRunner:
             fetching = await asyncio.to_thread(_import_fetching)
             source = await fetching.fetch(value, field, self._settings)
         limit = int(self._settings.max_reference_mb * 1e6)
-        return await asyncio.wrap_future(self._decoders.submit(load_reference, source, field, limit))
+        return await asyncio.wrap_future(self._decoders.submit(source, field, limit))
 
 
 def _import_fetching() -> ModuleType:

@@ -169,7 +169,7 @@ class Service:
             except ImageGenError as error:
                 outcome = error.code
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
                 outcome = "internal"
                 raise internal(error) from None
             finally:

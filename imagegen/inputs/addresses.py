@@ -1,4 +1,5 @@
-"""Which addresses a stranger's URL may lead to: those of the public internet, and the hosts that the operator trusts.
+"""Where a caller's URL may lead: to addresses of the public internet and ports of web servers, or to the hosts that
+the operator trusts.
 
 The tables are IANA's special-purpose registries for IPv4 and IPv6 as of November 2026, written out, since those in
 Python's `ipaddress` differ from version to version and let embedded addresses pass. Of IPv6 only what IANA gives out as
@@ -31,9 +32,16 @@ _EMBEDDING = [IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96")]
 #: The bits before an IPv4 address in ISATAP's interface identifiers (RFC 5214), whatever the network.
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 
+#: Below 1024, the ports of web servers; from there on, all but those of the Fetch standard's list of bad ports
+#: (https://fetch.spec.whatwg.org/#port-blocking, November 2026): SIP, NFS, X11, IRC and their like.
+_WEB_PORTS = frozenset({80, 443})
+_BAD_PORTS = frozenset({
+    1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080
+})  # fmt: skip
+
 
 class NotPublic(socket.gaierror):
-    """A host's address is none that a stranger may reach. To callers it is a name that leads nowhere."""
+    """A host's address is none that a caller may reach. To callers it is a name that leads nowhere."""
 
 
 def is_public(address: str) -> bool:
@@ -63,6 +71,11 @@ def check(address: str, trusted: bool = False) -> None:
     """
     if not trusted and not is_public(address):
         raise NotPublic(socket.EAI_NONAME, "no public address")
+
+
+def is_web_port(port: int) -> bool:
+    """Whether a caller's URL may name this port."""
+    return port in _WEB_PORTS or (1024 <= port <= 65535 and port not in _BAD_PORTS)
 
 
 def named(host: str, port: int | None, names: str) -> bool:

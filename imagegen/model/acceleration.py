@@ -91,7 +91,7 @@ def _try_attention(backend: str, device: str) -> str | None:
     try:
         query = torch.zeros(1, 64, 1, 128, dtype=torch.bfloat16, device=device)
         dispatch_attention_fn(query, query, query, backend=backend).sum().item()
-    except Exception as error:  # each kernel has its own kinds
+    except Exception as error:  # noqa: BLE001 - each kernel has its own kinds
         return type(error).__name__
     return None
 

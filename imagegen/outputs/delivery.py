@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
+from types import ModuleType
 
 from PIL import Image
 
@@ -43,11 +44,10 @@ def encode(
 
 
 class Delivery:
-    """One job's pictures on their way out, encoded and uploaded in threads of their own, beside the GPU.
+    """One job's pictures on their way out, encoded in threads and uploaded beside the GPU.
 
     Args:
         pool: the threads that encode.
-        uploads: those that upload; a store that does not answer holds them.
         model, num_inference_steps: for the record.
         request: names the format, the quality, and whether the prompt goes into the record.
         signer: signs each file; None: nothing is signed.
@@ -56,13 +56,12 @@ class Delivery:
     def __init__(
         self,
         pool: Executor,
-        uploads: Executor,
         model: str,
         request: GenerateRequest | EditRequest,
         num_inference_steps: int,
         signer: Signer | None = None,
     ) -> None:
-        self._pool, self._uploads = pool, uploads
+        self._pool = pool
         self._model, self._request, self._steps = model, request, num_inference_steps
         self._signer = signer
         self._pictures: list[tuple[int, Image.Image]] = []
@@ -125,11 +124,9 @@ class Delivery:
     ) -> list[str]:
         """The files' URLs in the store."""
         keys = [object_key(job_id, i, EXTENSIONS[output_format]) for i in range(len(files))]
-        uploads = [
-            asyncio.wrap_future(self._uploads.submit(store.put, key, data, f"image/{output_format}"))
-            for key, data in zip(keys, files, strict=True)
-        ]
-        return list(await asyncio.gather(*uploads))
+        upload = await asyncio.to_thread(_import_upload)
+        urls: list[str] = await upload.put(store, list(zip(keys, files, strict=True)), f"image/{output_format}")
+        return urls
 
     async def _smaller(
         self, answer: GenerateResponse, files: list[bytes], limit: int, failure: DeliveryFailed | None
@@ -152,6 +149,13 @@ class Delivery:
             "pictures, for output_format jpeg or webp, for delivery by url, or set allow_format_change",
             "output_format",
         )
+
+
+def _import_upload() -> ModuleType:
+    """In a thread, and with the first upload: aiohttp and botocore take half a second that no start has to wait for."""
+    from imagegen.outputs import upload
+
+    return upload
 
 
 def to_base64(data: bytes) -> str:

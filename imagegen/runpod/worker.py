@@ -148,7 +148,7 @@ class QueueLoop(rp_scale.JobScaler):
 
     async def stop_job(self, job_id: str) -> bool:
         """Stops a job, one that has been taken and not begun too."""
-        while job_id not in self.jobs_tasks and self.job_progress.get(job_id) is not None:
+        while job_id not in self.jobs_tasks and self.job_progress.get(job_id) is not None:  # noqa: ASYNC110 - the SDK's
             await asyncio.sleep(0.02)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never answers, and is never forgotten
         if (streamed := self._adapter.streamed.get(job_id)) is not None:
@@ -159,7 +159,7 @@ class QueueLoop(rp_scale.JobScaler):
 
     async def _end_if_dead(self) -> None:
         """Ends the worker once its card is dead, also where no job is left to see it."""
-        while self._service.executor.dead is None:
+        while self._service.executor.dead is None:  # noqa: ASYNC110 - another thread finds it dead
             await asyncio.sleep(_WATCH_SECONDS)
         self.kill_worker()
 
@@ -229,7 +229,7 @@ class Progress:
                     message, self._news = self._news, None
                     try:
                         await send_result(self._session, {"status": "IN_PROGRESS", "output": message}, self._job)
-                    except Exception as error:  # an answer does not depend on it
+                    except Exception as error:  # noqa: BLE001 - an answer does not depend on it
                         log.warning(
                             "job %s: its progress could not be sent (%s)", self._job["id"], type(error).__name__
                         )

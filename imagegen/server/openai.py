@@ -17,7 +17,8 @@ from imagegen.engine.event_queue import to_base64
 from imagegen.engine.openai import MAX_PARTIAL_IMAGES, USAGE, about, error_body
 from imagegen.engine.service import Service
 from imagegen.errors import ImageGenError, InvalidInput
-from imagegen.server import http, streams
+from imagegen.server import streams
+from imagegen.server.bodies import read_fields
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -38,14 +39,14 @@ class Error(BaseModel):
 
 
 class Image(BaseModel):
-    """One picture: itself, or where it is."""
+    """One image: itself, or its URL."""
 
     b64_json: str | None = None
     url: str | None = None
 
 
 class Images(BaseModel):
-    """The pictures; `seeds` and `warnings` are not OpenAI's."""
+    """The images; `seeds` and `warnings` are not OpenAI's."""
 
     created: int
     data: list[Image]
@@ -60,7 +61,7 @@ class Images(BaseModel):
 
 @router.get("/models", summary="The model that is served", responses={401: {"model": Error}, 503: {"model": Error}})
 async def models(request: Request) -> dict[str, Any]:
-    """One entry: what this server draws with."""
+    """One entry: the served model."""
     return openai.model_list(openai.served(request.app.state.service))
 
 
@@ -80,12 +81,12 @@ def _openapi(edit: bool) -> dict[str, Any]:
         "response_format": {"type": "string", "enum": ["b64_json", "url"]},
         "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
         "output_compression": {**number, "minimum": 0, "maximum": 100, "description": "Quality of jpeg and webp."},
-        "quality": {"type": "string", "description": "Changes nothing; anything but auto is warned of."},
+        "quality": {"type": "string", "description": "Has no effect; a warning says so."},
         "background": {"type": "string", "enum": ["auto", "opaque"]},
         "user": {"type": "string"},
         "stream": {"type": "boolean", "default": False},
         "partial_images": {**number, "minimum": 0, "maximum": MAX_PARTIAL_IMAGES, "default": 0},
-        "seed": {**number, "minimum": 0, "description": "Not OpenAI's: the same seed draws the same picture."},
+        "seed": {**number, "minimum": 0, "description": "Not OpenAI's: the same seed gives the same image."},
     }
     if edit:
         properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
@@ -99,6 +100,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "A bad parameter; `param` names it.",
         401: "No API key, or a wrong one.",
+        403: "The Host header or the page's origin is not allowed.",
         404: "The model is not served here.",
         413: "The body, a reference or the answer is too large.",
         429: "The queue is full.",
@@ -106,7 +108,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         500: "A bug.",
         503: "The model is loading, or failed.",
         504: "The job's timeout ran out.",
-        507: "The picture does not fit the card.",
+        507: "The image does not fit into the GPU's memory.",
     }.items()
 }
 _RESPONSES[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -120,13 +122,13 @@ async def generations(request: Request) -> Response:
 
 @router.post("/images/edits", response_model=Images, responses=_RESPONSES, openapi_extra=_openapi(edit=True))
 async def edits(request: Request) -> Response:
-    """One to four pictures and what to make of them, as OpenAI's clients ask for it."""
+    """One to four reference images and a prompt, as OpenAI's clients ask for it."""
     return await _images(request, edit=True)
 
 
 async def _images(request: Request, edit: bool) -> Response:
     service: Service = request.app.state.service
-    fields, form = await http.read_fields(request)
+    fields, form = await read_fields(request)
     if form:
         fields = {name: _from_form(name, value) for name, value in fields.items()}
     job, warnings = openai.translate(fields, edit, openai.served(service), service.settings)
@@ -141,11 +143,9 @@ async def _images(request: Request, edit: bool) -> Response:
         return JSONResponse(openai.answer(answer, warnings))
 
     if job.delivery == "url":
-        raise InvalidInput(
-            "response_format: a stream brings its picture itself; b64_json is allowed", "response_format"
-        )
+        raise InvalidInput("response_format: a stream sends its image itself; b64_json is allowed", "response_format")
     if job.num_images != 1:
-        raise InvalidInput(f"n: a stream has one picture, and {job.num_images} were asked for", "n")
+        raise InvalidInput(f"n: a stream has one image, and {job.num_images} were asked for", "n")
     task, events = await streams.follow(request, job, partial)
     name = "image_edit" if edit else "image_generation"
 
@@ -153,9 +153,9 @@ async def _images(request: Request, edit: bool) -> Response:
         sent = 0
         async for event in events:
             if isinstance(event, Step) and event.preview is not None:
-                picture = await to_base64(event.preview, None, job.output_format)
+                image = await to_base64(event.preview, None, job.output_format)
                 kind = f"{name}.partial_image"
-                part = {"type": kind, "partial_image_index": sent, "b64_json": picture, **about(job)}
+                part = {"type": kind, "partial_image_index": sent, "b64_json": image, **about(job)}
                 yield streams.server_sent(kind, json.dumps(part))
                 sent += 1
         answer = await streams.result_or_error(task)

@@ -69,7 +69,11 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
     """
     state, service = request.app.state, cast(Service, request.app.state.service)
     work = service.run(
-        job, job_id=request.state.request_id, wait_for_model=not service.settings.preload_models, **options
+        job,
+        caller=request.state.caller,
+        job_id=request.state.request_id,
+        wait_for_model=not service.settings.preload_models,
+        **options,
     )
     task = asyncio.create_task(work)
     state.jobs[request.state.request_id] = task

@@ -36,7 +36,7 @@ def report(tmp_path_factory):
     return json.loads((folder / "benchmark_gpu.json").read_text()), (folder / "benchmark_gpu.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # the whole benchmark, with micro
 def test_every_promise_is_measured(report):
     result, text = report
     rows = {what: next(row for row in result["rows"] if row["what"].startswith(what)) for what in ROWS}
@@ -49,7 +49,7 @@ def test_every_promise_is_measured(report):
     assert result["machine"]["torch"] and result["machine"]["diffusers"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # the whole benchmark, with micro
 def test_a_missed_target_says_where_the_time_goes(report):
     result, text = report
     row = next(row for row in result["rows"] if row["what"].startswith("fp8 on the card against"))

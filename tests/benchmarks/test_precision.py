@@ -28,7 +28,7 @@ def test_psnr_and_ssim_are_the_papers():
     assert ssim(picture(one), picture(rng.integers(0, 200, (64, 64, 3)))) < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # it generates fifty images in each precision
 def test_micro_is_right_as_often_in_fp8_and_int8(tmp_path):
     """Within two points, or the status is not 0."""
     command = [sys.executable, "-m", "benchmarks.precision", "fp8+fp8", "int8+int8", "--pictures", "50"]

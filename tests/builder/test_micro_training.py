@@ -94,6 +94,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow  # it trains three times, half a minute
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
     """The same weights in the end, and a model of those so far."""
     stopped = tmp_path / "stopped"
@@ -109,6 +110,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_pool, tmp_path):
     assert not all(torch.equal(trained[name], start[name]) for name in trained)
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.parametrize(
     ("module", "train"),
     [
@@ -303,7 +305,7 @@ def test_edges_weigh_more_in_the_vaes_loss():
     assert 0.05 < edges.mean() < 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # as above, in processes that import torch each
 def test_two_processes_train_one_model(tiny_pool, tmp_path):
     """Where one stops, so does the other; they go on as if they had not; one alone does not go on in their place."""
     stopped = tmp_path / "stopped"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torchao.quantization import Float8Tensor, Int8Tensor, PerRow, PerTensor, quant_api, quantize_
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from imagegen.builder.quantize import _NOT_CONVERTED, Quantizer
+from imagegen.builder.quantize import _NOT_CONVERTED, Quantizer, main
 from imagegen.errors import ConfigurationError
 from imagegen.model import quantization
 from imagegen.models import MICRO_PATH
@@ -190,7 +190,7 @@ def test_a_source_that_is_no_model_is_refused(tmp_path):
         Quantizer(tmp_path, tmp_path / "target", "fp8")
 
 
-def test_the_source_can_be_deleted_as_it_is_used(tmp_path):
+def test_the_source_can_be_deleted_as_it_is_used(tmp_path, monkeypatch):
     """Also where its files are links into the cache of a hub, as a download leaves them."""
     blobs, source = tmp_path / "blobs", tmp_path / "source"
     blobs.mkdir()
@@ -198,8 +198,8 @@ def test_the_source_can_be_deleted_as_it_is_used(tmp_path):
     for number, file in enumerate(source.glob("*/*.safetensors")):
         file.rename(blobs / str(number))
         file.symlink_to(blobs / str(number))
-    command = [sys.executable, "-m", "imagegen.builder.quantize", source, tmp_path / "target", "--delete-source"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["quantize", str(source), str(tmp_path / "target"), "--delete-source"])
+    assert main() == 0
     assert not list(blobs.iterdir()) and not list(source.glob("*/*.safetensors"))
     with safe_open(tmp_path / "target/transformer/diffusion_pytorch_model.safetensors", framework="pt") as tensors:
         assert "transformer_blocks.0.attn.to_q._weight_qdata" in list(tensors.keys())

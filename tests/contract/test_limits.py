@@ -1,7 +1,6 @@
-"""Each limit of the README's table, met at each door: the same code, and the next job is drawn."""
+"""Each limit of the table in docs/api.md, met at each endpoint: the same code, and the next job is drawn."""
 
 import asyncio
-import contextlib
 import re
 import socket
 import threading
@@ -18,8 +17,8 @@ from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
 from tests.conftest import scene, settings, to_base64, until
+from tests.docs.pages import section
 from tests.server.conftest import running, serving
-from tests.support import ROOT
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))
@@ -96,16 +95,25 @@ def test_what_is_at_the_limits_is_drawn(low, monkeypatch, door):
 def test_time_and_queue(monkeypatch, door):
     """One job runs out of time; while it runs, another finds the queue full."""
     with serving(timeout=5, max_queue=0) as (url, service):
-        # A third of a second for each of 32 steps, so that no machine is too fast.
-        service.start().result()._pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.33))
+        refused, first = threading.Event(), iter([True])
+
+        def hold(*_):
+            """The first step lasts until the other job is refused and the time is over."""
+            if next(first, False):
+                refused.wait(60)
+                time.sleep(5)
+
+        service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
         monkeypatch.setattr(handler, "service", lambda: service)
         codes = []
-        long = {"prompt": PROMPT, "num_images": 8}
-        running = threading.Thread(target=lambda: codes.append(door(url, long)))
+        running = threading.Thread(target=lambda: codes.append(door(url, {"prompt": PROMPT})))
         running.start()
         until(lambda: service.health().status == "busy")
-        assert door(url, {"prompt": PROMPT}) == "overloaded"
-        running.join(60)
+        try:
+            assert door(url, {"prompt": PROMPT}) == "overloaded"
+        finally:
+            refused.set()
+            running.join(60)
         assert codes == ["deadline_exceeded"]
 
 
@@ -137,8 +145,8 @@ def test_the_defaults_are_the_contracts():
     )
 
 
-def test_the_readme_s_table_is_what_is_tested_here():
-    text = (ROOT / "README.md").read_text().split("## Limits")[1].split("\n## ")[0]
+def test_the_table_of_limits_is_what_is_tested_here():
+    text = section("docs/api.md", "Limits")
     rows = dict(
         re.findall(r"^\| [^|]+ \| (?:its `timeout`, )?`?([^|`]+?)`? \| `?([a-z_]+)`?[^|]* \|$", text, re.MULTILINE)
     )
@@ -148,9 +156,9 @@ def test_the_readme_s_table_is_what_is_tested_here():
         "IMAGEGEN_MAX_QUEUE": "overloaded",
         "IMAGEGEN_MAX_RESULT_MB": "result_too_large",
         "the model's (512, micro 32)": "none",  # tests/contract/test_prompts.py
-        "as many": "none",  # these three: tests/inputs/test_decoding.py
-        "a JPEG's 40 scans, a PNG's 30,000 chunks": "bad_reference",
-        "10 of the processor's": "bad_reference",
+        "200 megapixels": "bad_reference",  # tests/inputs/test_decoding.py
+        "1 GB": "none",  # these two: tests/inputs/test_decoders.py
+        "8 of the processor's, 11 in all": "bad_reference",
         "IMAGEGEN_URL_TIMEOUT": "bad_reference",  # these two: tests/inputs/test_fetching.py
         "5": "bad_reference",
         "20,000": "payload_too_large",  # these three: tests/server/test_http.py
@@ -173,11 +181,11 @@ def test_a_job_of_a_million_small_things_is_refused_in_time(monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """A server that waits a second for headers, and 30 s for the next request; connects to it."""
+    """A server that waits a second for headers, and an hour for the next request; connects to it."""
     monkeypatch.setattr(Protocol, "header_seconds", 1.0)
     app = create_app(settings(preload_models=False))
-    with running(app, http=Protocol, timeout_keep_alive=30) as url:
-        yield partial(socket.create_connection, ("127.0.0.1", httpx.URL(url).port), timeout=20)
+    with running(app, http=Protocol, timeout_keep_alive=3600) as url:
+        yield partial(socket.create_connection, ("127.0.0.1", httpx.URL(url).port), timeout=60)
 
 
 def wait_until_closed(connection):
@@ -191,17 +199,19 @@ def test_half_a_header_does_not_stay_open(impatient, sent):
     with impatient() as connection:
         connection.sendall(sent)
         wait_until_closed(connection)
-    assert 0.9 < time.monotonic() - begun < 10
+    assert time.monotonic() - begun > 0.9
 
 
 def test_nor_does_one_that_drips(impatient):
-    begun = time.monotonic()
-    with impatient() as connection, contextlib.suppress(ConnectionError):
-        connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
-        while time.monotonic() - begun < 20:
+    def drip(connection):
+        for _ in range(1200):  # a minute
             connection.sendall(b"x")
             time.sleep(0.05)
-    assert time.monotonic() - begun < 10
+
+    with impatient() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        with pytest.raises(ConnectionError):
+            drip(connection)
 
 
 def test_nor_does_a_second_request_s(impatient):
@@ -211,7 +221,7 @@ def test_nor_does_a_second_request_s(impatient):
         begun = time.monotonic()
         connection.sendall(b"GET /ping HT")
         wait_until_closed(connection)
-    assert 0.9 < time.monotonic() - begun < 10
+    assert time.monotonic() - begun > 0.9
 
 
 def test_a_client_that_takes_its_time_between_requests_or_over_a_body_is_served(impatient):
@@ -219,7 +229,7 @@ def test_a_client_that_takes_its_time_between_requests_or_over_a_body_is_served(
         for _ in range(2):
             connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-            time.sleep(1.2)  # uvicorn's own limit is over this, 30 s here
+            time.sleep(1.2)  # it has begun no header
         connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                            b"Content-Length: 2\r\n\r\n{")  # fmt: skip
         time.sleep(1.2)

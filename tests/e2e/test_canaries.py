@@ -27,14 +27,14 @@ LOUD = {
 }
 SECRETS = {
     "HUGGING_FACE_TOKEN": "hf_canary0token",
-    "IMAGEGEN_API_KEY": "canary-api-key",
+    "IMAGEGEN_API_KEY": "canary-api-key-of-16",
     "RUNPOD_AI_API_KEY": "canary-runpod-key",
     "BUCKET_ENDPOINT_URL": "http://127.0.0.1:9/canary-bucket",
     "BUCKET_ACCESS_KEY_ID": "canary-access-key",
     "BUCKET_SECRET_ACCESS_KEY": "canary-secret-key",
     "IMAGEGEN_PRIVATE_HOSTS": "127.0.0.1:9",  # so that what leads there fails late, with all that is known of it
 }
-KEY = {"Authorization": "Bearer canary-api-key"}
+KEY = {"Authorization": "Bearer canary-api-key-of-16"}
 S3 = {
     "accessId": "canary-id",
     "accessSecret": "canary-secret",
@@ -136,7 +136,7 @@ def test_a_job_of_the_command_line(tmp_path, level, log_format):
     assert ("a-job" in printed) == (level in ("DEBUG", "INFO"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a process that loads the model
 @pytest.mark.parametrize("level", ["DEBUG", "ERROR"])
 def test_a_bug_on_the_command_line(tmp_path, level):
     (tmp_path / "bug.py").write_text(BUG + "import handler\nsys.exit(handler.main())")
@@ -229,7 +229,7 @@ def test_runpods_own_logger(tmp_path):
         assert len([line for line in ours if line["message"] == "request"]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a process that loads the model
 def test_prompts_are_told_where_the_operator_asks_for_it(tmp_path):
     status, printed = command_line(
         tmp_path, {"id": "a-job", "input": {"prompt": PROMPT}}, IMAGEGEN_LOG_PROMPTS="1", LOG_LEVEL="INFO"

@@ -8,7 +8,7 @@ import pytest
 from scripts.plan_fleet import Fleet, simulate, steady
 from tests.support.runpod_queue import RunPodQueue
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # its jobs arrive over a minute
 SECONDS, JOBS = 0.5, 60
 
 

@@ -126,7 +126,7 @@ JOB = st.one_of(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # thousands of jobs
 def test_no_job_is_answered_by_anything_but_the_contract(service, monkeypatch, capsys):
     monkeypatch.setattr(handler, "service", lambda: service)
     outcomes: Counter[str] = Counter()

@@ -4,8 +4,10 @@ memory stays."""
 import asyncio
 import io
 import resource
+import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,11 +15,12 @@ import pytest
 from PIL import Image
 
 from imagegen.errors import ImageGenError
-from imagegen.inputs.decoding import load_reference
+from imagegen.inputs import png
+from imagegen.inputs.decoders import Decoders
 from imagegen.runpod import handler
-from tests.conftest import from_base64, to_base64, to_bytes
+from tests.conftest import from_base64, to_base64, to_bytes, until
 from tests.e2e.test_server import running
-from tests.support.hostile import GOOD, pictures
+from tests.support.hostile import GOOD, pictures, slow
 
 PICTURES = dict(pictures())
 ALLOWED = {"bad_reference", "payload_too_large"}
@@ -38,27 +41,41 @@ def test_there_are_enough():
     assert len(set(PICTURES.values())) > 900
 
 
-def load(name):
-    """Loads a picture with the decoder alone; the code of the error, or "loaded"."""
+@pytest.fixture(scope="module")
+def decoders():
+    made = Decoders()
+    yield made
+    made.close()
+
+
+def comparable(name):
+    """A file as Pillow takes it: a JPEG with the end that may be missing, a PNG without the chunks that are not read,
+    whose lengths and checksums do not matter."""
+    data = PICTURES[name]
+    return png.read(data).data if data.startswith(png.SIGNATURE) else data + b"\xff\xd9"
+
+
+def load(decoders, name):
+    """Loads an image with a decoder alone; the code of the error, or "loaded"."""
     try:
-        loaded = load_reference(PICTURES[name], "images[0]", 20_000_000).picture
+        loaded = decoders.submit(PICTURES[name], "images[0]", 20_000_000).result().image
     except ImageGenError as error:
         refused = error
     else:
         assert loaded.mode == "RGB" and loaded.width % 16 == loaded.height % 16 == 0, name
-        with Image.open(io.BytesIO(PICTURES[name])) as plain:
-            plain.load()  # what passes for a picture is one
+        with Image.open(io.BytesIO(comparable(name))) as plain:
+            plain.load()  # what passes for an image is one
         return "loaded"
     assert refused.code in ALLOWED and refused.field == "images[0]" and len(refused.message) < 120, name
     assert name not in GOOD
     return refused.code
 
 
-def load_all(names, capsys):
+def load_all(decoders, names, capsys):
     outcomes, slowest, before = Counter(), (0.0, ""), megabytes()
     for name in names:
         begun = time.perf_counter()
-        outcomes[load(name)] += 1
+        outcomes[load(decoders, name)] += 1
         slowest = max(slowest, (time.perf_counter() - begun, name))
     grown = megabytes() - before
     with capsys.disabled():
@@ -68,14 +85,14 @@ def load_all(names, capsys):
     return outcomes
 
 
-@pytest.mark.slow
-def test_each_is_a_picture_or_a_typed_error(capsys):
-    outcomes = load_all(list(PICTURES), capsys)
+@pytest.mark.slow  # hundreds of files at each endpoint
+def test_each_is_a_picture_or_a_typed_error(decoders, capsys):
+    outcomes = load_all(decoders, list(PICTURES), capsys)
     assert outcomes["loaded"] > len(GOOD) and outcomes["bad_reference"] > len(PICTURES) / 3
 
 
-def test_a_part_of_them_in_every_run(capsys):
-    assert load_all(list(PICTURES)[::5], capsys)["bad_reference"] > 100
+def test_a_part_of_them_in_every_run(decoders, capsys):
+    assert load_all(decoders, list(PICTURES)[::5], capsys)["bad_reference"] > 100
 
 
 def judge(name, code, body, images):
@@ -89,7 +106,7 @@ def judge(name, code, body, images):
     return error["code"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_every_http_door_answers_each(tmp_path, capsys):
     """JSON, a form with a file, OpenAI's edits: against a server in a process of its own, whose memory is looked at."""
     outcomes, slowest = Counter(), (0.0, "", "")
@@ -128,7 +145,7 @@ def test_every_http_door_answers_each(tmp_path, capsys):
     assert slowest[0] < SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # hundreds of files at each endpoint
 def test_runpods_door_answers_each(service, monkeypatch, capsys):
     monkeypatch.setattr(handler, "service", lambda: service)
     outcomes, slowest = Counter(), (0.0, "")
@@ -152,3 +169,25 @@ def test_runpods_door_answers_each(service, monkeypatch, capsys):
     assert outcomes["drawn"] > len(GOOD)
     assert grown <= MEGABYTES
     assert slowest[0] < SECONDS
+
+
+def test_sigterm_ends_a_server_whose_decoders_are_busy(tmp_path):
+    """With images that would take minutes in a thread: their jobs are answered, and nothing of the server remains."""
+    body = {**FIELDS, "images": [to_base64(slow("PNG"))] * 4}
+    with running(tmp_path, "-m", "imagegen") as (process, url), ThreadPoolExecutor() as threads:
+        jobs = [threads.submit(httpx.post, f"{url}/edit", json=body, timeout=120) for _ in range(2)]
+        until(lambda: len(descendants(process.pid)) > 4)
+        left = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        for job in jobs:
+            answer = job.result()
+            assert answer.status_code == 422 and "to decode" in answer.json()["error"]["message"]
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in left))
+
+
+def descendants(pid):
+    found = [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(number) for number in (thread / "children").read_text().split()]
+    return sorted({*found, *(below for child in set(found) for below in descendants(child))})

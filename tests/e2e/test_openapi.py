@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.server.conftest import serving
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # schemathesis sends hundreds of requests
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 #: Cases of each route, valid and invalid ones each; the routes of the document; cases in all.

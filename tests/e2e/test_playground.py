@@ -13,7 +13,7 @@ from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.conftest import from_base64, scene, to_base64, to_bytes
 from tests.server.conftest import serving
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # `make slow` installs chromium
 
 DROP = """([data, name]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -181,12 +181,12 @@ def test_the_keyboard_is_enough(page):
 
 
 def test_the_page_asks_for_the_key(browser):
-    with serving(api_key="key") as (base, service):
+    with serving(api_key="key-of-sixteen-or-more") as (base, service):
         service.start().result()
         opened = browser.new_page()
         opened.goto(base)
         expect(opened.locator("#key-error")).to_contain_text("API key")
-        opened.get_by_label("API key").fill("key")
+        opened.get_by_label("API key").fill("key-of-sixteen-or-more")
         opened.get_by_label("API key").press("Tab")
         opened.get_by_role("button", name="Draw", exact=True).click()
         expect(opened.locator("#results figure")).to_have_count(1)

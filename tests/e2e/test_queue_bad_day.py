@@ -14,7 +14,7 @@ COLOURS = ("red", "blue", "green", "white", "yellow")
 BAD = ({"prompt": ""}, {"prompt": "x", "width": 1000, "height": 64}, {"prompt": "x", "image": "!"}, None, {"x": 1})
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # minutes of jobs and of workers that are killed
 def test_no_job_is_lost_answered_wrongly_or_answered_twice_with_two_pictures(tmp_path, service):
     dice = random.Random(1)
     with RunPodQueue() as queue:

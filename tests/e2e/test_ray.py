@@ -118,7 +118,7 @@ def test_a_replica_that_dies_under_load_loses_nothing(url):
 def test_the_manifest_fits_the_application():
     from deploy import ray_serve
 
-    service, claim = yaml.safe_load_all((ROOT / "deploy" / "kuberay" / "image-gen.yaml").read_text())
+    service, claim, *_ = yaml.safe_load_all((ROOT / "deploy" / "kuberay" / "image-gen.yaml").read_text())
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     assert application["import_path"] == "deploy.ray_serve:app"
     args = ray_serve.Args(**application["args"])
@@ -128,7 +128,7 @@ def test_the_manifest_fits_the_application():
     assert (args.min_replicas, args.max_replicas) == (workers["minReplicas"], workers["maxReplicas"])
     (worker,) = workers["template"]["spec"]["containers"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == args.gpus
-    (volume,) = workers["template"]["spec"]["volumes"]
+    (volume, _) = workers["template"]["spec"]["volumes"]
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     known = {variable["name"] for variable in worker["env"]}
     assert known <= set(variable_names())

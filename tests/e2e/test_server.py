@@ -42,7 +42,7 @@ def running(tmp_path, *command, health="/health", **environment):
             return health != "/health" or answer.json()["status"] == "ready"
 
     try:
-        until(is_up, 120)
+        until(is_up)
         yield process, url
     finally:
         process.kill()
@@ -119,8 +119,8 @@ def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
 
 
 def test_the_log_holds_no_prompt_no_picture_and_no_key(tmp_path):
-    with running(tmp_path, "-m", "imagegen", IMAGEGEN_API_KEY="canary-key", LOG_LEVEL="DEBUG") as (_, url):
-        key = {"Authorization": "Bearer canary-key"}
+    with running(tmp_path, "-m", "imagegen", IMAGEGEN_API_KEY="canary-key-of-a-caller", LOG_LEVEL="DEBUG") as (_, url):
+        key = {"Authorization": "Bearer canary-key-of-a-caller"}
         job = {"prompt": "canary xylophone", "embed_prompt": True}
         answer = httpx.post(f"{url}/generate", json=job, headers=key, timeout=60)
         httpx.post(f"{url}/edit", json={"prompt": "canary two", "image": "canary!"}, headers=key)

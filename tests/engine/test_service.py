@@ -225,7 +225,7 @@ def test_a_deadline_or_a_stop_ends_a_job_whose_references_are_on_their_way(servi
         arrives.set()
         return await service.run(parse_job({"prompt": "x"}))
 
-    monkeypatch.setattr("imagegen.engine.runner.load_reference", slow)
+    monkeypatch.setattr("imagegen.inputs.decoders.Decoders._load", slow)
     try:
         assert asyncio.run(wait_for_references()).images
     finally:
@@ -240,7 +240,7 @@ def test_how_long_jobs_take_to_get_ready_is_known(monkeypatch):
         time.sleep(0.3)
         return Reference(scene("circle", "red", "blue"), [])
 
-    monkeypatch.setattr("imagegen.engine.runner.load_reference", slow)
+    monkeypatch.setattr("imagegen.inputs.decoders.Decoders._load", slow)
     run(fresh)
     assert fresh.runner.mean_prepare_seconds < 0.05
     for _ in range(4):

@@ -13,13 +13,14 @@ from aiohttp.abc import AbstractResolver
 
 from imagegen.contract.requests import parse_job
 from imagegen.errors import BadReference, ImageGenError, PayloadTooLarge
-from imagegen.inputs import fetching
+from imagegen.inputs import connections, fetching
 from tests.conftest import from_base64, scene, settings, to_base64, to_bytes
 from tests.inputs.test_addresses import IPV4, IPV6, METADATA, PRIVATE_4, PUBLIC, edges, embedded
 from tests.outputs.test_signing import chain
 
 PICTURE = to_bytes(scene("circle", "red", "blue"))
-NOWHERE = "images[0]: its host has no public address, or does not answer"
+NOWHERE = "images[0]: its host has no public address, or no web server that answers within 20 s"
+NOWHERE_2 = NOWHERE.replace("20 s", "2 s")
 
 
 class Names(AbstractResolver):
@@ -55,7 +56,7 @@ def names(monkeypatch):
 
     def answer(*answers):
         stub = Names(*answers)
-        monkeypatch.setattr(fetching, "resolver", lambda: stub)
+        monkeypatch.setattr(connections, "resolver", lambda: stub)
         return stub
 
     return answer
@@ -65,14 +66,14 @@ def names(monkeypatch):
 def opened(monkeypatch):
     """The addresses for which a socket would have been opened; none is."""
     found = []
-    check = fetching.addresses.check
+    check = connections.addresses.check
 
     def watch(address, trusted=False):
         check(address, trusted)
         found.append(address)
         raise OSError("not from a test")
 
-    monkeypatch.setattr(fetching.addresses, "check", watch)
+    monkeypatch.setattr(connections.addresses, "check", watch)
     return found
 
 
@@ -125,7 +126,7 @@ def from_server(answer, path="/a.png", **changes):
 
     async def run():
         async with server(answer) as (url, asked):
-            mine = settings(**{"private_hosts": "127.0.0.1", "max_reference_mb": 0.1, "url_timeout": 2, **changes})
+            mine = settings(**{"private_hosts": "127.0.0.1", "max_reference_mb": 0.1, "url_timeout": 20, **changes})
             try:
                 return await fetching.fetch(url + path, "images[0]", mine), asked
             except ImageGenError as error:
@@ -196,7 +197,7 @@ def test_no_way_to_write_an_inner_address_leads_to_it(host, opened):
     """The system's resolver is asked here, which knows loopback and no other name."""
     error = refused(f"http://{host}/a.png")
     assert isinstance(error, BadReference)
-    assert error.message in (NOWHERE, "images[0]: is not a URL that can be fetched")
+    assert error.message in (NOWHERE, "images[0]: is not a URL that can be fetched") or "port 3 is no" in error.message
     assert opened == []
 
 
@@ -227,7 +228,7 @@ def test_redirects_lead_no_further_than_urls(place):
         ("https:///a.png", "is not a URL that can be fetched"),
         ("http://user:secret@127.0.0.1/", "a user's name or password"),
         ("/again", "is redirected too often; 5 redirects are allowed"),
-        ("http://[", "its host has no public address"),
+        ("http://[", "its host did not send a whole answer"),
     ],
 )
 def test_what_a_redirect_may_not_name(place, says):
@@ -317,10 +318,18 @@ def bomb(megabytes, coding):
     return gzip.compress(b"\0" * (megabytes << 20), 9)
 
 
-@pytest.mark.parametrize("head", [b"HTTP/1.1 200 ", b"HTTP/1.1 200 OK\r\nX: ", http(), http(Content_Length=1000)])
-def test_a_server_that_drips_ends_at_the_deadline(head):
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (b"HTTP/1.1 200 ", NOWHERE_2),
+        (b"HTTP/1.1 200 OK\r\nX: ", NOWHERE_2),
+        (http(), "images[0]: did not arrive within 2 s"),
+        (http(Content_Length=1000), "images[0]: did not arrive within 2 s"),
+    ],
+)
+def test_a_server_that_drips_ends_at_the_deadline(head, says):
     error, asked = from_server(lambda path: drip(head), url_timeout=2)
-    assert error.message == "images[0]: did not arrive within 2 s"
+    assert error.message == says
     assert len(asked) == 1
 
 
@@ -330,8 +339,8 @@ def test_redirects_share_the_deadline():
         yield http(status="302 Found", Location="/again")
 
     error, asked = from_server(lambda path: slow(), url_timeout=2)
-    assert error.message == "images[0]: did not arrive within 2 s"
-    assert 2 <= len(asked) <= 3
+    assert error.message == NOWHERE_2
+    assert 1 <= len(asked) <= 3
 
 
 def test_a_name_server_that_is_silent_ends_at_the_deadline(monkeypatch):
@@ -339,8 +348,8 @@ def test_a_name_server_that_is_silent_ends_at_the_deadline(monkeypatch):
         async def resolve(self, host, port=0, family=socket.AF_INET):
             await asyncio.sleep(60)
 
-    monkeypatch.setattr(fetching, "resolver", lambda: Silent([]))
-    assert refused("http://silent.example/", url_timeout=0.2).message == "images[0]: did not arrive within 0.2 s"
+    monkeypatch.setattr(connections, "resolver", lambda: Silent([]))
+    assert refused("http://silent.example/", url_timeout=0.2).message == NOWHERE.replace("20 s", "0.2 s")
 
 
 def test_an_endless_answer_ends_at_the_cap():
@@ -372,20 +381,91 @@ def test_a_bomb_ends_at_the_cap_of_what_comes_out_of_it(coding):
     "reply",
     [
         http(PICTURE[:50], Content_Length=len(PICTURE)),
-        http(PICTURE, Content_Length=50),
         http(b"ffff\r\n" + PICTURE[:50], Transfer_Encoding="chunked"),
-        http(b"not hex\r\n", Transfer_Encoding="chunked"),
         http(b"not gzip", Content_Encoding="gzip", Content_Length=8),
-        http(PICTURE, Content_Length="-1"),
-        http(PICTURE, Content_Length="1, 2"),
-        http(X="a" * 100_000),
-        b"HTTP/9 x\r\n\r\n",
-        b"\x16\x03\x01 not http at all\r\n\r\n",
     ],
 )
 def test_an_answer_that_is_not_whole_is_none(reply):
     error, _ = from_server(lambda path: reply)
     assert error.message == "images[0]: its host did not send a whole answer"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        http(PICTURE, Content_Length=50),
+        http(b"not hex\r\n", Transfer_Encoding="chunked"),
+        http(PICTURE, Content_Length="-1"),
+        http(PICTURE, Content_Length="1, 2"),
+        http(X="a" * 100_000),
+        b"HTTP/9 x\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"\x16\x03\x01 not http at all\r\n\r\n",
+        b"",
+    ],
+)
+def test_what_is_no_answer_of_http_is_the_same_error_as_none(reply):
+    error, _ = from_server(lambda path: reply)
+    assert error.message == NOWHERE
+
+
+def test_open_closed_and_silent_ports_are_one_error():
+    """A worker that told them apart would look at other people's ports for anybody."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and not listening
+        for scheme in ("http", "https"):
+            for port in (silent.getsockname()[1], closed.getsockname()[1]):
+                message = refused(f"{scheme}://127.0.0.1:{port}/", private_hosts="127.0.0.1", url_timeout=0.5).message
+                assert message == NOWHERE.replace("20 s", "0.5 s")
+
+    async def run():
+        greeting = b"SSH-2.0-OpenSSH_9.2\r\n"
+        talking = await asyncio.start_server(lambda _, writer: writer.write(greeting), "127.0.0.1", 0)
+        async with talking:
+            for scheme in ("http", "https"):
+                url = f"{scheme}://127.0.0.1:{talking.sockets[0].getsockname()[1]}/"
+                with pytest.raises(BadReference) as caught:
+                    await fetching.fetch(url, "images[0]", settings(private_hosts="127.0.0.1", url_timeout=2))
+                assert caught.value.message == NOWHERE_2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("port", [1, 21, 22, 25, 53, 81, 445, 993, 1023, 2049, 5060, 6000, 6667, 10080])
+def test_a_port_of_no_web_server_is_refused_before_anything_is_asked(port, names, opened):
+    stub = names(["93.184.215.14"])
+    for host in ("example.com", "127.0.0.1"):
+        message = refused(f"http://{host}:{port}/a.png").message
+        assert message == f"images[0]: port {port} is no web server's; 80, 443 and most from 1024 on are allowed"
+    assert stub.asked == [] and opened == []
+    refused(f"http://example.com:{port}/a.png", private_hosts=f"example.com:{port}")
+    assert opened == ["93.184.215.14"]
+
+
+def test_the_downloads_at_one_host_are_bounded(names, monkeypatch):
+    """Twenty jobs name one victim: no more than sixteen connections are open at once, and none is lost."""
+    monkeypatch.setattr(connections.addresses, "is_public", lambda address: True)
+    names(["127.0.0.1"])
+    here, most = set(), 0
+
+    async def run():
+        async def slow(path):
+            nonlocal most
+            here.add(path)
+            most = max(most, len(here))
+            await asyncio.sleep(0.2)
+            here.discard(path)
+            yield http(PICTURE)
+
+        async with server(slow) as (url, asked):
+            port = url.rpartition(":")[2]
+            spellings = ("victim.example", "VICTIM.example", "victim.example.")
+            urls = [f"http://{spellings[i % 3]}:{port}/{i}" for i in range(40)]
+            got = await asyncio.gather(*(fetching.fetch(one, "images[0]", settings()) for one in urls))
+            assert got == [PICTURE] * 40 and len(asked) == 40
+
+    asyncio.run(run())
+    assert most == 16
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
@@ -415,8 +495,8 @@ def edit(service, *images, **fields):
 @pytest.fixture
 def trusting(service, monkeypatch):
     """The service, which may reach loopback."""
-    mine = settings(private_hosts="127.0.0.1", max_reference_mb=0.1, url_timeout=2)
-    monkeypatch.setattr(service, "settings", mine)
+    mine = settings(private_hosts="127.0.0.1", max_reference_mb=0.1, url_timeout=20)
+    monkeypatch.setattr(service.runner, "_settings", mine)
     return service
 
 
@@ -442,7 +522,7 @@ def test_a_fetched_reference_is_the_one_that_was_sent(trusting):
 
 def test_content_is_known_by_its_bytes_and_not_by_its_header(trusting):
     error, _ = through_the_road(trusting, lambda path: http(b"<html>inside</html>", Content_Type="image/png"))
-    assert error.message == "images[0]: is not a picture; PNG, JPEG and WebP are allowed"
+    assert error.message == "images[0]: is not an image; PNG, JPEG, WebP and AVIF are allowed"
 
 
 def fetches():

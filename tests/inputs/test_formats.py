@@ -162,6 +162,10 @@ def xyz(*values):
     return b"XYZ \0\0\0\0" + struct.pack(">iii", *(round(value * 65536) for value in values))
 
 
+def to_iccp(data):
+    return chunk(b"iCCP", b"a name\0\0" + zlib.compress(data))
+
+
 LINEAR = b"curv" + struct.pack(">II", 0, 0)
 SRGB = {b"rXYZ": (0.4360, 0.2225, 0.0139), b"gXYZ": (0.3851, 0.7169, 0.0971), b"bXYZ": (0.1431, 0.0606, 0.7141)}
 
@@ -226,7 +230,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_picture_is_what_a_person_would_see(case):
     data, wanted = CASES[case]
-    loaded = load_reference(data, "images[0]", 10**7).picture
+    loaded = load_reference(data, "images[0]", 10**7).image
     assert (loaded.mode, loaded.size) == ("RGB", (SIDE, SIDE))
     off = np.abs(np.asarray(loaded).astype(float) - wanted).max()
     assert off <= 2, f"{case}: {off:.1f} of 255 away"
@@ -239,7 +243,7 @@ def test_there_are_twenty_and_more():
 @pytest.mark.parametrize("name", ["JPEG", "WEBP"])
 def test_a_lossy_picture_is_near_where_it_is_flat(name):
     """With half the chroma, as cameras write it: edges blur, and what is between them does not."""
-    loaded = np.asarray(load_reference(pillow(RGB, name, quality=95), "images[0]", 10**7).picture).astype(float)
+    loaded = np.asarray(load_reference(pillow(RGB, name, quality=95), "images[0]", 10**7).image).astype(float)
     centres = slice(TILE // 2, None, TILE)
     assert np.abs(loaded[centres, centres] - RGB[centres, centres]).max() <= 4
 
@@ -252,7 +256,7 @@ def test_a_large_picture_is_made_smaller_without_a_shift():
     files = [to_bytes(picture, "PNG", compress_level=1), to_bytes(picture.convert("RGBA"), "PNG", compress_level=1)]
     files += [to_bytes(picture, "JPEG", quality=95)]
     for data in files:
-        loaded = load_reference(data, "images[0]", 10**9).picture
+        loaded = load_reference(data, "images[0]", 10**9).image
         wanted = Image.open(io.BytesIO(data)).convert("RGB").resize(loaded.size, Image.Resampling.LANCZOS)
         off = np.abs(np.asarray(loaded).astype(float) - np.asarray(wanted).astype(float)).max()
         assert off <= 2, Image.open(io.BytesIO(data)).format

@@ -201,7 +201,7 @@ def test_what_cannot_be_compiled_is_drawn_all_the_same(config, pipeline, monkeyp
     draws_all_the_same(config, pipeline, caplog, "Unsupported")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # torch tries to compile every kind of block
 def test_without_a_compiler_it_is_drawn_all_the_same(config, pipeline, monkeypatch, caplog):
     from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler

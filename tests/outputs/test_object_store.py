@@ -51,6 +51,77 @@ def from_job(**changes):
             None,
             ("https://fra1.digitaloceanspaces.com", "pics", "us-east-1", "virtual"),
         ),
+        (
+            "https://bb.fra1.cdn.digitaloceanspaces.com",  # takes no uploads
+            None,
+            ("https://fra1.digitaloceanspaces.com", "bb", "us-east-1", "virtual"),
+        ),
+        (
+            "https://fra1.cdn.digitaloceanspaces.com",
+            "bb",
+            ("https://fra1.digitaloceanspaces.com", "bb", "us-east-1", "path"),
+        ),
+        (
+            "https://pics.fsn1.your-objectstorage.com",
+            "",
+            ("https://fsn1.your-objectstorage.com", "pics", "us-east-1", "virtual"),
+        ),
+        (
+            "https://s3.mycompany.co.uk",
+            "pics",
+            ("https://s3.mycompany.co.uk", "pics", "us-east-1", "path"),
+        ),
+        (
+            "https://s3.my-company.com.au/pics",
+            None,
+            ("https://s3.my-company.com.au", "pics", "us-east-1", "path"),
+        ),
+        (
+            "https://pics.s3.mycompany.co.jp",
+            None,
+            ("https://s3.mycompany.co.jp", "pics", "us-east-1", "virtual"),
+        ),
+        (
+            "https://s3.storage.mycompany.com",
+            "pics",
+            ("https://s3.storage.mycompany.com", "pics", "us-east-1", "path"),
+        ),
+        (
+            "https://pics.s3.eu-west-3.mycompany.co.uk",
+            None,
+            ("https://s3.eu-west-3.mycompany.co.uk", "pics", "eu-west-3", "virtual"),
+        ),
+        ("https://s3.gra.io.cloud.ovh.net", "pics", ("https://s3.gra.io.cloud.ovh.net", "pics", "gra", "path")),
+        (
+            "https://pics.s3.fr-par.scw.cloud",
+            None,
+            ("https://s3.fr-par.scw.cloud", "pics", "fr-par", "virtual"),
+        ),
+        (
+            "https://pics.s3-eu-west-1.amazonaws.com",
+            None,
+            ("https://s3-eu-west-1.amazonaws.com", "pics", "eu-west-1", "virtual"),
+        ),
+        (
+            "https://pics.s3-accelerate.amazonaws.com",
+            None,
+            ("https://s3-accelerate.amazonaws.com", "pics", "us-east-1", "virtual"),
+        ),
+        (
+            "https://pics.s3.dualstack.eu-west-1.amazonaws.com",
+            None,
+            ("https://s3.dualstack.eu-west-1.amazonaws.com", "pics", "eu-west-1", "virtual"),
+        ),
+        (
+            "https://pics.s3-fips.us-gov-west-1.amazonaws.com",
+            None,
+            ("https://s3-fips.us-gov-west-1.amazonaws.com", "pics", "us-gov-west-1", "virtual"),
+        ),
+        (
+            "https://pics.s3.cn-north-1.amazonaws.com.cn",
+            None,
+            ("https://s3.cn-north-1.amazonaws.com.cn", "pics", "cn-north-1", "virtual"),
+        ),
         ("http://127.0.0.1:9000", "pics", ("http://127.0.0.1:9000", "pics", "us-east-1", "path")),
         ("http://[::1]:9000/pics", None, ("http://[::1]:9000", "pics", "us-east-1", "path")),
         ("https://minio.s3.my-company.com", "pics", ("https://minio.s3.my-company.com", "pics", "us-east-1", "path")),
@@ -76,6 +147,8 @@ def test_a_store_is_what_its_url_means(url, bucket, expected):
         ({"accessSecret": "canary\nx"}, "accessSecret"),
         ({}, "bucketName"),
         ({"bucketName": "../canary"}, "bucketName"),
+        ({"bucketName": "pics", "region": "canary/x"}, "region"),
+        ({"bucketName": "pics", "region": 3}, "region"),
         ({"endpointUrl": "https://pics.s3.amazonaws.com", "bucketName": "canary"}, "bucketName"),
     ],
 )

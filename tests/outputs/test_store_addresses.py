@@ -1,21 +1,29 @@
-"""A job's own object store is a stranger's URL: it is connected to only where its address is public."""
+"""A job's own object store is an untrusted URL: it is connected to only where its address is public."""
 
+import asyncio
 import socket
 import threading
 
 import pytest
 
 from imagegen.errors import DeliveryFailed, InvalidInput
+from imagegen.inputs import connections
+from imagegen.outputs import upload
 from imagegen.outputs.object_store import ObjectStore
 from tests.conftest import settings
 from tests.inputs.test_addresses import METADATA, PUBLIC, embedded
+from tests.inputs.test_fetching import Names
 
-NOWHERE = r"the object store could not be reached \(EndpointConnectionError\)"
+NOWHERE = "^the object store could not be reached, or did not answer as one$"
 
 
 def store(url, **changes):
-    config = {"accessId": "id", "accessSecret": "secret", "bucketName": "pictures", "endpointUrl": url}
+    config = {"accessId": "id", "accessSecret": "secret", "bucketName": "images", "endpointUrl": url}
     return ObjectStore.from_job(config, settings(**changes))
+
+
+def put(target):
+    return asyncio.run(upload.put(target, [("a", b"")], "image/png"))
 
 
 @pytest.fixture
@@ -40,26 +48,27 @@ def listening():
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """Makes every name mean these addresses, and notes what a socket is opened for; none is connected."""
+    """Makes every name mean these addresses, and notes what a socket would be opened for; none is."""
     meant, opened = [], []
-    real = socket.getaddrinfo
 
-    def look_up(host, port, *args, **kwargs):
-        if host.rpartition(".")[2].isdigit() or ":" in host:
-            return real(host, port, *args, **kwargs)
-        return [info for address in meant for info in real(address, port, *args, **kwargs)]
+    class Stub(Names):
+        def __init__(self):
+            super().__init__(meant)
 
-    def connect(self, address):
-        opened.append(address[0])
+    check = connections.addresses.check
+
+    def watch(address, trusted=False):
+        check(address, trusted)
+        opened.append(address)
         raise OSError("not from a test")
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(connections, "resolver", Stub)
+    monkeypatch.setattr(connections.addresses, "check", watch)
     return meant, opened
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::1]", *METADATA[:3], f"[{METADATA[3]}]", "[::ffff:10.0.0.1]"])
-def test_an_inner_address_in_the_url_is_refused_with_its_field(address):
+def test_a_private_address_in_the_url_is_refused_with_its_field(address):
     with pytest.raises(InvalidInput) as caught:
         store(f"http://{address}:9000")
     assert caught.value.field == "s3Config.endpointUrl"
@@ -70,11 +79,17 @@ def test_an_inner_address_in_the_url_is_refused_with_its_field(address):
 def test_a_name_that_leads_inside_is_not_connected_to(resolved, scheme):
     meant, opened = resolved
     for address in (*METADATA, "127.0.0.1", "10.0.0.1", *embedded("169.254.169.254")):
-        for found in ([address], ["93.184.215.14", address]):
-            meant[:] = found
-            with pytest.raises(DeliveryFailed, match=NOWHERE):
-                store(f"{scheme}://store.example").put("a", b"", "image/png")
+        meant[:] = [address]
+        with pytest.raises(DeliveryFailed, match=NOWHERE):
+            put(store(f"{scheme}://store.example"))
     assert opened == []
+
+
+def test_of_mixed_answers_the_private_ones_are_not_connected_to(resolved):
+    resolved[0][:] = ["10.0.0.1", "93.184.215.14", "::1"]
+    with pytest.raises(DeliveryFailed, match=NOWHERE):
+        put(store("https://store.example"))
+    assert set(resolved[1]) == {"93.184.215.14"}
 
 
 def test_a_public_name_is_connected_to_at_the_address_that_was_checked(resolved):
@@ -82,7 +97,7 @@ def test_a_public_name_is_connected_to_at_the_address_that_was_checked(resolved)
     for address in PUBLIC[:3]:
         meant[:] = [address]
         with pytest.raises(DeliveryFailed, match=NOWHERE):
-            store("https://store.example").put("a", b"", "image/png")
+            put(store("https://store.example"))
         assert set(opened) == {address}
         opened.clear()
 
@@ -91,21 +106,48 @@ def test_a_public_name_is_connected_to_at_the_address_that_was_checked(resolved)
 def test_loopback_by_name_is_not_connected_to(listening, host):
     port, came = listening
     with pytest.raises((DeliveryFailed, InvalidInput)):
-        store(f"http://{host}:{port}").put("a", b"", "image/png")
+        put(store(f"http://{host}:{port}"))
     assert came == []
 
 
-def test_nor_through_a_proxy_of_the_machine(listening, monkeypatch, resolved):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_job_s_store_is_never_reached_through_a_proxy_of_the_machine(listening, monkeypatch, resolved, scheme):
+    """A proxy would look up the name itself; the worker's own store goes through it."""
     port, came = listening
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{port}")
     resolved[0][:] = ["10.0.0.1"]
     with pytest.raises(DeliveryFailed, match=NOWHERE):
-        store("http://store.example").put("a", b"", "image/png")
-    assert came == [] and resolved[1] == []
+        put(store(f"{scheme}://store.example"))
+    with pytest.raises(DeliveryFailed, match=NOWHERE):
+        put(store(f"{scheme}://store.example", private_hosts="store.example"))
+    assert came == [] and "127.0.0.1" not in resolved[1]
 
 
-def test_where_the_operator_names_it_it_is(listening):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_workers_own_store_is_reached_through_the_proxy_of_the_machine(listening, monkeypatch, scheme):
+    port, came = listening
+    monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{port}")
+    own = settings(bucket_endpoint_url=f"{scheme}://store.example", bucket_access_key_id="id",
+                   bucket_secret_access_key="secret", bucket_name="images")  # fmt: skip
+    with pytest.raises(DeliveryFailed, match=NOWHERE):
+        put(ObjectStore.from_settings(own))
+    assert came
+    before = len(came)
+    monkeypatch.setenv("no_proxy", "store.example")
+    with pytest.raises(DeliveryFailed, match=NOWHERE):
+        put(ObjectStore.from_settings(own))
+    assert len(came) == before
+
+
+def test_a_private_host_of_the_operators_list_is_connected_to(listening):
     port, came = listening
     with pytest.raises(DeliveryFailed):
-        store(f"http://localhost:{port}", private_hosts=f"localhost:{port}").put("a", b"", "image/png")
+        put(store(f"http://localhost:{port}", private_hosts=f"localhost:{port}"))
     assert came
+
+
+@pytest.mark.parametrize("port", [21, 22, 25, 445, 6667])
+def test_a_port_of_no_web_server_is_refused(port):
+    with pytest.raises(InvalidInput, match=r"^s3Config.endpointUrl: its port is no web server's"):
+        store(f"https://store.example:{port}")
+    assert store(f"https://store.example:{port}", private_hosts="store.example").endpoint_url.endswith(f":{port}")

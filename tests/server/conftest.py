@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 
 import httpx
 import pytest
-import uvicorn
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.server.main import create_app
+from imagegen.server.serve import Server, uvicorn_config
 from tests.conftest import from_base64, settings, until
 
 
@@ -34,7 +35,8 @@ def shows(text):
 @contextlib.contextmanager
 def running(app, **options):
     """Serves an app, with uvicorn's `options`; gives its base URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", **options))
+    config = uvicorn_config(app, settings(), **{"host": "127.0.0.1", "port": 0, "log_level": "warning", **options})
+    server = Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -48,11 +50,18 @@ def running(app, **options):
 
 
 @contextlib.contextmanager
-def serving(**changes):
-    """Serves the worker with these settings; gives (base URL, the app's service)."""
+def serving(listen=0, **changes):
+    """Serves the worker with these settings, on a port of the system's choice; gives (base URL, the app's service)."""
     app = create_app(settings(**changes))
-    with running(app) as url:
+    with running(app, port=listen) as url:
         yield url, app.state.service
+
+
+@pytest.fixture
+def unused_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

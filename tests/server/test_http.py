@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-import time
+import threading
 from types import SimpleNamespace
 
 import httpx
@@ -29,7 +29,7 @@ def test_a_chunked_body_over_the_limit_is_refused(client):
 
 def test_a_body_of_a_million_small_things_is_not_read(client, monkeypatch):
     read = []
-    monkeypatch.setattr("imagegen.server.http.json", SimpleNamespace(loads=read.append, dumps=json.dumps))
+    monkeypatch.setattr("imagegen.server.bodies.json", SimpleNamespace(loads=read.append, dumps=json.dumps))
     for part in ("[]", "1", '{"a": 1}'):
         body = '{"images": [' + ", ".join([part] * 300_000) + "]}"
         answer = client.post("/edit", content=body, headers={"Content-Type": "application/json"})
@@ -54,9 +54,11 @@ def test_a_bug_in_a_route_has_an_id_and_no_message(caplog):
 
 
 def test_a_sender_that_goes_away_or_stops_is_not_a_bug(ready, caplog, monkeypatch):
-    monkeypatch.setattr("imagegen.server.http._BODY_SECONDS", 0.5)
+    monkeypatch.setattr("imagegen.server.bodies._BODY_SECONDS", 0.5)
     host, port = ready[0].removeprefix("http://").split(":")
-    head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    head = (
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
     with socket.create_connection((host, int(port)), timeout=20) as gone:
         gone.sendall(head)
     with socket.create_connection((host, int(port)), timeout=20) as slow:
@@ -82,8 +84,9 @@ def test_a_form_takes_as_large_a_reference_in_base64_as_json(client):
     assert answer.status_code == 200, answer.text[:200]
 
 
-def test_the_key_guards_all_but_health():
-    with serving(api_key="canary-key") as (url, service):
+def test_the_key_guards_all_but_health(monkeypatch):
+    monkeypatch.setattr("imagegen.server.access.MAX_DELAY", 0.01)  # tests/server/test_access.py has the delay
+    with serving(api_key="canary-key-of-a-caller") as (url, service):
         service.start().result()
         for path in ("/health", "/ping", "/"):
             assert httpx.get(f"{url}{path}").status_code == 200
@@ -91,7 +94,7 @@ def test_the_key_guards_all_but_health():
             {},
             {"X-API-Key": "wrong"},
             {"Authorization": "Bearer"},
-            {"Authorization": "Basic canary-key"},
+            {"Authorization": "Basic canary-key-of-a-caller"},
         ):
             for path in ("/generate", "/edit", "/v1/images/generations"):
                 refused = httpx.post(f"{url}{path}", json=PROMPT, headers=headers)
@@ -99,33 +102,37 @@ def test_the_key_guards_all_but_health():
                 assert "canary" not in refused.text
             for path in ("/metrics", "/capabilities", "/docs", "/openapi.json", "/v1/models", "/nowhere"):
                 assert httpx.get(f"{url}{path}", headers=headers).status_code == 401
-        for headers in ({"X-API-Key": "canary-key"}, {"Authorization": "Bearer canary-key"}):
+        for headers in ({"X-API-Key": "canary-key-of-a-caller"}, {"Authorization": "Bearer canary-key-of-a-caller"}):
             assert httpx.post(f"{url}/generate", json=PROMPT, headers=headers).status_code == 200
 
 
 def test_a_full_queue_refuses_at_once():
+    """The job that runs is held until those that find no room are refused."""
     with serving(max_queue=2) as (url, service):
-        service.start().result()
+        refused, all_refused = [], threading.Event()
+
+        def hold(*_):
+            all_refused.wait(60)
+
+        service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
 
         async def many():
-            async with httpx.AsyncClient(base_url=url, timeout=60) as many_client:
-                job = {**PROMPT, "width": 512, "height": 512}
+            async with httpx.AsyncClient(base_url=url, timeout=120) as many_client:
 
                 async def one():
-                    begun = time.monotonic()
-                    answer = await many_client.post("/generate", json=job)
-                    return answer, time.monotonic() - begun
+                    answer = await many_client.post("/generate", json=PROMPT)
+                    if answer.status_code == 429:
+                        refused.append(answer)
+                    if len(refused) == 9:
+                        all_refused.set()
+                    return answer.status_code
 
                 return await asyncio.gather(*(one() for _ in range(12)))
 
-        answers = asyncio.run(many())
-        statuses = [answer.status_code for answer, _ in answers]
-        assert statuses.count(200) == 3  # one runs, two wait
-        assert statuses.count(429) == 9
-        for answer, _ in answers:
-            if answer.status_code == 429:
-                assert answer.json()["error"]["retryable"] is True
-                assert int(answer.headers["retry-after"]) >= 1
+        assert sorted(asyncio.run(many())) == [200] * 3 + [429] * 9  # one runs, two wait
+        for answer in refused:
+            assert answer.json()["error"]["retryable"] is True
+            assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_other_origins_are_let_in_only_where_they_are_named(client):

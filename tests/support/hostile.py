@@ -180,3 +180,32 @@ def strangers() -> Iterator[tuple[str, bytes]]:
         nested = base64.b64encode(nested)
         yield f"base64 inside of base64, {depth} deep", nested
         yield f"a data: URI inside, {depth} deep", b"data:image/png;base64," + nested
+
+
+def slow_profile(matrices: int) -> bytes:
+    """An ICC profile (version 4.3) whose D2B0 names one 3x3 matrix so many times; each is applied to each pixel."""
+    numbers = (1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0)
+    element = b"matf" + bytes(4) + struct.pack(">HH12f", 3, 3, *numbers)
+    place = 16 + 8 * matrices
+    table = struct.pack(">II", place, len(element)) * matrices
+    d2b0 = b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, matrices) + table + element
+    white = b"XYZ " + bytes(4) + struct.pack(">iii", 63190, 65536, 54061)
+    tags, table, body, place = [(b"wtpt", white), (b"D2B0", d2b0)], b"", b"", 128 + 4 + 24
+    for name, value in tags:
+        table += name + struct.pack(">II", place + len(body), len(value))
+        body += value
+    head = struct.pack(">I4xI4s4s4s12x4s", place + len(body), 0x04300000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    head = head.ljust(68, b"\0") + struct.pack(">iii", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def slow(file_format: str, matrices: int = 500_000) -> bytes:
+    """An image of 64x64 whose profile takes minutes. Its file is small as a PNG, where profiles are compressed."""
+    return to_bytes(PICTURE.resize((64, 64)), file_format, icc_profile=slow_profile(matrices))
+
+
+def scans(count: int, size: tuple[int, int]) -> bytes:
+    """A progressive JPEG with its last scan repeated until there are so many: each is a pass over the whole image."""
+    data = to_bytes(Image.new("RGB", size, "teal"), "JPEG", progressive=True)
+    begin = data.rindex(b"\xff\xda")
+    return data[:begin] + data[begin:-2] * (count - data.count(b"\xff\xda") + 1) + data[-2:]

@@ -1,0 +1,137 @@
+"""The process from which decoders are forked, one for each reference.
+
+    python -m imagegen.inputs.decoder_server DESCRIPTOR SECONDS
+
+It imports the decoders once, gives up what they do not need (`imagegen.inputs.sandbox`), and obeys its parent on a
+socket. It never reads an image itself. A decoder is a fork of it: it starts in milliseconds, sees one reference and
+nothing of another, and ends with it.
+
+On the control socket, 5 bytes each way:
+    b"F" 0    with one end of a socket pair: fork a decoder for it    -> b"F" pid
+    b"E" pid  kill this decoder if it still runs, and reap it         -> b"E" its status, as wait(2) has it
+At the start b"R" and the length of a JSON list, which follows: what this system did not allow.
+
+On a decoder's own socket, messages of a length (4 bytes) and as many bytes:
+    -> {"field", "max_bytes", "text"}; the reference
+    <- {"memory"}    before pixels are decoded
+    -> an empty message, once there is room
+    <- {"size", "warnings"}; the pixels, RGB      or {"error", "message"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import NoReturn
+
+from imagegen.errors import ImageGenError
+from imagegen.inputs import sandbox
+from imagegen.inputs.decoding import load_reference
+
+CONTROL = struct.Struct(">ci")
+_LENGTH = struct.Struct(">I")
+
+
+def send(connection: socket.socket, message: bytes, until: float | None = None) -> None:
+    """Sends one message, by a time of `time.monotonic` if there is one.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    for part in filter(None, (_LENGTH.pack(len(message)), message)):  # who got all may have closed its end
+        connection.settimeout(_left(until))  # for all of sendall
+        connection.sendall(part)
+
+
+def receive(connection: socket.socket, limit: int, until: float | None = None) -> bytes:
+    """Receives one message, by a time of `time.monotonic` if there is one.
+
+    Raises:
+        EOFError: the other end is gone.
+        TimeoutError: it takes longer.
+        ValueError: it has more than `limit` bytes.
+    """
+    (size,) = _LENGTH.unpack(receive_exactly(connection, _LENGTH.size, until))
+    if size > limit:
+        raise ValueError("a message is too long")
+    return receive_exactly(connection, size, until)
+
+
+def receive_exactly(connection: socket.socket, size: int, until: float | None = None) -> bytes:
+    """Receives so many bytes; raises what `receive` does."""
+    data, place = bytearray(size), 0
+    with memoryview(data) as view:
+        while place < size:
+            connection.settimeout(_left(until))
+            count = connection.recv_into(view[place:])
+            if count == 0:
+                raise EOFError
+            place += count
+    return bytes(data)
+
+
+def _left(until: float | None) -> float | None:
+    return None if until is None else max(0.001, until - time.monotonic())
+
+
+def main() -> None:
+    """Serves until the parent closes its end; then nothing of it remains."""
+    control, seconds = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    missing = json.dumps(sandbox.confine()).encode()
+    control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 1)
+        if len(message) < CONTROL.size:
+            os.killpg(0, signal.SIGKILL)
+        operation, number = CONTROL.unpack(message)
+        if operation == b"F":
+            number = os.fork()
+            if number == 0:
+                control.close()
+                _decode(socket.socket(fileno=descriptors[0]), seconds)
+            os.close(descriptors[0])
+        elif operation == b"E":
+            os.kill(number, signal.SIGKILL)  # its own child, not yet reaped, so the number is nobody else's
+            number = os.waitpid(number, 0)[1]
+        control.sendall(CONTROL.pack(operation, number))
+
+
+def _decode(connection: socket.socket, seconds: int) -> NoReturn:
+    """One reference, in the fork."""
+    try:
+        sandbox.limit(seconds)
+        _answer(connection)
+    except (EOFError, ConnectionError):
+        pass  # the parent is gone
+    except BaseException as error:  # noqa: BLE001 - a bug: by name alone, since a message may hold anything
+        print(f"a decoder failed: {type(error).__name__}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _answer(connection: socket.socket) -> None:
+    head = json.loads(receive(connection, 1000))
+    value = receive(connection, 2**31)
+
+    def admit(memory: int) -> None:
+        send(connection, json.dumps({"memory": memory}).encode())
+        receive(connection, 0)
+
+    try:
+        reference = load_reference(
+            value.decode("ascii") if head["text"] else value, head["field"], head["max_bytes"], admit
+        )
+    except ImageGenError as error:
+        send(connection, json.dumps({"error": error.code, "message": error.message}).encode())
+        return
+    send(connection, json.dumps({"size": reference.image.size, "warnings": reference.warnings}).encode())
+    send(connection, reference.image.tobytes())
+
+
+if __name__ == "__main__":
+    main()

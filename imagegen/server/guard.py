@@ -1,0 +1,102 @@
+"""ASGI middleware that every HTTP request passes: its id and log line, who may call, and how large a body may be."""
+
+from __future__ import annotations
+
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from imagegen import logs
+from imagegen.errors import ImageGenError, NotFound, PayloadTooLarge, internal
+from imagegen.metrics import Metrics
+from imagegen.server.access import Access, network_of
+from imagegen.server.http import error_response
+from imagegen.settings import Settings
+
+
+class Guard:
+    """Gives each request an id and its caller's name, refuses those who may not call, and counts bodies as they come.
+
+    It leaves in `scope["state"]`, where routes find it as `request.state`:
+
+    - `request_id`: of the log lines, and of the job.
+    - `caller`: the name of the key, else the client's address (an IPv6 client's /64). What is shared between callers is
+      shared by this name.
+    - `authorized`: whether this caller may have a job.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._access = Access(settings)
+        self._metrics_port = settings.metrics_port
+        self._limit = int(settings.max_body_mb * 1e6)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client = scope["client"][0] if scope.get("client") else "unknown"
+        state = scope.setdefault("state", {})
+        state.update(request_id=uuid.uuid4().hex, caller=network_of(client), authorized=False)
+        with logs.request(state["request_id"], method=scope["method"], path=scope["path"][:100], client=client):
+            await self._handle(scope, receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, received = False, 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = scope["state"]["request_id"]
+                headers["X-Content-Type-Options"] = "nosniff"
+                self._metrics.requests.labels(message["status"]).inc()
+                logs.note(status=message["status"])
+            await send(message)
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._too_large()
+            return message
+
+        try:
+            await self._admit(scope)
+            await self._app(scope, receive_counted, send_with_headers)
+        except Exception as error:  # noqa: BLE001 - so that this answer too has its id, and no server logs the message
+            answer = error if isinstance(error, ImageGenError) else internal(error)
+            if not started:
+                await error_response(answer, scope["path"])(scope, receive, send_with_headers)
+
+    async def _admit(self, scope: Scope) -> None:
+        """Checks what is known before the body is read; names the caller.
+
+        Raises:
+            Forbidden, Unauthorized, Overloaded, PayloadTooLarge, NotFound: the request is refused.
+        """
+        headers, state, path = Headers(scope=scope), scope["state"], scope["path"]
+        self._access.check_page(headers, scope["method"])
+        if self._metrics_port is not None and (path == "/metrics" or self._is_metrics_port(scope)):
+            if path != "/metrics" or not self._is_metrics_port(scope):
+                raise NotFound(f"there is no page {path[:100]} on this port")
+            return
+        key = await self._access.authorize(headers, path, scope["method"], state["caller"])
+        state["authorized"] = key is not None or not self._access.needs_key
+        if key is not None:
+            state["caller"] = key
+            logs.note(caller=key)
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
+            raise self._too_large()
+
+    def _is_metrics_port(self, scope: Scope) -> bool:
+        return bool(scope.get("server")) and scope["server"][1] == self._metrics_port
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body is over {self._limit / 1e6:g} MB; send fewer or smaller images")

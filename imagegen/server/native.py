@@ -1,0 +1,147 @@
+"""The native API: POST /generate and /edit, DELETE /jobs/{id}."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any, get_args
+
+from fastapi import APIRouter, Query, Request, Response
+
+from imagegen.contract import requests
+from imagegen.contract.schemas import (
+    EditRequest,
+    EditResponse,
+    ErrorResponse,
+    GenerateRequest,
+    GenerateResponse,
+    OutputFormat,
+)
+from imagegen.engine.event_queue import event_fields
+from imagegen.errors import ImageGenError, InvalidInput, NotFound
+from imagegen.server import streams
+from imagegen.server.bodies import read_fields
+from imagegen.server.http import ERRORS
+
+router = APIRouter()
+
+#: Previews of each picture in the native stream.
+_PREVIEWS_SENT = 8
+_PREVIEWS = Query(False, description="In an event stream, send a preview of the image with each step.")
+
+
+def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
+    """The request body for OpenAPI: the same fields as JSON and as a form with files."""
+    fields = schema.model_json_schema()
+    form = json.loads(json.dumps(fields))
+    form["additionalProperties"] = True  # `image` and `image[]` are names for `images`
+    if schema is EditRequest:
+        # `image` is an alias, so that neither name alone is required.
+        fields["properties"]["image"] = {"type": "string", "description": "One reference, instead of `images`."}
+        fields["required"] = form["required"] = ["prompt"]
+        form["properties"]["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_PICTURES: dict[str, Any] = {
+    f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in get_args(OutputFormat)
+}
+
+
+@router.post(
+    "/generate",
+    response_model=GenerateResponse,
+    responses={**ERRORS, 200: {"content": {**_PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+    openapi_extra=_body(GenerateRequest),
+)
+async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
+    """Text to image. `Accept: image/png` answers with the image itself, `text/event-stream` with progress."""
+    fields, form = await read_fields(request)
+    return await _answer(request, requests.parse(GenerateRequest, fields, strict=not form), previews)
+
+
+@router.post(
+    "/edit",
+    response_model=EditResponse,
+    responses={**ERRORS, 200: {"content": {**_PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+    openapi_extra=_body(EditRequest),
+)
+async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
+    """An image from a prompt and one to four reference images, as JSON or as a form with files."""
+    fields, form = await read_fields(request)
+    return await _answer(request, requests.parse(EditRequest, fields, strict=not form), previews)
+
+
+@router.delete("/jobs/{job_id}", responses={401: ERRORS[401], 404: {"model": ErrorResponse}, 422: ERRORS[422]})
+async def cancel(request: Request, job_id: str) -> dict[str, str]:
+    """Cancels a job that waits or runs. The GPU is free after the current step."""
+    task = request.app.state.jobs.get(job_id)
+    if task is None:
+        raise NotFound("there is no such job, or it is done")
+    task.cancel()
+    return {"id": job_id, "status": "cancelled"}
+
+
+async def _answer(request: Request, job: requests.Request, previews: bool) -> Response:
+    """Runs a job and answers in the form that the client accepts."""
+    accept = _accepted(request.headers.get("accept", ""))
+    if accept == "events":
+        return await _stream(request, job, _PREVIEWS_SENT * previews)
+    if accept != "json":
+        job = _as_picture(job, accept)
+    task = streams.start(request, job)
+    answer = await streams.result_or_disconnect(request, task)
+    if accept != "json":
+        warnings = "; ".join(answer.warnings).encode("ascii", "replace").decode()
+        headers = {"X-Seed": str(answer.seeds[0]), "X-Model": answer.model, "X-Warnings": warnings[:1000]}
+        return Response(base64.b64decode(answer.images[0]), media_type=f"image/{answer.output_format}", headers=headers)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _accepted(accept: str) -> str:
+    """The first of the accepted types that can be made: "json", "events", a format of pictures, or "*" for any.
+
+    Raises:
+        InvalidInput: pictures alone are accepted, and none of a format that is made here.
+    """
+    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    for kind in kinds:
+        name = kind.removeprefix("image/")
+        if kind in ("", "*/*", "application/*", "application/json"):
+            return "json"
+        if kind == "text/event-stream":
+            return "events"
+        if name != kind and name in (*get_args(OutputFormat), "*"):
+            return name
+    if kinds[0].startswith("image/"):
+        formats = ", ".join(get_args(OutputFormat))
+        raise InvalidInput(f"Accept: {kinds[0][:40]} is not made here; allowed are {formats}", "Accept")
+    return "json"
+
+
+def _as_picture(job: requests.Request, wanted: str) -> requests.Request:
+    """The job with the format that the client accepts."""
+    if job.num_images != 1:
+        raise InvalidInput(f"num_images: {job.num_images} pictures do not go into one image; accept JSON", "num_images")
+    if job.delivery == "url":
+        raise InvalidInput("delivery: 'url' has no picture to answer with; accept JSON", "delivery")
+    return job if wanted == "*" else job.model_copy(update={"output_format": wanted})
+
+
+async def _stream(request: Request, job: requests.Request, previews: int) -> Response:
+    """The job's events: queued, references, step, and at the end done or error."""
+    task, events = await streams.follow(request, job, previews)
+
+    async def body() -> AsyncIterator[str]:
+        async for event in events:
+            name, fields = await event_fields(event, request.state.request_id)
+            yield streams.server_sent(name, json.dumps(fields))
+        answer = await streams.result_or_error(task)
+        if isinstance(answer, ImageGenError):
+            yield streams.server_sent("error", json.dumps(answer.body()))
+        else:
+            yield streams.server_sent("done", answer.model_dump_json())
+
+    return streams.EventStream(body(), task)
