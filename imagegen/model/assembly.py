@@ -82,12 +82,12 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
         torch.cuda.synchronize(device)
         _empty_host_cache()  # the blocks that weights passed through
         torch.cuda.empty_cache()  # what they were quantised from
-    _check_filled(modules)
     passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
     share = read / (sum(reading + moving for reading, moving in seconds) or 1)
     times.read, times.to_card = passed * share, passed * (1 - share)
     if decoder is not None:
         modules["vae"] = decoder
+    _check_filled(modules)
     pipe = getattr(diffusers, config.spec.pipeline_class).from_pretrained(path, local_files_only=True, **modules)
     if offload == "text_encoder":
         OnloadHook(modules["text_encoder"], device)

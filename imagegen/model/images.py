@@ -108,7 +108,7 @@ def to_pixels(image: Image.Image, device: torch.device) -> torch.Tensor:
     pixels = torch.from_numpy(np.array(image))[None]
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1).contiguous()
+    return pixels.permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
