@@ -71,7 +71,9 @@ def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
             parts = part_bytes(spec, transformer, precision, trimmed)
             offload: Offload = "none" if embeddings else "embeddings"
             size = (spec.size, spec.size)
-            plan = MemoryPlan(spec, None, transformer, precision, offload, spec.max_references, size, parts)
+            plan = MemoryPlan(
+                spec, None, transformer, precision, offload, spec.max_references, size, parts, compiled=True
+            )
             peaks = {str(n): plan.peak_of(size, [REFERENCE] * n) for n in (0, 1, spec.max_references)}
             rows.append(
                 {
@@ -80,6 +82,7 @@ def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
                     "parts": asdict(parts),
                     "resident": plan.resident,
                     "peak_by_references": peaks,
+                    "needed": plan.needed,
                 }
             )
     return rows
@@ -110,11 +113,7 @@ def estimate(spec: ModelSpec) -> dict[str, Any]:
                 "largest_square": largest[0] if largest else None,
                 "why": plan.why,
             },
-            "combinations": [
-                combination
-                | {"fits": combination["peak_by_references"][str(spec.max_references)] + RESERVE <= card.bytes}
-                for combination in every
-            ],
+            "combinations": [combination | {"fits": combination["needed"] <= card.bytes} for combination in every],
         }
         cards.append(row)
     return {
