@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -20,6 +20,9 @@ from imagegen.memory.plan import CONTEXT, REFERENCE, Card, MemoryPlan, read_card
 from imagegen.model.images import GeneratedImage
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import Size
+
+if TYPE_CHECKING:
+    import torch
 
 PROMPT = "a red fox asleep on a stack of old books, morning light from a tall window, number"
 
@@ -64,6 +67,13 @@ class Device:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_cuda = name.startswith("cuda")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights on it."""
+        import torch
+
+        return torch.bfloat16 if self.is_cuda else torch.float32
 
     def synchronize(self) -> None:
         """Waits for the card."""
@@ -133,6 +143,8 @@ class Case:
     seconds: float | None = None
     encode_prompt: float | None = None
     denoise: float | None = None
+    #: Whether its blocks ran compiled: what cannot be compiled runs without.
+    compiled: bool = False
     decode: float | None = None
     allocated: int | None = None
     reserved: int | None = None
@@ -190,6 +202,7 @@ class Runner:
             if case.seconds is None or seconds < case.seconds:
                 case.seconds, case.encode_prompt = seconds, encode
                 case.denoise, case.decode = drawn.denoise, drawn.decode
+        case.compiled = self.pipeline.compiled
         case.allocated, case.reserved = self.device.peak()
         if case.fits and case.allocated is not None:
             case.error = (case.allocated + CONTEXT) / case.estimate - 1

@@ -98,10 +98,10 @@ def _try_attention(backend: str, device: str) -> str | None:
 
 def compile_blocks(pipe: Any) -> None:
     """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes."""
-    import torch
+    from torch.fx.experimental import _config as shapes
 
     # An image of as many tokens as a layer is wide would make them one symbol, and the next size a second graph.
-    torch.fx.experimental._config.use_duck_shape = False
+    shapes.use_duck_shape = False
     pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
 
 

@@ -243,7 +243,7 @@ class WeightLoader:
 def _empty_host_cache() -> None:
     """Gives pinned memory that is not in use back to the system. torch has a public name for it since 2.12."""
     public = getattr(torch.accelerator, "empty_host_cache", None)
-    (public or torch._C._host_emptyCache)()
+    (public or torch._C._host_emptyCache)()  # noqa: SLF001
 
 
 def _tasks(fillers: list[WeightLoader]) -> list[tuple[WeightLoader, str]]:

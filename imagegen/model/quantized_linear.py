@@ -58,7 +58,7 @@ def multiply_int8(rows: torch.Tensor, weight: Int8Tensor) -> torch.Tensor:
     """
     how = weight.act_quant_kwargs
     quantized = Int8Tensor.from_hp(rows, how.granularity, how.mapping_type, reduce_range=how.reduce_range)
-    product = torch._int_mm(quantized.qdata, weight.qdata.t())
+    product = torch._int_mm(quantized.qdata, weight.qdata.t())  # noqa: SLF001 (it has no public name)
     scaled = (product * quantized.scale.reshape(-1, 1)).to(rows.dtype)
     result: torch.Tensor = (scaled * weight.scale.flatten()).to(rows.dtype)
     return result

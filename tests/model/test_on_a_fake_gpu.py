@@ -2,6 +2,7 @@
 those below, the memory of the plan, nothing left after unloading."""
 
 import gc
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from imagegen.models import get_model
 from tests.support.fake_gpu import DEVICE, fake_gpu
 
 SQUARE = (1024, 1024)
+NUMBERS = itertools.count()
 #: Where the host waits for the GPU while an image is generated, and why. Copies up are of some kilobytes: ids, times.
 WAITS = {
     "event: images.py wait": "each step waits for the one before; the image for its copy; the prompt's seconds",
@@ -28,6 +30,15 @@ WAITS = {
     "copy up: pipeline_flux2_klein.py prepare_image_latents": "ids of a reference's tokens",
     "copy up: scheduling_flow_match_euler_discrete.py set_timesteps": "four numbers",
     "copy up: torch_utils.py randn_tensor": "of the fake GPU alone, which has no generator of its own",
+}
+#: And where parts wait on the CPU for their turn.
+OFFLOAD_WAITS = {
+    "copy down: offload.py forward": "512 numbers of the prompt, to look them up in the table on the CPU",
+    "copy up: offload.py forward": "their 512 rows",
+    "copy up: offload.py <dictcomp>": "the prompt's numbers and mask",
+    "copy up: modeling_utils.py to": "model: a part that comes for its turn, by accelerate",
+    "copy down: modeling_utils.py to": "model: one that goes",
+    "copy up: pipeline_flux2_klein.py __call__": "model: the mean and deviation of the VAE's latents",
 }
 
 
@@ -70,9 +81,10 @@ def opened(spec, folder, gigabytes=80, capability=(9, 0), **how):
 
 
 def generate(pipeline, references=0, size=SQUARE, steps=1, on_step=None):
+    """An image, of a prompt that is in no cache."""
     images = [Image.new("RGB", REFERENCE)] * references
     return pipeline.edit(
-        "a red fox",
+        f"a red fox, {next(NUMBERS)}",
         images,
         width=size[0],
         height=size[1],
@@ -87,7 +99,8 @@ def measured(gpu, pipeline, references=0, size=SQUARE, **how):
     """Generates an image; its peak against the plan's, with the context, which a fake GPU has not."""
     gpu.reset()
     assert generate(pipeline, references, size, **how).size == size
-    assert set(gpu.waits) <= set(WAITS)
+    allowed = set(WAITS) | (set() if pipeline.config.offload == "none" else set(OFFLOAD_WAITS))
+    assert set(gpu.waits) <= allowed
     return (gpu.peak + CONTEXT) / pipeline.config.plan.peak_of(size, [REFERENCE] * references) - 1
 
 
@@ -164,7 +177,8 @@ def test_what_makes_the_host_wait_is_counted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
-@pytest.mark.parametrize("offload", ["none", "embeddings", "text_encoder", "model", "group"])
+# Not "group": diffusers moves its layers by assigning to `parameter.data`, which leaves a fake tensor where it was.
+@pytest.mark.parametrize("offload", ["none", "embeddings", "text_encoder", "model"])
 @pytest.mark.parametrize("name", ["klein-9b", "klein-4b"])
 def test_every_plan_runs_in_its_memory(outline, name, offload, precision):
     spec = thin(name)

@@ -4,7 +4,7 @@ Tensors have a shape, a type and a device and no values (`FakeTensorMode`), so k
 itself refuses an operation on tensors of two devices or types, as on a GPU. The bytes that torch's allocator would hold
 are counted (`FakeGpu.live`, `FakeGpu.peak`), and so is whatever makes the host wait for the GPU (`FakeGpu.waits`).
 
-Not covered: time, values, kernels, streams, CUDA graphs, and the space that the allocator loses to fragmentation.
+Not covered: time, values, kernels, streams (so no group offload), CUDA graphs, and the space that the allocator loses to fragmentation.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class _InThisThread:
         done: Future[Any] = Future()
         try:
             done.set_result(work(*arguments))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (as a pool does)
             done.set_exception(error)
         return done
 
