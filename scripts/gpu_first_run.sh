@@ -10,7 +10,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} OUTPUT=${OUTPUT:-${OUT:-outputs}} WHEELS=build/wheels SITE=build/first-run
-PACKAGES="diffusers torchao pydantic pydantic-core pydantic-settings typing-inspection annotated-types python-dotenv"
+PACKAGES="diffusers torchao pydantic pydantic-core pydantic-settings typing-inspection annotated-types python-dotenv
+  accelerate psutil"
 
 if [ "$1" = wheels ]; then
   pins=$(for package in $PACKAGES; do grep -iE "^$(echo "$package" | sed "s,-,[-_],g")==" constraints.txt || echo "$package"; done)

@@ -20,6 +20,7 @@ from imagegen.errors import GpuFailed, OutOfMemory
 from imagegen.memory import plan as memory_plan
 from imagegen.metrics import Metrics
 from imagegen.model.caches import References
+from imagegen.model.images import GeneratedImage
 from imagegen.model.pipeline import FluxPipeline
 
 T = TypeVar("T")
@@ -149,8 +150,21 @@ def draw(
     due = preview_steps(plan.num_inference_steps, job.previews)
     total, done, begun = plan.num_inference_steps * len(plan.seeds), 0, time.monotonic()
 
+    queued: list[tuple[int, GeneratedImage]] = []
+
+    def deliver() -> None:
+        """Waits for the image that was queued last. Called when the next one's first step is queued behind it, so that
+        the GPU goes from one to the other while this thread waits."""
+        while queued:
+            seed, generated = queued.pop()
+            job.timings.denoise += generated.denoise
+            job.timings.decode += generated.decode
+            moved()
+            finished(seed, generated.image)
+
     def on_step(step: int, steps: int, preview: Callable[[], Image.Image]) -> None:
         nonlocal done
+        deliver()
         moved()
         if job.stop.is_set():
             raise _Stop
@@ -165,7 +179,7 @@ def draw(
         references = References(job.references)
         one = partial(pipeline.edit, prompt, references) if job.references else partial(pipeline.generate, prompt)
         for seed in plan.seeds:
-            drawn = one(
+            generated = one(
                 width=plan.width,
                 height=plan.height,
                 num_inference_steps=plan.num_inference_steps,
@@ -173,10 +187,8 @@ def draw(
                 seed=seed,
                 on_step=on_step,
             )
-            job.timings.encode_prompt = prompt.seconds
-            job.timings.denoise += drawn.denoise
-            job.timings.decode += drawn.decode
-            moved()
-            finished(seed, drawn.image)
+            queued.append((seed, generated))
+        deliver()
+        job.timings.encode_prompt = prompt.seconds
     except _Stop:
         return

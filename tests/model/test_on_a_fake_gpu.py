@@ -38,6 +38,8 @@ OFFLOAD_WAITS = {
     "copy up: offload.py <dictcomp>": "the prompt's numbers and mask",
     "copy up: modeling_utils.py to": "model: a part that comes for its turn, by accelerate",
     "copy down: modeling_utils.py to": "model: one that goes",
+    "copy up: utils.py _dispatch__torch_function__": "model: the same of 8-bit weights",
+    "copy down: utils.py _dispatch__torch_function__": "model: the same of 8-bit weights",
     "copy up: pipeline_flux2_klein.py __call__": "model: the mean and deviation of the VAE's latents",
 }
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
+import torch._inductor.config as inductor_config
 import torch._inductor.graph as inductor_graph
 from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -97,13 +99,9 @@ def _writing_only() -> Iterator[list[str]]:
         written.append(code if isinstance(code, str) else code.value)
         raise _Written
 
-    import pytest
-
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, inductor_config.patch(fx_graph_cache=False):
         patch.setattr(inductor_graph.GraphLowering, "compile_to_module", keep)
         patch.setattr(inductor_graph.GraphLowering, "_compile_to_module", keep)
-        patch.setattr(torch._inductor.config, "fx_graph_cache", False)
-        patch.setattr(torch._inductor.config, "force_disable_caches", True)
         yield written
 
 
