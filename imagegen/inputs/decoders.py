@@ -158,8 +158,8 @@ class Decoders:
 
 @contextmanager
 def shared_memory(data: bytes, room: int = 3 * MEGAPIXEL) -> Iterator[int]:
-    """A file descriptor of memory that holds a reference, with room for so many bytes of pixels. Its size is sealed: a decoder that
-    shortened it could crash who reads it."""
+    """A file descriptor of memory that holds a reference, with room for so many bytes of pixels. Its size is sealed: a
+    decoder that shortened it could crash who reads it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("reference", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:  # where there is no Linux: a file without a name
