@@ -182,7 +182,7 @@ def test_a_job_of_a_million_small_things_is_refused_in_time(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """A server that waits a second for headers, and an hour for the next request; connects to it."""
-    monkeypatch.setattr(Protocol, "header_seconds", 1.0)
+    monkeypatch.setattr("imagegen.server.protocol._HEAD_SECONDS", 1.0)
     app = create_app(settings(preload_models=False))
     with running(app, http=Protocol, timeout_keep_alive=3600) as url:
         yield partial(socket.create_connection, ("127.0.0.1", httpx.URL(url).port), timeout=60)
