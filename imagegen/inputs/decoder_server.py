@@ -13,10 +13,10 @@ On the control socket, 5 bytes each way:
 At the start b"R" and the length of a JSON list, which follows: what this system did not allow.
 
 On a decoder's own socket, messages of a length (4 bytes) and as many bytes:
-    -> {"field", "max_bytes", "text", "size"}; the reference is in the memory, in so many bytes
+    -> {"field", "max_bytes", "text", "purpose", "size"}; the reference is in the memory, in so many bytes
     <- {"memory"}    before pixels are decoded
     -> an empty message, once there is room
-    <- {"size", "warnings"}; the pixels, RGB, are in the memory then      or {"error", "message"}
+    <- {"size", "warnings"}; the pixels, RGB or L, are in the memory then      or {"error", "message"}
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def main() -> None:
     """Serves until the parent closes its end; then nothing of it remains."""
     control, seconds = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     missing = json.dumps(sandbox.confine()).encode()
-    control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
+    try:
+        control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
+    except BrokenPipeError:  # the parent ended while this started
+        return
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 2)
         if len(message) < CONTROL.size:
@@ -128,7 +131,7 @@ def _answer(connection: socket.socket, shared: mmap.mmap) -> None:
 
     try:
         reference = load_reference(
-            value.decode("ascii") if head["text"] else value, head["field"], head["max_bytes"], admit
+            value.decode("ascii") if head["text"] else value, head["field"], head["max_bytes"], admit, head["purpose"]
         )
     except ImageGenError as error:
         send(connection, json.dumps({"error": error.code, "message": error.message}).encode())

@@ -30,7 +30,7 @@ from PIL import Image
 
 from imagegen.errors import BadReference, NotReady, PayloadTooLarge
 from imagegen.inputs.decoder_server import CONTROL, receive, receive_exactly, send
-from imagegen.inputs.decoding import MAX_MEMORY, Reference, check_length
+from imagegen.inputs.decoding import MAX_MEMORY, MAX_PHOTO_PIXELS, Purpose, Reference, check_length
 from imagegen.models import MEGAPIXEL
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ _LARGE = 250_000_000
 #: Seconds for the server to start, and to answer.
 _START_SECONDS, _CONTROL_SECONDS = 60.0, 10.0
 _MAX_MESSAGE = 10_000
+_MOST_PIXELS: dict[Purpose, int] = {"reference": MEGAPIXEL, "photo": MAX_PHOTO_PIXELS, "mask": MAX_PHOTO_PIXELS}
 
 
 #: How it shows that a decoder died, or sent what it may not; TimeoutError among them, which is an OSError.
@@ -71,12 +72,14 @@ class Decoders:
         """Starts the server, without waiting until it is ready."""
         self._current()
 
-    def submit(self, value: str | bytes, field: str, max_bytes: int) -> Future[Reference]:
+    def submit(
+        self, value: str | bytes, field: str, max_bytes: int, purpose: Purpose = "reference"
+    ) -> Future[Reference]:
         """Decodes one reference, as `imagegen.inputs.decoding.load_reference` does.
 
         The future raises what that raises, and BadReference where decoding takes too long or its process dies.
         """
-        return self._threads.submit(self._load, value, field, max_bytes)
+        return self._threads.submit(self._load, value, field, max_bytes, purpose)
 
     def close(self) -> None:
         """Kills what is being decoded and ends the threads; returns at once."""
@@ -95,26 +98,28 @@ class Decoders:
                 self._server = _Server()
             return self._server
 
-    def _load(self, value: str | bytes, field: str, max_bytes: int) -> Reference:
+    def _load(self, value: str | bytes, field: str, max_bytes: int, purpose: Purpose) -> Reference:
         check_length(value, field, max_bytes)
         data = value.encode("ascii", "replace") if isinstance(value, str) else value
         text = isinstance(value, str)
-        head = json.dumps({"field": field, "max_bytes": max_bytes, "text": text, "size": len(data)}).encode()
+        head = json.dumps(
+            {"field": field, "max_bytes": max_bytes, "text": text, "purpose": purpose, "size": len(data)}
+        ).encode()
         try:
-            return self._load_by(self._current(), head, data, field)
+            return self._load_by(self._current(), head, data, field, purpose)
         except _ServerLostError:
             server = self._current()  # refuses where this worker is ending
             log.warning("the server of decoders was lost; another one is started")
-            return self._load_by(server, head, data, field)
+            return self._load_by(server, head, data, field, purpose)
 
-    def _load_by(self, server: _Server, head: bytes, data: bytes, field: str) -> Reference:
+    def _load_by(self, server: _Server, head: bytes, data: bytes, field: str, purpose: Purpose) -> Reference:
         ours, theirs = socket.socketpair()
-        with ours, shared_memory(data) as memory:
+        with ours, shared_memory(data, 3 * _MOST_PIXELS[purpose]) as memory:
             with theirs:
                 number = server.fork(theirs, memory)
             late = False
             try:
-                return self._exchange(ours, memory, head, field)
+                return self._exchange(ours, memory, head, field, purpose)
             except TimeoutError:
                 late = True
             except BROKEN_ANSWER:
@@ -126,7 +131,7 @@ class Decoders:
         log.warning("a decoder ended without an answer; wait status %d", status)
         raise BadReference(f"{field}: its decoder failed; the file is broken, or made to do harm", field)
 
-    def _exchange(self, connection: socket.socket, memory: int, head: bytes, field: str) -> Reference:
+    def _exchange(self, connection: socket.socket, memory: int, head: bytes, field: str, purpose: Purpose) -> Reference:
         """Asks a decoder for the reference in the shared memory, and takes its answer.
 
         Raises:
@@ -144,23 +149,24 @@ class Decoders:
             send(connection, b"", until)
             answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
             width, height = map(int, answer["size"])
-            if min(width, height) < 1 or width * height > MEGAPIXEL:
-                raise ValueError("an image of another size than the model takes")
-            pixels = os.pread(memory, width * height * 3, 0)
-        return Reference(Image.frombytes("RGB", (width, height), pixels), [str(text) for text in answer["warnings"]])
+            mode, most = ("L" if purpose == "mask" else "RGB"), _MOST_PIXELS[purpose]
+            if min(width, height) < 1 or width * height > most:
+                raise ValueError("an image of another size than was asked for")
+            pixels = os.pread(memory, width * height * len(mode), 0)
+        return Reference(Image.frombytes(mode, (width, height), pixels), [str(text) for text in answer["warnings"]])
 
 
 @contextmanager
-def shared_memory(data: bytes) -> Iterator[int]:
-    """A file descriptor of memory that holds a reference, with room for its pixels. Its size is sealed: a decoder that
-    shortened it could crash who reads it."""
+def shared_memory(data: bytes, room: int = 3 * MEGAPIXEL) -> Iterator[int]:
+    """A file descriptor of memory that holds a reference, with room for so many bytes of pixels. Its size is sealed: a
+    decoder that shortened it could crash who reads it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("reference", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:  # where there is no Linux: a file without a name
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     try:
-        os.ftruncate(descriptor, max(len(data), 3 * MEGAPIXEL))
+        os.ftruncate(descriptor, max(len(data), room))
         place = 0
         while place < len(data):
             place += os.pwrite(descriptor, memoryview(data)[place:], place)
