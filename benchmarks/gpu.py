@@ -56,12 +56,12 @@ def report(facts: dict[str, Any], rows: list[Row]) -> str:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="klein-9b")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--model", default="klein-9b", help="the model to measure; default: %(default)s")
+    parser.add_argument("--device", default="cuda", help="the torch device; default: cuda")
     parser.add_argument("--minutes", type=float, default=9, help="for all of it")
     parser.add_argument("--part", choices=list(PARTS), default="all", help="what a first and a second call measure")
-    parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    parser.add_argument("--no-compile", action="store_true", help="measure without torch.compile")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
     args = parser.parse_args()
     begun, spec, device = time.monotonic(), get_model(args.model), Device(args.device)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,8 @@ def main() -> int:
     """The command line; exit status 1 where what came out is not whole, or a limit was passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where there is room; what is written there is deleted at the end")
-    parser.add_argument("--precision", choices=("bf16", "fp8", "int8"), default="fp8")
-    parser.add_argument("--text-encoder", choices=("bf16", "fp8", "int8"), default="bf16")
+    parser.add_argument("--precision", choices=("bf16", "fp8", "int8"), default="fp8", help="of the transformer")
+    parser.add_argument("--text-encoder", choices=("bf16", "fp8", "int8"), default="bf16", help="its precision")
     args = parser.parse_args()
     source, target = args.folder / "source", args.folder / "target"
     try:

@@ -147,12 +147,12 @@ def slow(watch: Watch, seconds: float) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("script")
-    parser.add_argument("intervals", type=Path)
-    parser.add_argument("--simulate", type=float)
-    parser.add_argument("--slow", type=float)
-    parser.add_argument("--fetch", type=float)
-    parser.add_argument("--concurrency", type=int)
+    parser.add_argument("script", help="the worker's file")
+    parser.add_argument("intervals", type=Path, help="where the times of its GPU work are written")
+    parser.add_argument("--simulate", type=float, metavar="SECONDS", help="replace the model by a sleep")
+    parser.add_argument("--slow", type=float, metavar="SECONDS", help="make each step of micro longer")
+    parser.add_argument("--fetch", type=float, metavar="SECONDS", help="make each download longer")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="take jobs with the SDK's own loop, N at a time")
     args = parser.parse_args()
     sys.argv = [args.script]
     sys.path.insert(0, str(ROOT))

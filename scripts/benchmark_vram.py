@@ -230,16 +230,16 @@ def show_measured(measured: dict[str, Any]) -> str:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="klein-9b")
+    parser.add_argument("--model", default="klein-9b", help="the model to measure; default: %(default)s")
     parser.add_argument("--estimate", action="store_true", help="the plan's figures alone; needs no card")
     parser.add_argument(
         "--random-weights", action="store_true", help="the architecture with random weights, no download"
     )
     parser.add_argument("--weights", type=Path, metavar="DIR", help="where random weights are kept; else they go again")
     parser.add_argument("--cap-gb", type=float, metavar="N", help="behave like a card of N GB")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="the torch device; default: cuda")
     parser.add_argument("--minutes", type=float, default=60, help="no case begins later")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
     args = parser.parse_args()
     spec = get_model(args.model)
     args.output.mkdir(parents=True, exist_ok=True)

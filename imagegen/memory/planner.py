@@ -148,8 +148,8 @@ def _why(found: MemoryPlan, wanted: Sequence[MemoryPlan], asked: str) -> str:
         return "the card has room for the model as it is"
     before = wanted[wanted.index(found) - 1]
     return (
-        f"the best that fits: transformer {before.transformer}, text encoder {before.text_encoder}, offload "
-        f"{before.offload} would need {gib(before.needed)}"
+        f"the best that fits; the next better one (transformer {before.transformer}, text encoder "
+        f"{before.text_encoder}, offload {before.offload}) would need {gib(before.needed)}"
     )
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from imagegen import logs
 from imagegen.contract import prompts
 from imagegen.contract.start_times import StartTimes
-from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory
+from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory, Unavailable
 from imagegen.memory.plan import MemoryPlan
 from imagegen.model import acceleration, generation
 from imagegen.model.caches import PromptCache, References
@@ -124,14 +124,16 @@ class FluxPipeline:
         except ConfigurationError:
             raise
         except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
+            kind = ConfigurationError
             message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
             if find_gpu_fault(error) == "memory":
                 message = f"{config.spec.name} does not fit the GPU's memory; another process may hold some of it"
+                kind = Unavailable
             # Its frames hold what was loaded, and a second try would find it on the GPU.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             torch.cuda.empty_cache()
-            raise ConfigurationError(message) from error
+            raise kind(message) from error
         self._device = pipe._execution_device
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):

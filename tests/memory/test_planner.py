@@ -151,7 +151,7 @@ def test_the_line_of_a_plan():
     assert str(choose(KLEIN, Card.of(24, ADA))) == (
         "klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB, embeddings 1.2 GiB, VAE 160 MiB, "
         "all on the card but the embeddings; peak 21.3 GiB of 23.5 GiB for 1024x1024 with 4 references; "
-        "the best that fits: transformer fp8, text encoder bf16, offload none would need 24.4 GiB"
+        "the best that fits; the next better one (transformer fp8, text encoder bf16, offload none) would need 24.4 GiB"
     )
 
 
