@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks import readme_picture
 from imagegen.builder.micro import __main__ as recipe
 from imagegen.builder.micro.captions import Sample
 from imagegen.builder.micro.measure import (
@@ -300,9 +301,8 @@ def main() -> int:
     print(args.sheet)
     if args.card:
         write_card(args.model / "README.md", figures)
-        contact_sheet(
-            [trial for test, part in zip(TESTS, parts, strict=True) if test.size == (SIZE, SIZE) for trial in part[:3]]
-        ).save(ROOT / "docs" / "micro.png")
+        with open_pipeline(args.model) as pipeline:
+            readme_picture.write(pipeline)
     colours = [t.passed["text to image: shape's colour"] for t in parts[0]]
     return int(sum(colours) < 0.9 * len(colours))
 

@@ -51,8 +51,8 @@ def from_base64(text: str) -> Image.Image:
     return picture
 
 
-def until(condition, timeout=60):
-    """Waits until a condition holds, and returns what it gave."""
+def until(condition, timeout=300):
+    """Waits until a condition holds, and returns what it gave; long enough for a machine that does much else."""
     end = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < end, "it did not come about"

@@ -126,7 +126,7 @@ def test_too_large_an_answer_is_an_error_and_not_silence(monkeypatch):
     ("raised", "code", "replaced"),
     [(torch.OutOfMemoryError, "out_of_memory", False), (torch.AcceleratorError, "gpu_failed", True)],
 )
-def test_only_a_dead_card_asks_for_a_new_worker(service, monkeypatch, raised, code, replaced):
+def test_only_a_dead_gpu_asks_for_a_new_worker(service, monkeypatch, raised, code, replaced):
     def fail(*_, **__):
         raise raised("CUDA error")
 

@@ -32,41 +32,45 @@ class _Request(BaseModel):
         Field(
             min_length=1,
             max_length=MAX_PROMPT,
-            description="What to draw, or what to change.",
+            description="What to generate, or what to change.",
             examples=["a red circle on a blue background"],
         ),
         AfterValidator(clean),
     ]
     width: int | None = Field(
         None,
-        description="Pixels, a multiple of 16, 256 to 2048 (the model's spec sets the bounds); together with height. "
-        "Default: the model's own size; for an edit the first reference's shape, at most 1 megapixel.",
+        description="Pixels, a multiple of 16, 256 to 2048 (micro: 64 to 1024); only together with height. Default: "
+        "1024 (micro: 128); for an edit, the shape of the first reference image, at most 1 megapixel.",
         examples=[1024],
     )
     height: int | None = Field(None, description="Pixels; see width.", examples=[1024])
     aspect_ratio: AspectRatio | None = Field(
-        None, description="A shape with the area of the model's own size, instead of width and height."
+        None, description="A shape instead of width and height; its area is that of the default size."
     )
     num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = Field(
         None, description="Denoising steps. Default: the model's own (4 for klein)."
     )
     guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] | None = Field(
-        None, description="Default: the model's own. A distilled model does not use it; a warning says so."
+        None, description="Default: the model's own (1.0 for klein). Distilled models ignore it, with a warning."
     )
-    num_images: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures; picture i has the seed `seed + i`.")
+    num_images: int = Field(1, ge=1, le=MAX_IMAGES, description="How many images. Image i has the seed `seed + i`.")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
-        None, description="The same seed draws the same picture. Default: drawn, and always returned.", examples=[42]
+        None,
+        description="The same seed gives the same image. Default: over HTTP random, on RunPod from the job's id.",
+        examples=[42],
     )
-    output_format: OutputFormat = Field("png", description="How the pictures are encoded.")
-    output_quality: int = Field(90, ge=1, le=100, description="For jpeg and webp.")
-    delivery: Literal["base64", "url"] = Field("base64", description='"url" needs an object store.')
+    output_format: OutputFormat = Field("png", description="How images are encoded.")
+    output_quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+    delivery: Literal["base64", "url"] = Field(
+        "base64", description='Images in the answer, or as URLs; "url" needs an object store.'
+    )
     allow_format_change: bool = Field(
-        False, description="Lets too large an answer come as WebP or JPEG, with a warning, instead of an error."
+        False, description="Whether an answer that is too large may come as WebP or JPEG, with a warning."
     )
     timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] | None = Field(
-        None, description="Seconds that the job may take, waiting included. Default: a setting of the worker."
+        None, description="Seconds that the job may take, waiting included. Default: IMAGEGEN_REQUEST_TIMEOUT."
     )
-    embed_prompt: bool = Field(False, description="Writes the prompt into the picture's provenance record.")
+    embed_prompt: bool = Field(False, description="Write the prompt into the image's provenance record.")
 
     @model_validator(mode="after")
     def _check(self) -> _Request:
@@ -95,7 +99,7 @@ class GenerateRequest(_Request):
 
 
 class EditRequest(_Request):
-    """One to four reference pictures and what to make of them."""
+    """An image from a prompt and one to four reference images."""
 
     mode: ClassVar[Literal["edit"]] = "edit"
 
@@ -104,7 +108,7 @@ class EditRequest(_Request):
     )
 
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
-        description="1 to 4 references, each base64, a data: URI or an http(s) URL of a PNG, JPEG, WebP or AVIF. "
+        description="1 to 4 reference images, each base64, a data: URI or an http(s) URL of a PNG, JPEG, WebP or AVIF. "
         "`image` (one string) works too."
     )
 
@@ -123,8 +127,8 @@ class EditRequest(_Request):
 
 
 class Timings(BaseModel):
-    """Seconds that each stage took. `denoise` includes encoding the references with the VAE; `total` is the caller's
-    wait inside the worker and less than the sum where stages ran side by side."""
+    """Seconds of each stage. `denoise` includes encoding the reference images. `total` is the time in the worker; it is
+    less than the sum if stages overlapped."""
 
     queue: float = 0.0
     references: float = 0.0
@@ -136,17 +140,17 @@ class Timings(BaseModel):
 
 
 class GenerateResponse(BaseModel):
-    """The pictures and how they came to be."""
+    """The images and how they were made."""
 
     images: list[str] = Field(description="Plain base64, without a data: prefix; empty when delivered by URL.")
-    urls: list[str] = Field(default_factory=list, description="Where the pictures are, when delivered by URL.")
-    seeds: list[int] = Field(description="The seed of each picture.", examples=[[42]])
+    urls: list[str] = Field(default_factory=list, description="Where the images are, when delivered by URL.")
+    seeds: list[int] = Field(description="The seed of each image.", examples=[[42]])
     width: int = Field(examples=[1024])
     height: int = Field(examples=[1024])
     output_format: OutputFormat
     model: str = Field(examples=["klein-9b"])
     timings: Timings
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list, description="What was done differently from the request.")
 
 
 class EditResponse(GenerateResponse):
@@ -162,15 +166,15 @@ class QueueState(BaseModel):
 
 
 class MemoryState(BaseModel):
-    """Where the model's parts live, and what the card has room for (an estimate)."""
+    """Where the model's parts are, and what the GPU's memory has room for (an estimate)."""
 
     transformer: str = Field(description="The precision in which it runs.", examples=["fp8"])
     text_encoder: str = Field(description="The precision in which it runs.", examples=["bf16"])
-    offload: str = Field(description="What waits on the CPU.", examples=["embeddings"])
-    weights: dict[str, int] = Field(description="Bytes of each part's weights, wherever they are.")
-    peak: int = Field(description="Bytes in use at most, for a picture of the default size with `references`.")
-    card: int | None = Field(None, description="Bytes of the card that can be had; null on a CPU.")
-    references: int = Field(description="The most references that a picture may have.", examples=[4])
+    offload: str = Field(description="Which weights stay in main memory until needed.", examples=["embeddings"])
+    weights: dict[str, int] = Field(description="Bytes of each part's weights.")
+    peak: int = Field(description="Most bytes in use, for an image of the default size with `references`.")
+    card: int | None = Field(None, description="Bytes of GPU memory that are available; null on a CPU.")
+    references: int = Field(description="The most reference images of an edit.", examples=[4])
     plan: str = Field(description="The same in words, and why.")
 
 
@@ -180,20 +184,20 @@ class PublicHealth(BaseModel):
     status: Literal["starting", "idle", "loading", "ready", "busy", "draining", "failed"] = Field(
         description="idle: nothing is loaded, and the first job will load the model."
     )
-    stage: str | None = Field(None, description="What loading is at.", examples=["loading the weights"])
+    stage: str | None = Field(None, description="The stage of loading.", examples=["loading the weights"])
 
 
 class HealthResponse(PublicHealth):
     """The state of the worker."""
 
     model: str = Field(examples=["klein-9b"])
-    device: str | None = Field(None, description="Where the model is, once it is loaded.", examples=["cuda"])
-    gpu_memory: int | None = Field(None, description="Bytes of the card that the model and its work hold.")
-    start: StartTimes | None = Field(None, description="Seconds that the stages of the start took, once it is loaded.")
-    memory: MemoryState | None = Field(None, description="The plan of the card's memory, once the model is loaded.")
+    device: str | None = Field(None, description="The device of the loaded model.", examples=["cuda"])
+    gpu_memory: int | None = Field(None, description="Bytes of GPU memory in use.")
+    start: StartTimes | None = Field(None, description="Seconds of each stage of the start, once loaded.")
+    memory: MemoryState | None = Field(None, description="The memory plan, once the model is loaded.")
     queue: QueueState
     version: str = Field(description="The worker's version.", examples=["0.1.0"])
-    message: str | None = Field(None, description="Why it failed.")
+    message: str | None = Field(None, description="Why loading failed.")
 
 
 class ErrorObject(BaseModel):
@@ -201,7 +205,7 @@ class ErrorObject(BaseModel):
 
     code: str = Field(examples=["invalid_input"])
     message: str = Field(
-        description="Names the field, what came and what is allowed.",
+        description="The field, what was received and what is allowed.",
         examples=["width: 1000 is not a multiple of 16 (256 to 2048)"],
     )
     field: str | None = Field(description="The field at fault.", examples=["width"])

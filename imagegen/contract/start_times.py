@@ -11,19 +11,19 @@ from pydantic import BaseModel, Field
 
 
 class StartTimes(BaseModel):
-    """Seconds of each stage of the start, in the order in which they come; 0.0 where one was not met. Reading and
-    moving to the card go on side by side: what both took together is shared between them by the work of each."""
+    """Seconds of each stage of the start, in their order; 0.0 for a stage that was not needed. Reading the weights and
+    moving them to the GPU overlap: their common time is divided between them by the work of each."""
 
     process: float = Field(0.0, description="From the process's beginning until loading began.")
     find: float = Field(0.0, description="Finding the weights, or downloading them.")
-    check: float = Field(0.0, description="Checking the card.")
+    check: float = Field(0.0, description="Checking the GPU.")
     imports: float = Field(0.0, description="Importing torch, diffusers and transformers.")
     build: float = Field(0.0, description="Making the model's modules, without weights.")
     read: float = Field(0.0, description="Reading the weights.")
-    to_card: float = Field(0.0, description="Moving them to the card, and quantising what is quantised there.")
-    compile: float = Field(0.0, description="Compiling, or loading what was compiled.")
-    warm_up: float = Field(0.0, description="Drawing pictures that nobody sees.")
-    first_picture: float = Field(0.0, description="The first job's time on the card.")
+    to_card: float = Field(0.0, description="Moving them to the GPU, and quantizing there.")
+    compile: float = Field(0.0, description="Compiling, or loading compiled code.")
+    warm_up: float = Field(0.0, description="Generating the warm-up images.")
+    first_picture: float = Field(0.0, description="The first job's time on the GPU.")
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:

@@ -32,6 +32,11 @@ from imagegen.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
 
+_DESCRIPTION = (
+    "Generates and edits images with FLUX.2 [klein]. `/generate` and `/edit` answer with JSON, the image itself or "
+    "events of progress; `/v1` is OpenAI's images API."
+)
+
 
 def create_app(settings: Settings | None = None, service: Service | None = None) -> FastAPI:
     """The application; its service, one of its own where none is given, is `app.state.service`."""
@@ -53,7 +58,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
     app = (FastAPIOffline if settings.docs else FastAPI)(
         title="image-gen",
         version=__version__,
-        description="Text to image, and editing with reference images.",
+        description=_DESCRIPTION,
         lifespan=lifespan,
         **(options if settings.docs else {"openapi_url": None}),
     )

@@ -28,7 +28,7 @@ router = APIRouter()
 
 #: Previews of each picture in the native stream.
 _PREVIEWS_SENT = 8
-_PREVIEWS = Query(False, description="In an event stream, show the picture at each step.")
+_PREVIEWS = Query(False, description="In an event stream, send a preview of the image with each step.")
 
 
 def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ _PICTURES: dict[str, Any] = {
     openapi_extra=_body(GenerateRequest),
 )
 async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
-    """Text to image. `Accept: image/png` answers with the picture itself, `text/event-stream` with progress."""
+    """Text to image. `Accept: image/png` answers with the image itself, `text/event-stream` with progress."""
     fields, form = await read_fields(request)
     return await _answer(request, requests.parse(GenerateRequest, fields, strict=not form), previews)
 
@@ -69,14 +69,14 @@ async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
     openapi_extra=_body(EditRequest),
 )
 async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
-    """One to four references and what to make of them; as JSON, or as a form with files."""
+    """An image from a prompt and one to four reference images, as JSON or as a form with files."""
     fields, form = await read_fields(request)
     return await _answer(request, requests.parse(EditRequest, fields, strict=not form), previews)
 
 
 @router.delete("/jobs/{job_id}", responses={401: ERRORS[401], 404: {"model": ErrorResponse}, 422: ERRORS[422]})
 async def cancel(request: Request, job_id: str) -> dict[str, str]:
-    """Cancels a job that waits or runs; the GPU is free after the step that it is in."""
+    """Cancels a job that waits or runs. The GPU is free after the current step."""
     task = request.app.state.jobs.get(job_id)
     if task is None:
         raise NotFound("there is no such job, or it is done")

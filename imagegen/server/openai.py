@@ -81,7 +81,7 @@ def _openapi(edit: bool) -> dict[str, Any]:
         "response_format": {"type": "string", "enum": ["b64_json", "url"]},
         "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
         "output_compression": {**number, "minimum": 0, "maximum": 100, "description": "Quality of jpeg and webp."},
-        "quality": {"type": "string", "description": "Changes nothing; anything but auto is warned of."},
+        "quality": {"type": "string", "description": "Has no effect; a warning says so."},
         "background": {"type": "string", "enum": ["auto", "opaque"]},
         "user": {"type": "string"},
         "stream": {"type": "boolean", "default": False},

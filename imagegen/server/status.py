@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from imagegen import __version__
 from imagegen.contract.schemas import AspectRatio, HealthResponse, OutputFormat, PublicHealth
@@ -17,12 +18,18 @@ from imagegen.server.http import ERRORS
 
 router = APIRouter()
 
-_PAGE = Path(__file__).parent / "playground" / "index.html"
 #: The page may load nothing from another server.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+@cache
+def _page() -> bytes:
+    return (Path(__file__).parent / "playground" / "index.html").read_bytes()
+
+
 _CAN_SERVE = ("idle", "ready", "busy")
 
 
@@ -42,7 +49,7 @@ _Service = Annotated[Service, Depends(_service)]
 )
 async def root(request: Request, service: _Service) -> Response:
     if "text/html" in request.headers.get("accept", ""):
-        return FileResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
+        return HTMLResponse(_page(), headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
     state = service.health()
     about = {"name": "image-gen", "status": state.status, "docs": "/docs" if service.settings.docs else None}
     if request.state.authorized:
@@ -52,7 +59,7 @@ async def root(request: Request, service: _Service) -> Response:
 
 @router.get("/health", response_model=_Health, responses={503: {"model": _Health}})
 async def health(request: Request, service: _Service) -> Response:
-    """200 where a job could be taken: idle, ready or busy; 503 otherwise. Without the key only the status."""
+    """200 if a job could be taken (idle, ready or busy), else 503. Without the key, only the status."""
     state = service.health()
     shown = state if request.state.authorized else PublicHealth(status=state.status, stage=state.stage)
     return Response(shown.model_dump_json(), 200 if state.status in _CAN_SERVE else 503, media_type="application/json")
@@ -69,7 +76,7 @@ async def ping(service: _Service) -> Response:
 
 @router.get("/capabilities", responses={401: ERRORS[401], 503: ERRORS[503]})
 async def capabilities(service: _Service) -> dict[str, Any]:
-    """What a client may ask of this server: limits, defaults, sizes, formats, models."""
+    """The limits, defaults, sizes, formats and model of this server."""
     spec = service.spec
     if spec is None:
         raise NotReady("the model is not chosen yet", retry_after=2)

@@ -17,7 +17,7 @@ def plan(monkeypatch, capsys):
     return run
 
 
-def test_the_plan_of_a_card(plan):
+def test_the_plan_of_a_gpu(plan):
     status, out, _ = plan("--gpu-gb", "24", "--capability", "8.6", IMAGEGEN_MODEL="klein-9b")
     assert status == 0
     assert out.startswith("klein-9b: transformer int8 8.8 GiB, text encoder bf16")

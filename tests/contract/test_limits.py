@@ -1,4 +1,4 @@
-"""Each limit of the README's table, met at each door: the same code, and the next job is drawn."""
+"""Each limit of the table in docs/api.md, met at each endpoint: the same code, and the next job is drawn."""
 
 import asyncio
 import re
@@ -17,8 +17,8 @@ from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
 from tests.conftest import scene, settings, to_base64, until
+from tests.docs.pages import section
 from tests.server.conftest import running, serving
-from tests.support import ROOT
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))
@@ -145,8 +145,8 @@ def test_the_defaults_are_the_contracts():
     )
 
 
-def test_the_readme_s_table_is_what_is_tested_here():
-    text = (ROOT / "README.md").read_text().split("## Limits")[1].split("\n## ")[0]
+def test_the_table_of_limits_is_what_is_tested_here():
+    text = section("docs/api.md", "Limits")
     rows = dict(
         re.findall(r"^\| [^|]+ \| (?:its `timeout`, )?`?([^|`]+?)`? \| `?([a-z_]+)`?[^|]* \|$", text, re.MULTILINE)
     )

@@ -141,7 +141,7 @@ def test_the_shape_of_a_large_reference_survives_the_models_bounds(spec, referen
 
 @pytest.mark.parametrize("size", [(1, 1), (1024, 1024), (1030, 1030), (4000, 3000), (999, 17), (8000, 1000), (63, 504)])
 def test_fit_keeps_the_bounds(size):
-    width, height = fit(*size, 64, 4096)
+    width, height = fit(size[0], size[1], 64, 4096)
     assert width % 16 == height % 16 == 0
     assert min(width, height) >= 64
     assert width * height <= MEGAPIXEL

@@ -204,23 +204,39 @@ def test_the_image_takes_all_that_bake_imports():
     assert files | {"imagegen/builder/layer.sh"} == copied
 
 
-def test_the_readmes_docker_commands_name_arguments_that_there_are():
-    text = (ROOT / "README.md").read_text()
+def test_the_pages_docker_commands_name_arguments_that_there_are():
+    text = (ROOT / "docs" / "image.md").read_text()
     arguments = set(re.findall(r"--build-arg (\w+)=", text))
     assert {"MODEL", "PRECISION", "TORCH_INDEX"} <= arguments
     assert arguments <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
 
 
-def test_actions_are_pinned_by_commit_and_rights_are_given_one_by_one():
-    actions = re.findall(r"uses: (\S+)(.*)", WORKFLOW_TEXT)
-    assert len(actions) > 8
+@pytest.mark.parametrize("name", ["image-gen", "docs"])
+def test_actions_are_pinned_by_commit_and_rights_are_given_one_by_one(name):
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
+    workflow = yaml.safe_load(text)
+    actions = re.findall(r"uses: (\S+)(.*)", text)
+    assert len(actions) > 3
     for action, comment in actions:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
         assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), action
-    assert WORKFLOW["permissions"] == {}
-    for job in WORKFLOW["jobs"].values():
+    assert workflow["permissions"] == {}
+    for job in workflow["jobs"].values():
         assert job["permissions"]
         assert job["timeout-minutes"]
+
+
+def test_newer_versions_are_tried_against_what_is_used_inside_of_them():
+    makefile = (ROOT / "Makefile").read_text()
+    inside = set(re.search(r"^INSIDE := (.*)", makefile, re.MULTILINE)[1].split())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert inside <= {re.match(r"[\w-]+", need)[0] for need in project}
+    tests = re.search(r"^INSIDE_TESTS := ((?:.*\\\n)*.*)", makefile, re.MULTILINE)[1].replace("\\", "").split()
+    assert all((ROOT / path).exists() for path in tests)
+    job = WORKFLOW["jobs"]["newest"]
+    assert "schedule" in job["if"] and job["steps"][-1]["run"] == "make newest"
+    for need in ("diffusers", "torchao"):  # an upgrade is somebody's decision
+        assert any(re.fullmatch(rf"{need}>=[\d.]+,<[\d.]+", one) for one in project)
 
 
 def test_weights_that_may_not_be_handed_on_go_to_a_package_of_their_own():
@@ -268,7 +284,7 @@ def test_compose_keeps_the_weights_and_shows_the_server_to_this_machine_alone():
     # Docker mounts it noexec by default; Triton and inductor load what they compile from HOME.
     assert service["read_only"] and service["tmpfs"] == ["/tmp:exec"]
     assert "HOME=/tmp " in DOCKERFILE
-    assert "--read-only --tmpfs /tmp:exec " in (ROOT / "README.md").read_text()
+    assert "--read-only --tmpfs /tmp:exec " in (ROOT / "docs" / "image.md").read_text()
 
 
 def test_compose_gives_all_settings_of_the_env_file_but_those_that_are_the_containers_own():
@@ -279,7 +295,7 @@ def test_compose_gives_all_settings_of_the_env_file_but_those_that_are_the_conta
     )
     given = service["environment"]
     assert set(given) <= set(variable_names())
-    shell = {name for name, value in given.items() if value.startswith("${")}
+    shell = {name for name, value in given.items() if value is None or value.startswith("${")}
     assert shell == {"HUGGING_FACE_TOKEN", "IMAGEGEN_MODEL", "IMAGEGEN_API_KEY"}
     # A copy of .env.example names folders and a port of this machine.
     own = {name: value for name, value in given.items() if name not in shell}

@@ -27,7 +27,7 @@ def _own_process(monkeypatch):
 def test_what_is_deployed():
     from deploy import modal_app
 
-    container = modal_app.ImageGen._get_class_service_function()._spec_
+    container = modal_app.ImageGen._get_class_service_function()._spec_  # type: ignore[attr-defined]
     assert container.gpus == modal_app.GPU
     for function in (container, modal_app.download._spec_):
         assert set(function.volumes) == {"/cache"}
@@ -39,7 +39,7 @@ def test_what_is_deployed():
 
 @pytest.mark.usefixtures("_own_process")
 @pytest.mark.filterwarnings("ignore:The ImageGen")
-def test_a_container_answers_at_both_doors():
+def test_a_container_answers_at_both_endpoints():
     from deploy.modal_app import ImageGen
 
     container = ImageGen()

@@ -18,7 +18,7 @@ FOLDER = ROOT / ".runpod"
 HUB = Hub.model_validate_json((FOLDER / "hub.json").read_text())
 TESTS = HubTests.model_validate_json((FOLDER / "tests.json").read_text())
 INPUTS = {variable.key: variable.input for variable in HUB.config.env}
-#: GB and compute capability of the least card in each pool that the form names.
+#: GB and compute capability of the least GPU in each pool that the form names.
 CARDS = {"ADA_24": (24, (8, 9)), "ADA_32_PRO": (32, (12, 0)), "ADA_48_PRO": (48, (8, 9)), "ADA_80_PRO": (80, (9, 0))}
 OFFERED = [option.value for option in INPUTS["IMAGEGEN_PRECISION"].options]
 
@@ -71,7 +71,7 @@ def test_a_preset_is_a_worker_that_starts(monkeypatch, preset):
 @pytest.mark.parametrize("pool", HUB.config.gpu_ids.split(","))
 @pytest.mark.parametrize("model", [option.value for option in INPUTS["IMAGEGEN_MODEL"].options])
 @pytest.mark.parametrize("precision", OFFERED)
-def test_what_is_offered_has_a_plan_on_each_card_without_what_the_image_leaves_out(monkeypatch, pool, model, precision):
+def test_what_is_offered_has_a_plan_on_each_gpu_without_what_the_image_leaves_out(monkeypatch, pool, model, precision):
     """The Hub builds the Dockerfile, and that has no bitsandbytes."""
     assert not re.search("^bitsandbytes==", (FOLDER.parent / "locks" / "worker.txt").read_text(), re.MULTILINE)
     settings = read(monkeypatch, {"IMAGEGEN_MODEL": model, "IMAGEGEN_PRECISION": precision})
@@ -82,10 +82,10 @@ def test_what_is_offered_has_a_plan_on_each_card_without_what_the_image_leaves_o
 
 
 @pytest.mark.parametrize("preset", HUB.config.presets, ids=lambda preset: preset.name)
-def test_a_preset_has_room_on_the_cards_that_it_names(monkeypatch, preset):
+def test_a_preset_has_room_on_the_gpus_that_it_names(monkeypatch, preset):
     gigabytes = int(re.search(r"cards of (\d+) GB", preset.name)[1])
     named = [Card.of(*card) for card in CARDS.values() if card[0] >= gigabytes]
-    assert "A100" not in preset.name  # the form's cards are those of all presets, and an A100 has no fp8
+    assert "A100" not in preset.name  # the form's GPUs are those of all presets, and an A100 has no fp8
     for card in named:
         settings = read(monkeypatch, preset.defaults)
         chosen = plan(MODELS[settings.model], settings, None, card, nf4=False)

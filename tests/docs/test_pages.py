@@ -1,4 +1,4 @@
-"""Runs what the platforms' pages show, as far as it runs without the platform and without a card."""
+"""Runs what the pages show, as far as it runs without the platform and without a GPU; links lead somewhere."""
 
 import contextlib
 import json
@@ -15,33 +15,26 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.docs.pages import PAGES, commands, section
 from tests.support import ROOT
-
-NAMES = ("README-VASTAI.md", *(f"docs/{name}.md" for name in ("runpod", "local", "ray", "modal", "fleet")))
-PAGES = {name: (ROOT / name).read_text() for name in NAMES}
-
-
-def commands(page):
-    """The lines of a page's blocks of shell."""
-    found = re.findall(r"^```sh\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
-    return [line for block in found for line in block.splitlines()]
-
 
 #: Commands of the vast page are sent to a stand-in of Vast by tests/e2e/test_vast.py.
 ELSEWHERE = {
+    "imagegen": "tests/docs/test_readme.py",
     "vastai": "tests/e2e/test_vast.py",
     "make": "tests/docs/test_readme.py",
     "git": "a clone of this repository",
     "python3": "Python's own",
     "docker": "tests/image.py; compose.yaml: tests/deploy/test_image_files.py",
-    "nvidia-smi": "a machine with a card",
-    "sudo": "a machine with a card",
+    "python": "handler.py: tests/docs/test_readme.py; scripts.plan_fleet: below; pip",
+    "nvidia-smi": "a machine with a GPU",
+    "sudo": "a machine with a GPU",
     "modal": "Modal; the application: tests/deploy/test_modal.py",
     "kubectl": "Kubernetes; the manifest: tests/e2e/test_ray.py",
 }
 #: What prints the same on any machine: how the command begins, and some of what is printed, as the page has it.
 HERE = {
-    "python -m imagegen --plan": ("bf16 9.7 GiB", "peak 22.5 GiB"),
+    "imagegen plan": ("bf16 9.7 GiB", "peak 22.5 GiB"),
     "python -m scripts.benchmark_vram --estimate": ("| 24 GB, 8.9 | fp8 | bf16 | embeddings | 18.7 GiB | 20.7 GiB |",),
 }
 
@@ -51,8 +44,7 @@ def test_every_command_is_run_or_accounted_for():
         for line in commands(page):
             # `A=b command`, `export A=b`
             words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
-            here = (*HERE, "python -m scripts.plan_fleet", "curl", "export", ".venv/bin/uvicorn")
-            here += ("python -m pip install vastai",)
+            here = (*HERE, "curl", "export", ".venv/bin/uvicorn")
             later = (".venv/bin/pip install -q -e", ".venv/bin/serve run deploy.ray_serve:app")
             known = words[0] in ELSEWHERE or " ".join(words).startswith((*here, *later))
             assert known, f"{page}: {line}"
@@ -75,7 +67,7 @@ def test_a_plan_is_what_its_page_says(line, tmp_path):
 def test_what_will_fit_is_what_the_page_says(start, tmp_path):
     (line,) = [line for line in commands("docs/local.md") if line.startswith(start)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMAGEGEN_MODEL": "klein-9b"}
-    words = [sys.executable, *shlex.split(line)[1:]]
+    words = [sys.executable, *shlex.split(line.replace("imagegen plan", "python -m imagegen plan"))[1:]]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for said in HERE[start]:
@@ -87,6 +79,29 @@ def test_no_command_hides_in_an_indented_block():
     programs = r"^    (?:docker|curl|python|modal|kubectl|sudo|pip|make|export|vastai|nvidia-smi|git) .*"
     for page, text in PAGES.items():
         assert re.findall(programs, text, re.MULTILINE) == [], page
+
+
+def test_runpods_page_and_form_allow_the_same_cuda():
+    form = json.loads((ROOT / ".runpod" / "hub.json").read_text())["config"]["allowedCudaVersions"]
+    (row,) = [line for line in PAGES["docs/runpod.md"].splitlines() if line.startswith("| CUDA versions |")]
+    assert row.split("|")[2].strip() == ", ".join(form)
+    assert f"CUDA version {', '.join(form)}" in section("docs/runpod.md", "Eight steps")
+
+
+def test_no_placeholder_is_left_unexplained():
+    """A word that the reader has to replace is said to be one, on the same page."""
+    for page in ("docs/runpod.md", "README-VASTAI.md", "docs/modal.md", "docs/ray.md"):
+        code = "\n".join(commands(page))
+        text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+        names = r"\b(OWNER|REPOSITORY|YOU|YOUR_API_KEY|OFFER_ID|INSTANCE_ID|TEMPLATE_HASH|xxx|yyy|your-name)\b"
+        for word in set(re.findall(names, code)):
+            assert f"`{word}`" in text, f"{page}: {word}"
+
+
+def test_every_page_is_in_the_sites_menu():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f": {path.name}\n" in menu, f"{path.name}: name it under nav: in mkdocs.yml"
 
 
 def test_extras_and_links_exist():
@@ -147,4 +162,32 @@ def test_the_first_picture(server, tmp_path):
         outputs.append(done.stdout)
     assert json.loads(outputs[0])["status"] == "ready"
     assert Image.open(tmp_path / "circle.png").size == (128, 128)
-    assert json.loads((tmp_path / "answer.json").read_text())["images"]
+    assert Image.open(tmp_path / "green.png").size == (128, 128)
+
+
+@pytest.mark.slow  # curl may have to be installed
+def test_runpods_calls_against_its_api_on_this_machine(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "handler.py", "--rp_serve_api", "--rp_api_port", port]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "IMAGEGEN_MODEL": "micro"})
+    lines = [line for line in commands("docs/runpod.md") if line.startswith(("curl", "python3", "export JOB_ID"))]
+    assert len(lines) == 5
+    script = "\n".join(lines).replace("https://api.runpod.ai/v2/$ENDPOINT_ID", f"http://localhost:{port}")
+    script = script.replace(
+        f"curl -s http://localhost:{port}/status", f"curl -s -X POST http://localhost:{port}/status"
+    )
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", int(port))):
+                break
+            assert process.poll() is None
+            time.sleep(0.2)
+        subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, check=True, timeout=120)
+        assert Image.open(tmp_path / "circle.png").size == (128, 128)
+        done = json.loads((tmp_path / "status.json").read_text())
+        assert done["status"] == "COMPLETED" and done["output"]["images"]
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -1,4 +1,4 @@
-"""Runs what the README shows: its commands, its jobs, its curl, and compares its answers with real ones."""
+"""Runs what the README, the quickstart and the API's pages show: commands, jobs, curl, Python, JavaScript."""
 
 import asyncio
 import base64
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.cli.inspect import read
 from imagegen.cli.main import main
 from imagegen.contract.schemas import GenerateResponse
@@ -26,29 +28,42 @@ from imagegen.memory.planner import choose
 from imagegen.models import get_model
 from imagegen.runpod import handler
 from tests.conftest import scene, to_base64
+from tests.docs.pages import PAGES, blocks, commands, section
 from tests.support import ROOT
 
-TEXT = (ROOT / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
-PLAN = "python -m imagegen --plan --card-gb 24 --capability 8.9"
-EXAMPLES = [json.loads(block) for block in blocks("json")]
+#: Pages whose every block is run here.
+RUN = ("README.md", "docs/quickstart.md", "docs/api.md")
+PLAN = "imagegen plan --gpu-gb 24 --capability 8.9"
+README = commands("README.md")
 
 
 def test_every_command_is_run_by_a_test():
-    assert {line.split()[0] for line in COMMANDS} == {"make", "python", "curl", "docker"}  # docker: tests/image.py
-    assert [line for line in COMMANDS if line.startswith("make")] == ["make run", "make test", "make serve"]
+    for page in RUN:
+        assert {line.split()[0] for line in commands(page) if line != PLAN} <= {"make", "python", "imagegen", "curl"}
+        assert {line for line in commands(page) if line.startswith("make")} <= {"make run", "make test", "make serve"}
 
 
-@pytest.mark.parametrize(
-    "command", ["make run", *(line for line in COMMANDS if line.startswith("python") and line != PLAN)]
-)
-def test_a_command_leaves_a_picture(command, tmp_path):
+def test_the_readme_can_be_read_at_once():
+    assert len(PAGES["README.md"].splitlines()) <= 200
+    assert README[:2] == ["make run", "make test"]
+    assert (ROOT / "docs" / "micro.png").stat().st_size < 100_000
+
+
+def test_what_the_pages_tell_to_open_is_there():
+    for page in ("README.md", "ARCHITECTURE.md"):
+        for path in re.findall(r"`((?:imagegen|tests|docs|deploy|benchmarks|scripts)/[\w./]*)`", PAGES[page]):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+    for name, path in re.findall(
+        r"`(\w+(?:\.\w+)?)` in `(imagegen/[\w/]+\.py)`", PAGES["README.md"] + PAGES["ARCHITECTURE.md"]
+    ):
+        last = name.rpartition(".")[2]
+        assert re.search(
+            rf"^\s*(?:async )?(?:def|class) {last}\b|^{last}\b", (ROOT / path).read_text(), re.MULTILINE
+        ), name
+
+
+@pytest.mark.parametrize("command", ["make run", *(line for line in README if line.startswith("python"))])
+def test_a_command_leaves_an_image(command, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         shlex.split(command),
@@ -59,17 +74,17 @@ def test_a_command_leaves_a_picture(command, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    (picture,) = tmp_path.iterdir()
-    assert str(picture) in done.stdout
+    (image,) = tmp_path.iterdir()
+    assert str(image) in done.stdout
 
 
 def test_the_plans_of_the_table_are_those_that_are_made(monkeypatch, capsys):
-    assert PLAN in COMMANDS
+    assert PLAN in README and PLAN in commands("docs/models.md") and PLAN in commands("docs/local.md")
     monkeypatch.setenv("IMAGEGEN_MODEL", "klein-9b")
-    assert main(["plan", *PLAN.split()[4:]]) == 0
+    assert main(PLAN.split()[1:]) == 0
     assert capsys.readouterr().out.startswith("klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB")
     cells = r"^\| (\d+) GB(, with bitsandbytes)? \| (\w+) \| (\w+) \| [^|]+ \| ([^|]+) \| (\d+) \|$"
-    rows = re.findall(cells, TEXT, re.MULTILINE)
+    rows = re.findall(cells, PAGES["docs/models.md"], re.MULTILINE)
     assert len(rows) == 8
     for gigabytes, nf4, *shown in rows:
         plan = choose(get_model("klein-9b"), Card.of(int(gigabytes), (8, 9)), nf4=bool(nf4))
@@ -90,7 +105,7 @@ def port(tmp_path_factory):
             ["make", "serve", f"PORT={free}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        for _ in range(200):
+        for _ in range(400):
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"http://localhost:{free}/health").json()["status"] == "ready":
                     break
@@ -102,26 +117,51 @@ def port(tmp_path_factory):
         server.wait(20)
 
 
-@pytest.mark.slow  # curl may have to be installed
-def test_curl_and_python_against_make_serve(port, tmp_path):
-    for command in (line for line in COMMANDS if line.startswith("curl")):
-        done = subprocess.run(
-            shlex.split(command.replace("7000", port)),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        if "-o" not in command:
-            assert json.loads(done.stdout)["images"]
-    assert Image.open(tmp_path / "star.png").format == "PNG"
-    assert json.loads((tmp_path / "answer.json").read_text())["images"]
+def _run(words, folder):
+    if words[0] == "imagegen":
+        words = [sys.executable, "-m", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{words[-1]}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
-    for block in blocks("python"):
+
+@pytest.mark.slow  # curl and node may have to be installed
+@pytest.mark.parametrize("page", RUN)
+def test_a_pages_examples_run_in_their_order(page, port, tmp_path):
+    node = shutil.which("node") or shutil.which("node", path=ROOT / ".venv" / "lint" / "bin")
+    assert node, "the examples in JavaScript need node; `make lint` brings one"
+    ran = 0
+    for language, block in blocks(page, "sh|python|javascript"):
         code = block.replace("7000", port)
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
-    assert Image.open(tmp_path / "circle.png").size == (128, 128)
+        if language == "python":
+            _run([sys.executable, "-c", code], tmp_path)
+        elif language == "javascript":
+            out = _run([node, "--input-type=module", "-e", code], tmp_path)
+            assert "42" in out  # the seed
+        else:
+            elsewhere = r"^(?:make|python|imagegen) .*"
+            _run(["sh", "-e", "-c", re.sub(elsewhere, "", code, flags=re.MULTILINE)], tmp_path)
+        ran += 1
+    assert ran > 2
+
+
+@pytest.mark.slow
+def test_the_readmes_edit_changes_the_colour_and_keeps_the_circle(port, tmp_path):
+    for line in (line for line in README if line.startswith("curl")):
+        _run(["sh", "-c", line.replace("7000", port)], tmp_path)
+    for name, colour in (("circle.png", "red"), ("green.png", "green")):
+        image = Image.open(tmp_path / name).convert("RGB")
+        assert image.size == (128, 128)
+        assert background_colour(image) == "blue", name
+        assert shape_colour(image) == colour, name
+
+
+def test_the_command_line_of_the_readme(tmp_path):
+    for line in (line for line in README if line.startswith(("imagegen generate", "imagegen edit"))):
+        _run(shlex.split(line), tmp_path)
+    assert background_colour(Image.open(tmp_path / "green.png").convert("RGB")) == "blue"
+    assert shape_colour(Image.open(tmp_path / "green.png").convert("RGB")) == "green"
 
 
 def test_the_api_script_is_satisfied(port, tmp_path):
@@ -136,13 +176,18 @@ def test_the_api_script_is_satisfied(port, tmp_path):
     assert done.returncode == 1
 
 
+def _examples(page):
+    return [json.loads(block) for _, block in blocks(page, "json")]
+
+
 def test_the_jobs_and_answers_are_real(service, monkeypatch):
     monkeypatch.setattr(handler, "service", lambda: service)
-    jobs = [example for example in EXAMPLES if "input" in example]
-    answers = [example for example in EXAMPLES if "images" in example]
-    errors = [example for example in EXAMPLES if "error" in example]
-    (record,) = [example for example in EXAMPLES if "file" in example]
-    assert (len(jobs), len(answers), len(errors)) == (2, 1, 1)
+    examples = _examples("README.md")
+    jobs = [example for example in examples if "input" in example]
+    (shown_answer,) = [example for example in examples if "images" in example]
+    (shown_error,) = _examples("docs/api.md")
+    (record,) = _examples("docs/provenance.md")
+    assert len(jobs) == 2
 
     outputs = []
     for job in jobs:
@@ -150,9 +195,9 @@ def test_the_jobs_and_answers_are_real(service, monkeypatch):
             job["input"]["images"] = [to_base64(scene("circle", "red", "blue"))]
         outputs.append(asyncio.run(handler.handler({"id": "readme", **job})))
     assert all(output["images"] for output in outputs)
-    assert set(answers[0]) == set(outputs[0])
-    assert set(answers[0]["timings"]) == set(outputs[0]["timings"])
-    shown, real = GenerateResponse.model_validate(answers[0]), GenerateResponse.model_validate(outputs[0])
+    assert set(shown_answer) == set(outputs[0])
+    assert set(shown_answer["timings"]) == set(outputs[0]["timings"])
+    shown, real = GenerateResponse.model_validate(shown_answer), GenerateResponse.model_validate(outputs[0])
     assert real.images[0].startswith(shown.images[0].rstrip("."))
     for field in ("urls", "seeds", "width", "height", "output_format", "model", "warnings"):
         assert getattr(shown, field) == getattr(real, field)
@@ -160,26 +205,48 @@ def test_the_jobs_and_answers_are_real(service, monkeypatch):
     assert read(base64.b64decode(real.images[0])) == {k: v for k, v in record.items() if k != "file"}
 
     mistake = {"input": {"prompt": "x", "width": 1000, "height": 512}}
-    assert asyncio.run(handler.handler(mistake)) == errors[0]
+    assert asyncio.run(handler.handler(mistake)) == shown_error
 
 
-def test_the_tables_name_every_field_and_code():
+def test_the_tables_name_every_field_code_and_model():
     from imagegen import errors, models
     from imagegen.contract.schemas import EditRequest
 
-    inputs = TEXT.split("## A job's input")[1].split("\n## ")[0]
+    request = section("docs/api.md", "A request")
     for name in ("mode", *EditRequest.model_fields):
-        assert re.search(rf"^\|.*`{name}`.*\|.*\|", inputs, re.MULTILINE), name
-    output = TEXT.split("## The output")[1].split("\n## ")[0]
+        assert re.search(rf"^\|.*`{name}`.*\|.*\|", request, re.MULTILINE), name
+    answer = section("docs/api.md", "An answer")
     for name in GenerateResponse.model_fields:
-        assert f"`{name}`" in output
-    codes = TEXT.split("## Errors")[1].split("\n## ")[0]
+        assert f"`{name}`" in answer
+    codes = section("docs/api.md", "Errors")
     for kind in errors.ImageGenError.__subclasses__():
         retryable = "yes" if kind.retryable else "no"
-        assert re.search(rf"^\| `{kind.code}` \|.*\| {retryable} \|$", codes, re.MULTILINE), kind.code
+        row = rf"^\| `{kind.code}` \| {kind.status} \|.*\| {retryable} \|$"
+        assert re.search(row, codes, re.MULTILINE), kind.code
+    table = section("docs/models.md", "Models")
     for spec in models.MODELS.values():
-        row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{spec.name}` |"))
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{spec.name}` |"))
         assert spec.licence in row
         assert ("gated" in row) == spec.gated
         assert f"| {spec.num_inference_steps}, {spec.guidance_scale} |" in row
         assert spec.page is None or f"({spec.page})" in row
+
+
+def test_the_events_of_the_page_are_those_of_a_stream(port):
+    shown = set(re.findall(r"^\| `(\w+)` \| ", section("docs/api.md", "Event stream"), re.MULTILINE))
+    body = {"prompt": "a red circle", "images": [to_base64(scene("circle", "red", "blue"))], "seed": 1}
+    url, accept = f"http://localhost:{port}/edit?previews=true", {"Accept": "text/event-stream"}
+    text = httpx.post(url, json=body, headers=accept, timeout=60).text
+    assert set(re.findall(r"^event: (\w+)$", text, re.MULTILINE)) | {"error"} == shown
+    for name, keys in (("queued", {"id", "place"}), ("step", {"step", "total", "seconds_left", "preview"})):
+        data = re.search(rf"^event: {name}\ndata: (.*)$", text, re.MULTILINE)[1]
+        assert set(json.loads(data)) == keys
+        assert all(f'"{key}"' in section("docs/api.md", "Event stream") for key in keys)
+
+
+def test_the_metrics_of_the_page_are_those_of_the_server(port):
+    text = httpx.get(f"http://localhost:{port}/metrics").text
+    real = set(re.findall(r"^# TYPE (imagegen_\w+) (?:counter|gauge|histogram)$", text, re.MULTILINE))
+    real = {name for name in real if not name.endswith("_created")}
+    shown = set(re.findall(r"^\| `(imagegen_\w+)", section("docs/operations.md", "Metrics"), re.MULTILINE))
+    assert shown == real

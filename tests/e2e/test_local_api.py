@@ -1,10 +1,10 @@
 """`python handler.py --rp_serve_api` over plain HTTP, as a client of RunPod's API would use it."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import from_base64, scene, to_base64
+from tests.conftest import from_base64, scene, to_base64, until
 from tests.support import ROOT
 
 PROMPT = {"prompt": "a yellow star on a black background", "seed": 5}
@@ -32,18 +32,20 @@ def api(tmp_path_factory):
             stderr=out,
             env={**os.environ, "IMAGEGEN_MAX_RESULT_MB": "0.3"},
         )
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            for _ in range(120):
-                try:
-                    client.get("/docs")
-                    break
-                except httpx.TransportError:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+                def is_up():
                     assert process.poll() is None, log.read_text()
-                    time.sleep(0.5)
-            client.headers["x-log"] = str(log)
-            yield client
-        process.terminate()
-        process.wait(20)
+                    with contextlib.suppress(httpx.TransportError):
+                        return client.get("/docs")
+
+                until(is_up)
+                client.headers["x-log"] = str(log)
+                yield client
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 def test_runsync_draws_what_was_asked(api):

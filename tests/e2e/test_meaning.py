@@ -1,5 +1,8 @@
-"""What the pictures show, through both doors. Prompts and seeds are ones that the model gets right, with room to spare;
-its card says how often it does on combinations that it never saw."""
+"""What the images show, through both endpoints.
+
+Prompts and seeds are ones that the model gets right, with room to spare; the model card says how often it does on
+combinations that it never saw.
+"""
 
 import asyncio
 

@@ -42,7 +42,7 @@ def running(tmp_path, *command, health="/health", **environment):
             return health != "/health" or answer.json()["status"] == "ready"
 
     try:
-        until(is_up, 120)
+        until(is_up)
         yield process, url
     finally:
         process.kill()

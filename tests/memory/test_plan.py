@@ -76,7 +76,7 @@ def test_the_largest_size_that_fits_is_of_the_same_shape_and_smaller(size):
 
 @pytest.fixture
 def card(monkeypatch):
-    """A card with 24 GB free, of which the CPU plays the part; torch holds 1 GB of it, half of that for nothing."""
+    """A GPU with 24 GB free, of which the CPU plays the part; torch holds 1 GB of it, half of that for nothing."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24_000_000_000, 25_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1_000_000_000)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500_000_000)
@@ -84,11 +84,11 @@ def card(monkeypatch):
     return monkeypatch
 
 
-def test_what_can_be_had_of_a_card(card):
+def test_what_can_be_had_of_a_gpu(card):
     assert memory_plan.available_bytes("cuda") == 25_000_000_000 + CONTEXT
 
 
-def test_out_of_memory_on_the_card_names_the_largest_size_that_should_fit_now(card):
+def test_out_of_memory_on_the_gpu_names_the_largest_size_that_should_fit_now(card):
     card.setattr(memory_plan, "available_bytes", lambda device: ADA_24.peak_of((800, 800), []) + RESERVE)
     error = memory_plan.out_of_memory(ADA_24, SQUARE, [], "cuda")
     assert error.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"
@@ -99,13 +99,13 @@ def test_out_of_memory_on_the_card_names_the_largest_size_that_should_fit_now(ca
     assert error.message == "1024x1024 does not fit the card's memory; ask for a smaller size"
 
 
-def test_a_card_is_read_after_a_calculation_on_it(card):
+def test_a_gpu_is_read_after_a_calculation_on_it(card):
     ones = torch.ones
     card.setattr(torch, "ones", lambda *size, device: ones(*size))
     assert memory_plan.read_card("cuda:1") == Card(25_000_000_000 + CONTEXT, (8, 9))
     assert memory_plan.read_card("cpu") is None
 
 
-def test_a_card_that_does_not_work_is_named_before_the_weights_are_read():
+def test_a_gpu_that_does_not_work_is_named_before_the_weights_are_read():
     with pytest.raises(ConfigurationError, match=r"the card does not work \(\w+\).*driver"):
         memory_plan.read_card("cuda")

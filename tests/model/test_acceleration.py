@@ -25,7 +25,7 @@ MEGAPIXEL = (1024, 1024)
         ((12, 0), set(), "native", "12.0"),  # RTX 5090
     ],
 )
-def test_the_kernel_for_attention_follows_from_the_card(capability, packages, wanted, says):
+def test_the_kernel_for_attention_follows_from_the_gpu(capability, packages, wanted, says):
     attention, reason = choose_attention(capability, packages.__contains__)
     assert attention == wanted
     assert says in reason

@@ -147,7 +147,7 @@ def test_a_weight_that_moves_in_its_own_way_is_let():
 
     class Encoder(torch.nn.Linear):
         def forward(self, states):
-            seen.append((self.weight.device.type, self.weight.quant_state))
+            seen.append((self.weight.device.type, self.weight.quant_state))  # type: ignore[attr-defined]
             return states
 
     seen, encoder = [], Encoder(4, 4, bias=False)

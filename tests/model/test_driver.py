@@ -29,7 +29,7 @@ def test_the_driver_is_named_with_what_is_needed(tmp_path, text, cuda, says):
     assert fault is None if says is None else says in fault
 
 
-def test_a_container_without_a_card_that_can_be_used_says_why(monkeypatch, caplog):
+def test_a_container_without_a_gpu_that_can_be_used_says_why(monkeypatch, caplog):
     with pytest.raises(ConfigurationError, match=r"none can be used \(this torch was built without CUDA\)"):
         loading.choose_model(settings(model="klein-9b", device=None))
     loading.choose_model(settings(model=None, device=None))

@@ -11,6 +11,7 @@ from imagegen.memory.plan import Card
 from imagegen.model import loading
 from imagegen.model.compile_cache import CompileCache
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.models import get_model
 from tests.conftest import settings
 from tests.support import ROOT
 
@@ -24,7 +25,7 @@ print(len(output["images"]), constants.HF_HUB_OFFLINE)
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """A card, by name: what `load` makes of the settings for it, without loading anything there."""
+    """A GPU, by name: what `load` makes of the settings for it, without loading anything there."""
     done = []
     monkeypatch.setattr(loading, "read_card", lambda device: Card.of(24, (9, 0)) if device != "cpu" else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
@@ -41,13 +42,13 @@ def loaded(monkeypatch):
     def run(**changes):
         done.clear()
         stages = []
-        pipeline = loading.load(loading.get_model("micro"), settings(**changes), False, stages.append)
+        pipeline = loading.load(get_model("micro"), settings(**changes), False, stages.append)
         return pipeline.config, done.copy(), stages
 
     return run
 
 
-def test_on_a_card_blocks_are_compiled_and_pictures_drawn_before_the_worker_is_ready(loaded, caplog):
+def test_on_a_gpu_blocks_are_compiled_and_images_generated_before_the_worker_is_ready(loaded, caplog):
     caplog.set_level(logging.INFO)
     config, done, stages = loaded(device="cuda")
     assert (config.compile, config.attention, config.prompt_cache) == (True, "cudnn", 512_000_000)

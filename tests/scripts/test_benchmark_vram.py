@@ -1,4 +1,4 @@
-"""The estimates of all cards, as they were when they were last thought through, and the benchmark's way on a CPU."""
+"""The estimates of all GPUs, as they were when they were last thought through, and the benchmark's way on a CPU."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def test_the_table_in_the_benchmarks_is_the_estimate():
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "micro"])
-def test_the_bars_of_the_chart_add_up_to_the_peak_and_fit_the_card(name):
+def test_the_bars_of_the_chart_add_up_to_the_peak_and_fit_the_gpu(name):
     estimated = estimate(get_model(name))
     for row in estimated["cards"]:
         sizes = [size for _, size in segments(row, estimated["context"])]
@@ -44,7 +44,7 @@ def run(monkeypatch, *arguments):
     return benchmark_vram.main()
 
 
-def test_estimate_needs_no_card(monkeypatch, tmp_path, capsys):
+def test_estimate_needs_no_gpu(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--estimate", "--output", tmp_path) == 0
     written = json.loads((tmp_path / "benchmark_vram.json").read_text())
     assert written["estimate"] == estimates()["klein-9b"]

@@ -32,6 +32,7 @@ class Hub:
     def __init__(self, files: Mapping[str, bytes | memoryview]) -> None:
         self.files = dict(files)
         self.commit = COMMIT
+        self.url = ""  # where it is served
         self.tokens: dict[str, int] | None = None
         #: What is sent instead of a file, while the listing stays as it is.
         self.sent: dict[str, bytes] = {}

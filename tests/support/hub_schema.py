@@ -21,7 +21,7 @@ CudaVersions = Annotated[list[Annotated[str, Field(pattern=r"^\d+\.\d+$")]], Fie
 
 
 def _pools(text: str) -> str:
-    """Pools, separated by commas, the best first; "-NVIDIA ..." leaves out one of their cards."""
+    """Pools, separated by commas, the best first; "-NVIDIA ..." leaves out one of their GPUs."""
     for name in text.split(","):
         if name not in POOLS and not name.startswith("-NVIDIA "):
             raise ValueError(f"{name} is no pool of cards")

@@ -51,7 +51,7 @@ class Job:
         self.largest = 0
         self.ending = threading.Event()
 
-    def wait(self, timeout: float = 60) -> Job:
+    def wait(self, timeout: float = 300) -> Job:
         """The job, once it has ended."""
         assert self.ending.wait(timeout), f"{self.id} is {self.status} after {timeout} s"
         return self

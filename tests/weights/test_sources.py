@@ -61,7 +61,7 @@ def hub(monkeypatch):
     """The internet: what the hub was asked for, and what it answers."""
     import huggingface_hub
 
-    calls = []
+    hub = SimpleNamespace(calls=[], answer="", size=0)
 
     def answer(repository, **arguments):
         if isinstance(hub.answer, Exception):
@@ -71,10 +71,9 @@ def hub(monkeypatch):
                 SimpleNamespace(file_size=size, will_download=needed)
                 for size, needed in ((hub.size, True), (10**18, False), (None, True))
             ]
-        calls.append((repository, arguments))
+        hub.calls.append((repository, arguments))
         return hub.answer
 
-    hub = SimpleNamespace(calls=calls, answer="", size=0)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     return hub
 
