@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 VENV := .venv
 BIN := $(VENV)/bin
-# micro uses its own weights, whatever .env says.
+# micro has its own weights, whatever .env says.
 MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=imagegen/micro)
 # "stale" where .venv is of another version of Python than PYTHON: it is made anew, with all that is in it.
 VERSION := -c 'import sys; print(sys.version_info[:2])'
@@ -53,7 +53,7 @@ INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_st
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-run: $(VENV)/.run ## generate what test_input.json asks for into outputs/ (MODEL=klein-9b: the real model)
+run: $(VENV)/.run ## run the job of test_input.json and write its images to outputs/ (MODEL=klein-9b: the real model)
 	$(MODEL_ENV) $(BIN)/python handler.py --test_input
 
 test: $(VENV)/.dev ## run the tests

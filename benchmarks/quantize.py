@@ -77,9 +77,10 @@ def main() -> int:
 
 def measure(source: Path, target: Path, precision: Any, text_encoder: Any) -> int:
     """Makes the folder, and prints what it took."""
-    modules = prepare(get_model("klein-9b"), source)
+    spec = get_model("klein-9b")
+    modules = prepare(spec, source)
     plans = {part: split(module, source / part, _SHARDS[part]) for part, module in modules.items()}
-    write_index(source)
+    write_index(spec, source)
     noise = torch.randn(16 << 20).bfloat16() * 0.02
     quantizer = Quantizer(source, target, precision, text_encoder)
     seconds, most, largest = 0.0, 0, 0

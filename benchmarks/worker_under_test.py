@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -86,19 +87,19 @@ def simulate(watch: Watch, seconds: float) -> None:
     def load(self: pipeline.FluxPipeline) -> None:
         self._pipe = type("Pipe", (), {"_execution_device": __import__("torch").device("cpu")})
 
-    def generate(self: pipeline.FluxPipeline, *_: Any, on_step: Any, **__: Any) -> pipeline.Drawn:
+    def generate(self: pipeline.FluxPipeline, *_: Any, on_step: Any, **__: Any) -> Any:
         def steps() -> None:
             for step in range(STEPS):
                 time.sleep(seconds / STEPS)
                 on_step(step + 1, STEPS, lambda: picture)
 
         watch.wrap(steps)()
-        return pipeline.Drawn(picture, seconds, 0)
+        return SimpleNamespace(image=picture, denoise=seconds, decode=0.0)
 
     diffusers.Flux2KleinPipeline = Pipe
     ours: Any = pipeline.FluxPipeline
     ours.load, ours.generate, ours.edit = load, generate, generate
-    ours.encode_prompt = lambda self, prompt: pipeline.Prompt(prompt, 0, [])
+    ours.encode_prompt = lambda self, prompt: SimpleNamespace(seconds=0.0, warnings=[], cached=False)
     ours.unload = lambda self: None
 
 

@@ -115,7 +115,7 @@ class LimitSettings(BaseSettings):
         ge=1,
         le=3600,
         validation_alias="IMAGEGEN_REQUEST_TIMEOUT",
-        description="Seconds that a job may take, waiting included, if the job has no `timeout` of its own.",
+        description="Most seconds that a job may take, waiting included. A job's own `timeout` may be shorter.",
     )
     max_reference_mb: float = Field(
         20.0,
@@ -160,12 +160,23 @@ class LimitSettings(BaseSettings):
     max_images: int = Field(
         8, ge=1, le=8, validation_alias="IMAGEGEN_MAX_IMAGES", description="Most images that one job may ask for."
     )
+    max_steps: int = Field(
+        50, ge=1, le=50, validation_alias="IMAGEGEN_MAX_STEPS", description="Most steps that a job may ask for."
+    )
+    max_megapixel_steps: float | None = Field(
+        None,
+        gt=0,
+        validation_alias="IMAGEGEN_MAX_MEGAPIXEL_STEPS",
+        description="Most work that a job may ask for: megapixels x steps x images. Unset: no other limit than those "
+        "of size, steps and images.",
+    )
     max_queue: int = Field(
         16,
         ge=0,
         le=10000,
         validation_alias="IMAGEGEN_MAX_QUEUE",
-        description="Jobs that may wait. Over HTTP, more get a 429; from RunPod's queue, no more are taken.",
+        description="Jobs that may wait. Over HTTP, more get a 429, and one caller may have three quarters of the "
+        "places; from RunPod's queue, no more are taken.",
     )
     max_body_mb: float = Field(
         110.0,
@@ -178,6 +189,12 @@ class LimitSettings(BaseSettings):
         gt=0,
         validation_alias="IMAGEGEN_STALL_TIMEOUT",
         description="Seconds without a denoising step after which the GPU counts as failed and the process ends.",
+    )
+    keep_failed: bool = Field(
+        False,
+        validation_alias="IMAGEGEN_KEEP_FAILED",
+        description="Keep the process where the model can never be loaded, and answer with the reason. false: it ends "
+        "with status 1.",
     )
 
 

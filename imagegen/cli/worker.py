@@ -69,7 +69,6 @@ def serve_queue(settings: Settings, locally: bool = False) -> int:
     # Beside the loading: importing the SDK takes a second, in which it asks a subprocess for the processor's name.
     from imagegen.runpod import worker
 
-    logs.adopt_runpod()
     if locally:
         from imagegen.runpod import local_api
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imagegen.errors import ConfigurationError
+from imagegen.errors import ConfigurationError, Unavailable
 from imagegen.models import MICRO_PATH, ModelSpec
 from imagegen.settings import Settings
 from imagegen.weights import manifest
@@ -234,7 +234,7 @@ def _download(
             "HF_ENDPOINT and HF_HUB_OFFLINE"
         ) from error
     except Exception as error:  # the hub's client lets errors of several HTTP libraries through
-        raise ConfigurationError(f"{name}: the download of {repository} failed ({type(error).__name__})") from error
+        raise Unavailable(f"{name}: the download of {repository} failed ({type(error).__name__})") from error
 
 
 def _meter(here: int, total: int, note: Callable[[str], None]) -> type[Any]:

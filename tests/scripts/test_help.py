@@ -14,6 +14,7 @@ PROGRAMS = sorted(
     for folder in ("scripts", "benchmarks", "imagegen")
     for path in (ROOT / folder).rglob("*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    and path.name != "decoder_server.py"  # a child of the worker, which no person starts
 )
 #: A model that cannot be loaded, and no packages of `make slow` and `make fuzz`.
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys(('ray', 'atheris', 'modal', 'bitsandbytes'))); "
