@@ -6,6 +6,8 @@ import base64
 import io
 import logging
 import os
+import sys
+import threading
 import time
 
 import pytest
@@ -81,10 +83,18 @@ def service():
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was():
-    """What a test leaves in the process ends with it: the settings, and handlers whose stream pytest closes."""
-    handlers = logging.root.handlers.copy()
+    """What a test leaves in the process ends with it: the settings, and what `logs.configure` sets.
+
+    A handler that stays would write to a stream that pytest closes.
+    """
+    handlers, hooks = logging.root.handlers.copy(), (sys.excepthook, threading.excepthook)
+    levels = {logger: logger.level for logger in (logging.root, logging.getLogger("imagegen"))}
     yield
     get_settings.cache_clear()
+    sys.excepthook, threading.excepthook = hooks
+    logging.captureWarnings(False)
+    for logger, level in levels.items():
+        logger.setLevel(level)
     for handler in logging.root.handlers.copy():
         if handler not in handlers:
             logging.root.removeHandler(handler)
