@@ -53,12 +53,12 @@ def from_base64(text: str) -> Image.Image:
     return picture
 
 
-def until(condition, timeout=300):
+def until(condition, timeout=300, every=0.005):
     """Waits until a condition holds, and returns what it gave; long enough for a machine that does much else."""
     end = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
+        time.sleep(every)
     return value
 
 
