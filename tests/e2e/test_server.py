@@ -63,6 +63,11 @@ def running(tmp_path, *command, health="/health", **environment):
             "PORT",
             "--http",
             "imagegen.server.protocol:Protocol",
+            "--ws",
+            "none",
+            "--loop",
+            "asyncio",
+            "--no-proxy-headers",
         ],
     ],
 )
