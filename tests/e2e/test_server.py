@@ -64,6 +64,11 @@ def running(tmp_path, *command, health="/health", **environment):
             "PORT",
             "--http",
             "imagegen.server.protocol:Protocol",
+            "--ws",
+            "none",
+            "--loop",
+            "asyncio",
+            "--no-proxy-headers",
         ],
     ],
 )
