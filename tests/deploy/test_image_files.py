@@ -295,7 +295,7 @@ def test_compose_gives_all_settings_of_the_env_file_but_those_that_are_the_conta
     )
     given = service["environment"]
     assert set(given) <= set(variable_names())
-    shell = {name for name, value in given.items() if value.startswith("${")}
+    shell = {name for name, value in given.items() if value is None or value.startswith("${")}
     assert shell == {"HUGGING_FACE_TOKEN", "IMAGEGEN_MODEL", "IMAGEGEN_API_KEY"}
     # A copy of .env.example names folders and a port of this machine.
     own = {name: value for name, value in given.items() if name not in shell}
