@@ -60,7 +60,7 @@ def cold_test(script: str, folder: str) -> float:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "the first picture is there" in line:
+            if "the first image is ready" in line:
                 BREAKDOWNS.append({name: float(seconds) for name, seconds in _STAGE.findall(line)})
             if SIGNS[script] in line:
                 seconds = time.monotonic() - begun

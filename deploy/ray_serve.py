@@ -86,7 +86,7 @@ class Replica:
             answer = await streams.result_or_error(task)
         finally:
             task.cancel()
-        if self._service.executor.dead is not None:
+        if self._service.fatal is not None:
             os._exit(1)  # as `python -m imagegen` ends: Serve starts another, the ingress sends its jobs elsewhere
         yield answer
 

@@ -2,26 +2,29 @@
 
     Exception
     ├── ConfigurationError        the operator's: a setting, a token, weights that are not there
+    │   └── Unavailable           it may be well later: the hub could not be reached
     └── ImageGenError             the caller's answer: a code, an HTTP status, a message, the field at fault
         ├── InvalidInput          invalid_input 422       a field is missing, unknown, or out of its bounds
         ├── BadReference          bad_reference 422       a reference cannot be fetched, or cannot be read
         ├── PayloadTooLarge       payload_too_large 413   a reference is over the limit in bytes
-        ├── Unauthorized          unauthorized 401        no API key came, or a wrong one
+        ├── Unauthorized          unauthorized 401        no API key, or a wrong one
         ├── Forbidden             forbidden 403           the Host header or the page's origin is not allowed
         ├── NotFound              not_found 404           there is no such page or job
         ├── MethodNotAllowed      method_not_allowed 405  the page is there, and not for this method
         ├── UnsupportedMediaType  unsupported_media_type 415  the body is neither JSON nor a form
         ├── Overloaded            overloaded 429          the queue is full; Retry-After says when it may not be
-        ├── NotReady              not_ready 503           the model is not loaded, could not be, or the worker is ending
-        ├── ResultTooLarge        result_too_large 413    the answer would be over the door's limit
-        ├── DeliveryFailed        delivery_failed 502     the pictures could not be brought to the object store
-        ├── OutOfMemory           out_of_memory 507       the picture did not fit the card; the worker lives on
-        ├── GpuFailed             gpu_failed 503          the card's context is dead; the worker asks to be replaced
+        ├── NotReady              not_ready 503           the model is loading, or the worker is ending
+        ├── LoadFailed            load_failed 503         the model cannot be loaded; the message says what to do
+        ├── ResultTooLarge        result_too_large 413    the answer would be over the limit of its transport
+        ├── DeliveryFailed        delivery_failed 502     the images could not be stored in the object store
+        ├── OutOfMemory           out_of_memory 507       the image did not fit the GPU; the worker goes on
+        ├── GpuFailed             gpu_failed 503          the GPU is dead; the worker asks to be replaced
         ├── Cancelled             cancelled 499           the caller stopped the job
         ├── DeadlineExceeded      deadline_exceeded 504   the job's own timeout ran out
         └── Internal              internal 500            a bug: an id to look up in the log
 
-A message is public: it names the field, what came and what is allowed, and never holds a path, a traceback or a secret.
+A message is public: it names the field, what was received and what is allowed. It never holds a path, a traceback or
+a secret.
 """
 
 from __future__ import annotations
@@ -45,6 +48,10 @@ class ErrorBody(TypedDict):
 
 class ConfigurationError(Exception):
     """The worker cannot start as it is set up; the message says what to do."""
+
+
+class Unavailable(ConfigurationError):
+    """The worker cannot start now, and may be able to later."""
 
 
 class ImageGenError(Exception):
@@ -73,7 +80,7 @@ class ImageGenError(Exception):
     def output(self) -> dict[str, object]:
         """The same as RunPod's SDK wants it: `error` is a string, the rest becomes the job's output.
 
-        An error that only a new worker can mend asks for one (`refresh_worker`).
+        An error that only a new worker can solve asks for one (`refresh_worker`).
         """
         answer: dict[str, object] = {
             "error": f"{self.code}: {self.message}",
@@ -93,7 +100,7 @@ class InvalidInput(ImageGenError):
 
 
 class BadReference(ImageGenError):
-    """A reference picture cannot be used."""
+    """A reference image cannot be used."""
 
     code, status = "bad_reference", 422
 
@@ -105,7 +112,7 @@ class PayloadTooLarge(ImageGenError):
 
 
 class Unauthorized(ImageGenError):
-    """No API key came, or a wrong one."""
+    """No API key, or a wrong one."""
 
     code, status = "unauthorized", 401
 
@@ -141,31 +148,37 @@ class Overloaded(ImageGenError):
 
 
 class NotReady(ImageGenError):
-    """The model is not loaded, could not be, or the worker is ending."""
+    """The model is loading, or the worker is ending."""
 
     code, status, retryable = "not_ready", 503, True
 
 
+class LoadFailed(ImageGenError):
+    """The model cannot be loaded."""
+
+    code, status = "load_failed", 503
+
+
 class ResultTooLarge(ImageGenError):
-    """The encoded answer is over what the door can carry."""
+    """The encoded answer is larger than its transport can carry."""
 
     code, status = "result_too_large", 413
 
 
 class DeliveryFailed(ImageGenError):
-    """The object store could not be reached, or refused the pictures."""
+    """The object store could not be reached, or refused the images."""
 
     code, status, retryable = "delivery_failed", 502, True
 
 
 class OutOfMemory(ImageGenError):
-    """The picture did not fit the card's memory, which has been given back."""
+    """The image did not fit the GPU's memory, which has been freed."""
 
     code, status = "out_of_memory", 507
 
 
 class GpuFailed(ImageGenError):
-    """The card failed in a way that this process cannot recover from."""
+    """The GPU failed in a way that this process cannot recover from."""
 
     code, status, retryable = "gpu_failed", 503, True
 
@@ -189,7 +202,7 @@ class Internal(ImageGenError):
 
 
 def internal(error: Exception) -> Internal:
-    """Logs a bug's class and place under an id, and returns the error that tells the caller this id.
+    """Logs a bug's class and place under an id, and returns the error that gives the caller this id.
 
     The bug's own message is in neither: it may hold what the caller sent.
     """

@@ -45,7 +45,6 @@ _PATTERNS = (
     (re.compile(r"\?[^\s'\"<>?]*=[^\s'\"<>]*"), f"?{_HIDDEN}"),
     (re.compile(r"[A-Za-z0-9+/_-]{200,}={0,2}"), _HIDDEN),
 )
-_RUNPOD_LEVELS = {"INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR}
 
 
 def configure(settings: Settings) -> None:
@@ -78,18 +77,6 @@ def adopt() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-
-
-def adopt_runpod() -> None:
-    """Sends the lines of RunPod's SDK through ours, but for those below INFO: they hold outputs."""
-    from runpod.serverless.modules.rp_logger import RunPodLogger
-
-    def write(_: Any, message: object, message_level: str = "INFO", job_id: str | None = None) -> None:
-        if message_level in _RUNPOD_LEVELS:
-            extra = {"facts": {"requestId": job_id}} if job_id else {}
-            logging.getLogger("runpod").log(_RUNPOD_LEVELS[message_level], "%s", message, extra=extra)
-
-    RunPodLogger.log = write
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What Prometheus may know of a worker. One registry a service, so that two in one process do not mix."""
+"""What Prometheus may read of a worker. One registry a service, so that two in one process do not mix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Metrics:
         self.jobs = Counter(
             "imagegen_jobs", "Jobs by outcome: ok, or the code of their error.", ["outcome"], registry=self._registry
         )
-        self.pictures = Counter("imagegen_pictures", "Pictures made.", registry=self._registry)
+        self.pictures = Counter("imagegen_pictures", "Images generated.", registry=self._registry)
         self.prompts = Counter(
             "imagegen_prompts",
             "Prompts by whether their embeddings were kept.",
@@ -26,14 +26,21 @@ class Metrics:
             registry=self._registry,
         )
         self.gpu_busy = Counter(
-            "imagegen_gpu_busy_seconds", "Seconds in which the GPU's lane worked.", registry=self._registry
+            "imagegen_gpu_busy_seconds", "Seconds in which the GPU worked.", registry=self._registry
         )
+        self.refused = Counter(
+            "imagegen_refused",
+            "Requests refused by a limit, because of all callers (total) or of one (share).",
+            ["limit", "because"],
+            registry=self._registry,
+        )
+        self.in_use = Gauge("imagegen_in_use", "What of each limit is in use.", ["limit"], registry=self._registry)
         self.waiting = Gauge("imagegen_queue_length", "Jobs that wait for the GPU.", registry=self._registry)
         self.stages = Histogram(
             "imagegen_stage_seconds", "Time of a job's stages.", ["stage"], registry=self._registry, buckets=_SECONDS
         )
         self.gpu_memory = Gauge(
-            "imagegen_gpu_memory_bytes", "Memory of the card that torch holds.", registry=self._registry
+            "imagegen_gpu_memory_bytes", "Memory of the GPU that torch holds.", registry=self._registry
         )
 
     def text(self) -> bytes:

@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from imagegen import setting_faults
 from imagegen.errors import ConfigurationError
 from imagegen.models import MODELS
 
@@ -114,7 +115,7 @@ class LimitSettings(BaseSettings):
         ge=1,
         le=3600,
         validation_alias="IMAGEGEN_REQUEST_TIMEOUT",
-        description="Seconds that a job may take, waiting included, if the job has no `timeout` of its own.",
+        description="Most seconds that a job may take, waiting included. A job's own `timeout` may be shorter.",
     )
     max_reference_mb: float = Field(
         20.0,
@@ -159,12 +160,23 @@ class LimitSettings(BaseSettings):
     max_images: int = Field(
         8, ge=1, le=8, validation_alias="IMAGEGEN_MAX_IMAGES", description="Most images that one job may ask for."
     )
+    max_steps: int = Field(
+        50, ge=1, le=50, validation_alias="IMAGEGEN_MAX_STEPS", description="Most steps that a job may ask for."
+    )
+    max_megapixel_steps: float | None = Field(
+        None,
+        gt=0,
+        validation_alias="IMAGEGEN_MAX_MEGAPIXEL_STEPS",
+        description="Most work that a job may ask for: megapixels x steps x images. Unset: no other limit than those "
+        "of size, steps and images.",
+    )
     max_queue: int = Field(
         16,
         ge=0,
         le=10000,
         validation_alias="IMAGEGEN_MAX_QUEUE",
-        description="Jobs that may wait. Over HTTP, more get a 429; from RunPod's queue, no more are taken.",
+        description="Jobs that may wait. Over HTTP, more get a 429, and one caller may have three quarters of the "
+        "places; from RunPod's queue, no more are taken.",
     )
     max_body_mb: float = Field(
         110.0,
@@ -177,6 +189,12 @@ class LimitSettings(BaseSettings):
         gt=0,
         validation_alias="IMAGEGEN_STALL_TIMEOUT",
         description="Seconds without a denoising step after which the GPU counts as failed and the process ends.",
+    )
+    keep_failed: bool = Field(
+        False,
+        validation_alias="IMAGEGEN_KEEP_FAILED",
+        description="Keep the process where the model can never be loaded, and answer with the reason. false: it ends "
+        "with status 1.",
     )
 
 
@@ -338,6 +356,7 @@ class Settings(ModelSettings, LimitSettings, ServerSettings, RunPodSettings, Out
 
     model_config = SettingsConfigDict(
         env_file=".env",
+        env_file_encoding="utf-8-sig",  # editors on Windows begin UTF-8 with a mark
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -399,22 +418,18 @@ def get_settings() -> Settings:
     """The settings of this process, read from the environment and `.env` at the first call.
 
     Raises:
-        ConfigurationError: a variable has a value that is not allowed; the message names the variable.
+        ConfigurationError: a variable has a value that is not allowed or a misspelt name; the message names it.
     """
     if os.environ.get("IMAGEGEN_API_KEY") == "":
         # Not unset: whoever sets it wants a key, and may have mistyped the variable that it comes from.
         raise ConfigurationError("IMAGEGEN_API_KEY: it is empty; remove the variable for a server without a key")
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise ConfigurationError(f"{first['loc'][0]}: {first['msg']}") from None
+    return setting_faults.read(Settings)
 
 
 def sections() -> dict[str, dict[str, FieldInfo]]:
     """The fields by environment variable, of two spellings the first, in sections by title."""
     return {
-        (section.__doc__ or ""): {_variables(field)[0]: field for field in section.model_fields.values()}
+        (section.__doc__ or ""): {setting_faults.variables(field)[0]: field for field in section.model_fields.values()}
         for section in Settings.__bases__
         if issubclass(section, BaseSettings)
     }
@@ -423,8 +438,3 @@ def sections() -> dict[str, dict[str, FieldInfo]]:
 def variable_names() -> list[str]:
     """The environment variables that `Settings` reads, in order; of two spellings the first."""
     return [name for fields in sections().values() for name in fields]
-
-
-def _variables(field: FieldInfo) -> list[str]:
-    alias = field.validation_alias
-    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]

@@ -15,6 +15,7 @@ CONTRACT = {
     "unsupported_media_type": 415,
     "overloaded": 429,
     "not_ready": 503,
+    "load_failed": 503,
     "result_too_large": 413,
     "delivery_failed": 502,
     "out_of_memory": 507,
@@ -23,11 +24,17 @@ CONTRACT = {
     "deadline_exceeded": 504,
     "internal": 500,
 }
+#: The same request may succeed later, or at another worker.
+RETRYABLE = {"overloaded", "not_ready", "delivery_failed", "gpu_failed", "deadline_exceeded", "internal"}
 KINDS = errors.ImageGenError.__subclasses__()
 
 
 def test_codes_and_statuses_are_the_contracts():
     assert {kind.code: kind.status for kind in KINDS} == CONTRACT
+
+
+def test_what_may_be_tried_again_is_the_contracts():
+    assert {kind.code for kind in KINDS if kind.retryable} == RETRYABLE
 
 
 def test_the_tree_in_the_docstring_is_whole():

@@ -1,7 +1,7 @@
 """Serves HTTP until SIGTERM or Ctrl-C: the API, OpenAI's API and a page for the browser.
 
 SIGTERM drains: running jobs are finished, new ones are refused, and the process ends with status 0. When the GPU fails
-for good, it ends with status 1, so that a supervisor starts another.
+for good, or the model can never be loaded, it ends with status 1, so that a supervisor starts another.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import os
 import signal
 import socket
-import sys
 from types import FrameType
 from typing import NoReturn
 
@@ -48,14 +46,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve_http(settings: Settings) -> NoReturn:
-    """Serves HTTP, and ends the process: with status 0, or 1 where it could not start or the GPU failed.
+    """Serves HTTP, and ends the process: with status 0, or 1 where it could not start, the GPU failed or the model can
+    never be loaded.
 
     Raises:
         ConfigurationError: a port cannot be listened at, or a setting is wrong beside another.
     """
     # Before the model begins to load: a port in use is said at once, and by itself. A load balancer's /ping and the
     # metrics may have ports of their own.
-    sockets = [_listen(settings.listen_host, port) for port in settings.ports]
+    sockets = [listen(settings.listen_host, port) for port in settings.ports]
+    from imagegen.engine.ending import end_process
     from imagegen.server.main import create_app
     from imagegen.server.serve import Server, uvicorn_config, warn_if_open
 
@@ -66,13 +66,13 @@ def serve_http(settings: Settings) -> NoReturn:
             app.state.service.drain()
             super().handle_exit(sig, frame)
 
-    async def end_if_dead() -> None:
-        server.should_exit = app.state.service.executor.dead is not None or server.should_exit
+    async def end_if_fatal() -> None:
+        server.should_exit = app.state.service.fatal is not None or server.should_exit
 
     # uvicorn raises the signal again once it has ended; by then there is nothing left to do for it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    config = uvicorn_config(app, settings, callback_notify=end_if_dead, timeout_notify=1)
+    config = uvicorn_config(app, settings, callback_notify=end_if_fatal, timeout_notify=1)
     server, status = DrainingServer(config), 0
     for each in sockets:
         log.info("listening at http://%s:%d", *each.getsockname()[:2])
@@ -81,19 +81,21 @@ def serve_http(settings: Settings) -> NoReturn:
         server.run(sockets=sockets)
     except SystemExit as error:  # it could not start, and has said why
         status = int(error.code or 0)
-    if app.state.service.executor.dead is not None:
-        log.error("%s", app.state.service.executor.dead)
-        status = 1
-    # Not sys.exit: that waits for every thread, and one may be downloading twenty gigabytes.
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(status)
+    end_process(app.state.service, status)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, setting: str = "PORT or --port") -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        setting: what the user changes to get another port.
+
+    Raises:
+        ConfigurationError: the port is in use, or there is no such host.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened at ({error.strerror})"
-        raise ConfigurationError(f"port {port} of {host} {why}; choose another with PORT or --port") from None
+        raise ConfigurationError(f"port {port} of {host} {why}; choose another with {setting}") from None

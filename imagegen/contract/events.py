@@ -1,4 +1,4 @@
-"""What a door may tell its caller while a job runs."""
+"""What a transport may show its caller while a job runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class References:
 
 @dataclass(frozen=True)
 class Step:
-    """Step `step` of `total`, all pictures of the job counted, is done; `seconds_left` is an estimate.
+    """Step `step` of `total`, all images of the job counted, is done; `seconds_left` is an estimate.
 
-    `preview` is what the picture now promises to become, where previews were asked for.
+    `preview` is the image as it looks so far, where previews were asked for.
     """
 
     step: int
@@ -34,10 +34,10 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The job has left the GPU; its pictures are encoded and sent beside the next job."""
+class Generated:
+    """The job has left the GPU; its images are encoded and sent beside the next job."""
 
 
-Event = Queued | References | Step | Drawn
+Event = Queued | References | Step | Generated
 #: Called in the event loop's thread, in order, and never after the job's answer.
 Listener = Callable[[Event], None]

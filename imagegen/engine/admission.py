@@ -1,29 +1,50 @@
-"""Which jobs are taken: one runs, `max_queue` wait, and a body that is being read counts as the job that it will be."""
+"""Which jobs are taken, and how much of the worker one caller may have."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
+from imagegen.inputs.decoders import PROCESSES
 from imagegen.metrics import Metrics
+from imagegen.models import MODELS, ModelSpec
+from imagegen.settings import Settings
+
+#: Bodies of the largest size that are in memory at one moment, until their references are decoded; half for a caller.
+_LARGEST_BODIES = 4
 
 
 class Admission:
-    """The places of one worker. For the event loop's thread alone.
+    """The worker's limits: in all, and for one caller. For the event loop's thread alone.
+
+    A caller is whom the transport takes for one: a key's name, or an address. None is the only caller, as RunPod's
+    queue is, and may have everything.
+
+    - places: one job runs, `max_queue` wait, and a body that is being read counts as the job that it will be. A place
+      is given back when the GPU is done with the job.
+    - upload_bytes: bodies from their first byte until their references are decoded.
+    - decoders: references that are decoded at one moment.
+    - delivery_megapixels: images from the moment that the GPU is wanted for them until their job is answered.
 
     Args:
-        max_queue: jobs that may wait behind the one that runs.
         seconds_per_job: the mean time of a job on the GPU, for Retry-After.
     """
 
-    def __init__(self, max_queue: int, metrics: Metrics, seconds_per_job: Callable[[], float]) -> None:
-        self.max_queue = max_queue
+    def __init__(self, settings: Settings, metrics: Metrics, seconds_per_job: Callable[[], float]) -> None:
+        self.max_queue = settings.max_queue
         self._metrics, self._seconds_per_job = metrics, seconds_per_job
         #: Set once: jobs that come are refused, those that are here are finished.
         self.draining = False
-        self._reading = self._admitted = 0
+        self._admitted = 0
+        places, upload_bytes = places_of(settings), upload_bytes_of(settings)
+        largest = largest_job(settings, MODELS.get(settings.model or ""))
+        self._places = SharedLimit("places", places, max(1, places - max(1, places // 4)), metrics)
+        self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
+        self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
+        self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
 
     @property
     def running(self) -> int:
@@ -35,41 +56,150 @@ class Admission:
         """Jobs behind the one that runs."""
         return max(0, self._admitted - 1)
 
-    @contextmanager
-    def reading(self, caller: str | None) -> Iterator[None]:
-        """A body is being read.
+    def upload(self, caller: str | None, length: int) -> Upload:
+        """A body of `length` bytes is going to be read; 0 where the length is not known.
 
         Raises:
             NotReady: the worker is ending.
-            Overloaded: the queue is full.
+            Overloaded: there is no place for its job, or too much is being read.
         """
-        self._check(self._reading)
-        self._reading += 1
+        self._take_place(caller)
+        upload = Upload(caller, self._places, self._upload_bytes)
+        try:
+            upload.grow(length)
+        except Overloaded:
+            upload.release()
+            raise
+        return upload
+
+    @contextmanager
+    def place(self, caller: str | None) -> Iterator[Place]:
+        """A job's place, until the block ends or it is given back.
+
+        Raises:
+            NotReady: the worker is ending.
+            Overloaded: there is none.
+        """
+        self._take_place(caller)
+        ahead = self._admitted
+        self._count(1)
+
+        def give_back() -> None:
+            self._places.give_back(caller, 1)
+            self._count(-1)
+
+        place = Place(ahead, give_back)
+        try:
+            yield place
+        finally:
+            place.give_back()
+
+    @asynccontextmanager
+    async def decoding(self, caller: str | None) -> AsyncIterator[None]:
+        """Waits until one more reference may be decoded."""
+        await self._decoders.take(caller, 1)
         try:
             yield
         finally:
-            self._reading -= 1
+            self._decoders.give_back(caller, 1)
 
-    @contextmanager
-    def place(self, caller: str | None) -> Iterator[int]:
-        """A job's place; gives the number of jobs before it.
-
-        Raises:
-            NotReady: the worker is ending.
-            Overloaded: the queue is full.
-        """
-        self._check(0)
-        self._admitted += 1
-        self._metrics.waiting.set(self.waiting)
+    @asynccontextmanager
+    async def delivery(self, caller: str | None, pixels: int) -> AsyncIterator[None]:
+        """Waits until there is memory for a job's images, however slowly those of others are delivered."""
+        amount = min(pixels / 1e6, self._delivery.share)
+        await self._delivery.take(caller, amount)
         try:
-            yield self._admitted - 1
+            yield
         finally:
-            self._admitted -= 1
-            self._metrics.waiting.set(self.waiting)
+            self._delivery.give_back(caller, amount)
 
-    def _check(self, reading: int) -> None:
+    def _take_place(self, caller: str | None) -> None:
         if self.draining:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
-        if self._admitted + reading > self.max_queue:
-            wait = max(1, math.ceil(self._seconds_per_job()))
-            raise Overloaded(f"{self.waiting} jobs wait already; try again in {wait} s", retry_after=wait)
+        excess = self._places.try_take(caller, 1)
+        if excess is not None:
+            seconds = max(1, math.ceil(self._seconds_per_job()))
+            full = f"{self.waiting} jobs wait already"
+            if excess == "share":
+                full = (
+                    f"this caller has {self._places.share:g} jobs here already, and {self._places.share:g} are allowed"
+                )
+            raise Overloaded(f"queue: {full}; try again in {seconds} s", retry_after=seconds)
+
+    def _count(self, jobs: int) -> None:
+        self._admitted += jobs
+        self._metrics.waiting.set(self.waiting)
+
+
+class Place:
+    """A job's place; `ahead` jobs are before it."""
+
+    def __init__(self, ahead: int, give_back: Callable[[], None]) -> None:
+        self.ahead, self._give_back, self._held = ahead, give_back, True
+
+    def give_back(self) -> None:
+        """The GPU is done with the job; a second call does nothing."""
+        if self._held:
+            self._held = False
+            self._give_back()
+
+
+class Upload:
+    """A body, from its first byte until nobody needs it any more."""
+
+    def __init__(self, caller: str | None, places: SharedLimit, upload_bytes: SharedLimit) -> None:
+        self._caller, self._places, self._limit = caller, places, upload_bytes
+        self._reading, self._bytes, self._received = True, 0, 0
+
+    def received(self, count: int) -> None:
+        """So many more bytes have come.
+
+        Raises:
+            Overloaded: they are too many, with those of other bodies.
+        """
+        self._received += count
+        if self._received > self._bytes:
+            self.grow(self._received - self._bytes)
+
+    def grow(self, count: int) -> None:
+        """So many more bytes are to be expected.
+
+        Raises:
+            Overloaded: they are too many, with those of other bodies.
+        """
+        excess = self._limit.try_take(self._caller, count)
+        if excess is not None:
+            whose, most = ("of this caller", self._limit.share) if excess == "share" else ("in all", self._limit.total)
+            raise Overloaded(
+                f"body: more than {most / 1e6:g} MB {whose} would be on their way; try again in 2 s", retry_after=2
+            )
+        self._bytes += count
+
+    def done(self) -> None:
+        """It is read; its job takes a place of its own. A second call does nothing."""
+        if self._reading:
+            self._reading = False
+            self._places.give_back(self._caller, 1)
+
+    def release(self) -> None:
+        """Nobody needs it any more; a second call does nothing."""
+        self.done()
+        if self._bytes:
+            self._limit.give_back(self._caller, self._bytes)
+            self._bytes = 0
+
+
+def places_of(settings: Settings) -> int:
+    """Jobs that may be here: one runs, the others wait."""
+    return settings.max_queue + 1
+
+
+def upload_bytes_of(settings: Settings) -> int:
+    """Bytes of bodies that may be here."""
+    return int(_LARGEST_BODIES * settings.max_body_mb * 1e6)
+
+
+def largest_job(settings: Settings, spec: ModelSpec | None) -> float:
+    """Megapixels of the largest job: of the model that is served, or of any where it is not known yet."""
+    specs = MODELS.values() if spec is None else [spec]
+    return max(spec.max_size for spec in specs) ** 2 * settings.max_images / 1e6

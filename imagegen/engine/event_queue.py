@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from PIL import Image
 
-from imagegen.contract.events import Drawn, Event, Queued, References, Step
+from imagegen.contract.events import Event, Generated, Queued, References, Step
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class EventQueue:
     def listen(self, event: Event | None) -> None:
         """For Service.run; None ends the stream."""
         self._events.append(event)
-        # A client that does not read must not keep pictures by the hundred: the oldest previews go.
+        # A client that does not read must not keep previews by the hundred: the oldest previews go.
         shown = [i for i, e in enumerate(self._events) if isinstance(e, Step) and e.preview is not None]
         for i in shown[:-_PENDING_PREVIEWS]:
             self._events[i] = dataclasses.replace(cast(Step, self._events[i]), preview=None)
@@ -57,12 +57,11 @@ async def event_fields(event: Event, job_id: str) -> tuple[str, dict[str, Any]]:
         return "queued", {"id": job_id, "place": event.place}
     if isinstance(event, References):
         return "references", {}
-    if isinstance(event, Drawn):
+    if isinstance(event, Generated):
         return "drawn", {}
     fields: dict[str, Any] = {"step": event.step, "total": event.total, "seconds_left": event.seconds_left}
     if event.preview is not None:
-        picture = event.preview
-        fields["preview"] = await to_base64(picture, _PREVIEW_SIDE, "JPEG")
+        fields["preview"] = await to_base64(event.preview, _PREVIEW_SIDE, "JPEG")
     return "step", fields
 
 

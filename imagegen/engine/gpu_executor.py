@@ -1,114 +1,132 @@
-"""The GPU's lane: one thread that works off jobs in the order of their arrival, each step told, and that is left within
-a step when nobody waits any more. A card that died, or that makes no step for too long, is the end of the lane."""
+"""The one thread that uses the GPU, and whether the GPU still works."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
-from PIL import Image
-
-from imagegen.contract.events import Drawn, Step
+from imagegen.contract.events import Generated
 from imagegen.contract.requests import ResolvedRequest
+from imagegen.engine.fair_queue import FairQueue
+from imagegen.engine.generation import Finished, generate_images
 from imagegen.engine.job import Job
 from imagegen.errors import GpuFailed, OutOfMemory
 from imagegen.memory import plan as memory_plan
 from imagegen.metrics import Metrics
-from imagegen.model.caches import References
 from imagegen.model.pipeline import FluxPipeline
 
 T = TypeVar("T")
 
 #: Weight of the newest job in the mean time of a job.
-PACE_WEIGHT = 0.3
-#: How often a job that waits looks whether the lane still moves.
+NEWEST_WEIGHT = 0.3
+#: Between two looks at the GPU while a job waits for it.
 _WATCH_SECONDS = 1.0
 
 
-class _Stop(BaseException):
-    """Raised inside the denoising loop to leave it. Not an Exception: nothing on the way may swallow it."""
-
-
-#: Called with the seed and the picture as each is done.
-Finished = Callable[[int, Image.Image], None]
-
-
 class GpuExecutor:
-    """One thread that owns the card.
+    """One thread that uses the GPU, for one job after another: of the jobs that are ready each caller's in its turn.
 
     Args:
-        stall_timeout: seconds without a step after which the card counts as dead.
-        metrics: told how long the card worked.
+        stall_timeout: seconds without a step after which the GPU counts as dead.
+        metrics: records how long the GPU worked.
     """
 
     def __init__(self, stall_timeout: float, metrics: Metrics) -> None:
         self._dead: str | None = None
-        #: Seconds that a job takes lately; 0 before the first.
+        #: Mean seconds of a job on the GPU, the newest weighted most; 0 before the first.
         self.mean_gpu_seconds = 0.0
         self._stall_timeout, self._metrics = stall_timeout, metrics
         self._thread = ThreadPoolExecutor(1, "gpu")
+        self._ready: FairQueue[tuple[Future[None], Callable[[], None]]] = FairQueue()
+        self._lock = threading.Lock()
         self._moved: float | None = None
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Begins other work that needs the card, loading for example, behind the jobs that are here."""
+        """Begins other work that needs the GPU, loading for example, behind the jobs that are here."""
         return self._thread.submit(work)
 
     async def run(self, job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished) -> None:
-        """Draws a job's pictures when its turn comes. Cancelled before that, it never begins.
+        """Generates a job's images when its turn comes. Cancelled before that, it never begins.
 
         Raises:
-            OutOfMemory: it did not fit; the lane goes on.
-            GpuFailed: the card is dead, or was before.
+            OutOfMemory: it did not fit; the GPU can be used on.
+            GpuFailed: the GPU is dead, or was before.
         """
         queued = time.monotonic()
         context = contextvars.copy_context()  # what is logged there is this job's
-        work = partial(context.run, self._draw, job, plan, pipeline, finished, queued)
-        drawn = asyncio.wrap_future(self.submit(work))
+        work = partial(context.run, self._generate, job, plan, pipeline, finished, queued)
+        future: Future[None] = Future()
+        with self._lock:
+            self._ready.put(job.caller, job.begun, (future, work))
+        self.submit(self._run_next)
+        generated = asyncio.wrap_future(future)
         try:
-            while not drawn.done():
+            while not generated.done():
                 self.check()
-                await asyncio.wait({drawn}, timeout=_WATCH_SECONDS)
-            drawn.result()
+                await asyncio.wait({generated}, timeout=_WATCH_SECONDS)
+            generated.result()
         finally:
-            drawn.cancel()
+            generated.cancel()
 
     @property
     def dead(self) -> str | None:
-        """Why nothing can be drawn any more, and this process must be replaced; None while all is well.
+        """Why nothing can be generated any more, and this process must be replaced; None while all is well.
 
-        A card that has made no step for too long counts as dead from then on, also when nobody waits for it any more.
+        A GPU that has made no step for too long counts as dead from then on, also when nobody waits for it any more.
         """
         moved = self._moved
         if self._dead is None and moved is not None and time.monotonic() - moved > self._stall_timeout:
-            self._dead = f"the card made no step for {self._stall_timeout:g} s; this worker must be replaced"
+            self._dead = f"the GPU made no step for {self._stall_timeout:g} s; this worker must be replaced"
         return self._dead
 
     def check(self) -> None:
-        """Raises GpuFailed where the card is dead."""
+        """Raises GpuFailed where the GPU is dead."""
         if (dead := self.dead) is not None:
             raise GpuFailed(dead)
 
-    def close(self, wait: bool) -> None:
-        """Ends the thread after the job that it is in."""
-        self._thread.shutdown(wait=wait and self.dead is None, cancel_futures=True)
+    def close(self, last: Callable[[], None] | None) -> None:
+        """Ends the thread after the job that it is in.
 
-    def _draw(self, job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished, queued: float) -> None:
+        Args:
+            last: done at the end, and waited for, unless the GPU dies before; None: nothing is waited for.
+        """
+        if last is not None:
+            ending = self.submit(last)
+            while self.dead is None and not ending.done():
+                wait({ending}, timeout=_WATCH_SECONDS)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _run_next(self) -> None:
+        with self._lock:
+            future, work = self._ready.get()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - for whoever waits, as concurrent.futures has it
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    def _generate(
+        self, job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished, queued: float
+    ) -> None:
         if job.stop.is_set():
-            return  # nobody waits for this any more
+            return  # nobody waits for it any more
         self.check()
         begun = self._moved = time.monotonic()
         job.timings.queue += begun - queued
         try:
-            draw(job, plan, pipeline, finished, self._note_step)
+            generate_images(job, plan, pipeline, finished, self._note_step)
             if not job.stop.is_set():
-                self.mean_gpu_seconds += (time.monotonic() - begun - self.mean_gpu_seconds) * (
-                    PACE_WEIGHT if self.mean_gpu_seconds else 1
-                )
+                weight = NEWEST_WEIGHT if self.mean_gpu_seconds else 1
+                self.mean_gpu_seconds += (time.monotonic() - begun - self.mean_gpu_seconds) * weight
         except OutOfMemory:
             sizes = [reference.size for reference in job.references]
             raise memory_plan.out_of_memory(
@@ -123,59 +141,7 @@ class GpuExecutor:
                 self._metrics.prompts.labels(str(job.prompt_cached).lower()).inc()
             self._metrics.gpu_busy.inc(time.monotonic() - begun)
             self._metrics.gpu_memory.set(pipeline.gpu_memory() or 0)
-            job.notify(Drawn())
+            job.notify(Generated())
 
     def _note_step(self) -> None:
         self._moved = time.monotonic()
-
-
-def preview_steps(steps: int, wanted: int) -> set[int]:
-    """The steps of a picture, from 1, at which `wanted` previews are spread evenly; the last one is the picture."""
-    return {round((i + 1) * steps / (wanted + 1)) for i in range(wanted)} & set(range(1, steps))
-
-
-def draw(
-    job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished, moved: Callable[[], None]
-) -> None:
-    """Draws all pictures of a job in the calling thread; returns early once the job's `stop` is set.
-
-    Args:
-        finished: called with the seed and the picture as each is done.
-        moved: called after each step.
-
-    Raises:
-        OutOfMemory, GpuFailed: of the card.
-    """
-    due = preview_steps(plan.num_inference_steps, job.previews)
-    total, done, begun = plan.num_inference_steps * len(plan.seeds), 0, time.monotonic()
-
-    def on_step(step: int, steps: int, preview: Callable[[], Image.Image]) -> None:
-        nonlocal done
-        moved()
-        if job.stop.is_set():
-            raise _Stop
-        done += 1
-        left = (time.monotonic() - begun) / done * (total - done)
-        job.notify(Step(done, total, round(left, 2), preview() if step in due else None))
-
-    try:
-        prompt = pipeline.encode_prompt(plan.prompt)
-        job.timings.encode_prompt, job.prompt_cached = prompt.seconds, prompt.cached
-        job.warnings += prompt.warnings
-        references = References(job.references)
-        one = partial(pipeline.edit, prompt, references) if job.references else partial(pipeline.generate, prompt)
-        for seed in plan.seeds:
-            drawn = one(
-                width=plan.width,
-                height=plan.height,
-                num_inference_steps=plan.num_inference_steps,
-                guidance_scale=plan.guidance_scale,
-                seed=seed,
-                on_step=on_step,
-            )
-            job.timings.denoise += drawn.denoise
-            job.timings.decode += drawn.decode
-            moved()
-            finished(seed, drawn.image)
-    except _Stop:
-        return

@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from imagegen.contract.events import Event
+from imagegen.contract.events import Event, Generated, Listener
 from imagegen.contract.requests import Request
-from imagegen.contract.schemas import Timings
+from imagegen.contract.schemas import EditRequest, Timings
+from imagegen.editing.photo import PhotoEdit
+from imagegen.engine.admission import Place, Upload
 from imagegen.outputs.object_store import ObjectStore
 
 
 @dataclass
 class Job:
-    """One job. Any thread may call `notify`; whoever sets `stop` no longer waits for the job."""
+    """One job. Whoever sets `stop` no longer waits for it."""
 
     id: str
     request: Request
-    notify: Callable[[Event], None]
-    #: How often each image is shown as it forms.
-    previews: int
     #: Of its images, where the request names none.
     default_seed: int
+    #: For what callers share; None: the only one.
+    caller: str | None = None
+    listener: Listener | None = None
+    #: How often each image is shown as it forms.
+    previews: int = 0
     #: Bytes that its transport can carry; None: any.
     max_answer: int | None = None
     store: ObjectStore | None = None
+    upload: Upload | None = None
+    place: Place | None = None
+    #: Where its listener is called.
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     #: Of time.monotonic().
     begun: float = field(default_factory=time.monotonic)
     stop: threading.Event = field(default_factory=threading.Event)
     timings: Timings = field(default_factory=Timings)
     references: list[Image.Image] = field(default_factory=list)
+    #: Of its first reference, at that one's own size; None where the whole image is the answer.
+    edit: PhotoEdit | None = None
     warnings: list[str] = field(default_factory=list)
     #: Whether the cache had the prompt's embeddings; None before they are there.
     prompt_cached: bool | None = None
+
+    def notify(self, event: Event) -> None:
+        """Notifies the listener, from any thread, in the loop's; of nothing after the job has ended."""
+        with suppress(RuntimeError):  # the loop was closed, and with it whoever listened
+            self.loop.call_soon_threadsafe(self._notify, event)
+
+    def _notify(self, event: Event) -> None:
+        if self.stop.is_set():
+            return
+        if isinstance(event, Generated) and self.place is not None:
+            self.place.give_back()
+        if self.listener is not None:
+            self.listener(event)
+
+    def let_go_of_references(self) -> None:
+        """Frees the request's references as they were sent, up to 27 MB each, which nobody needs once they are decoded.
+        Whoever else holds the request has them no more."""
+        if isinstance(self.request, EditRequest):
+            self.request.images[:] = [""] * len(self.request.images)
+        if self.upload is not None:
+            self.upload.release()

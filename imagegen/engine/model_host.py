@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Protocol
 
 from imagegen.contract.schemas import HealthResponse
 from imagegen.contract.start_times import StartTimes
 from imagegen.engine.gpu_executor import GpuExecutor
-from imagegen.errors import ConfigurationError, NotReady
+from imagegen.errors import ConfigurationError, LoadFailed, NotReady, Unavailable
 from imagegen.memory.plan import MemoryPlan
 from imagegen.model.loading import choose_model
 from imagegen.models import MODELS, ModelSpec
@@ -66,6 +66,8 @@ class ModelHost:
         #: What is served: known from the start where the settings name it, else as soon as it is chosen.
         self.spec: ModelSpec | None = MODELS.get(settings.model or "")
         self._loading: Future[LoadedModel] | None = None
+        self._model: LoadedModel | None = None
+        self._closed = False
         self._stage = "starting"
         self._lock = threading.Lock()
         self._failed_at = 0.0
@@ -86,7 +88,8 @@ class ModelHost:
     def start(self) -> Future[LoadedModel]:
         """Begins to load the model, once, and again some time after a failure; the future ends when it is loaded.
 
-        The future raises ConfigurationError where the model is unknown or its weights are not available.
+        The future raises ConfigurationError where the model is unknown or its weights are not available, and NotReady
+        where the host was closed meanwhile.
         """
         with self._lock:
             failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
@@ -96,23 +99,41 @@ class ModelHost:
 
     def _load_once(self) -> LoadedModel:
         try:
-            return self._load(self)
+            model = self._load(self)
         except BaseException:
             self._failed_at = time.monotonic()
             raise
+        with self._lock:
+            if not self._closed:
+                self._model = model
+                return model
+        model.unload()
+        raise NotReady("the worker is ending; another will answer", retry_after=1)
+
+    @property
+    def failed(self) -> str | None:
+        """Why the model cannot be loaded, now or later; None where it is, or may be."""
+        loading = self._loading
+        if loading is None or not loading.done():
+            return None
+        error = loading.exception()
+        return str(error) if isinstance(error, ConfigurationError) and not isinstance(error, Unavailable) else None
 
     async def ready(self) -> None:
         """Waits until the model is loaded, and begins to load it if nothing has.
 
         Raises:
-            NotReady: it cannot be loaded.
+            LoadFailed: it cannot be loaded.
+            NotReady: it cannot be loaded now, or the worker is ending.
             GpuFailed: the GPU is dead.
         """
         self._executor.check()
         try:
             await asyncio.shield(asyncio.wrap_future(self.start()))
+        except Unavailable as error:
+            raise NotReady(str(error), retry_after=math.ceil(_RETRY_SECONDS)) from None
         except ConfigurationError as error:
-            raise NotReady(str(error)) from None
+            raise LoadFailed(str(error)) from None
 
     def check_loaded(self) -> None:
         """Raises NotReady while the model is loading."""
@@ -120,14 +141,16 @@ class ModelHost:
             raise NotReady(f"the model is not loaded yet ({self._stage})", retry_after=5)
 
     def close(self) -> None:
-        """Unloads the model and ends the GPU's thread; does not wait for a load that is going on."""
+        """Unloads the model and ends the GPU's thread. A load that is going on is not waited for: its thread unloads
+        what it has loaded, and ends. A GPU that hangs is waited for until it counts as dead."""
         with self._lock:
-            loading = self._loading
-        done = loading is None or loading.done()
-        if loading is not None and done and self._executor.dead is None:
-            with suppress(Exception):
-                self._executor.submit(loading.result().unload).result()
-        self._executor.close(wait=done)
+            if self._closed:
+                return
+            self._closed, model, loading = True, self._model, self._loading
+        if model is not None:
+            self._executor.close(model.unload)
+        else:
+            self._executor.close(None if loading is not None and not loading.done() else lambda: None)
 
     def describe(self, state: HealthResponse) -> None:
         """Fills in the state of the model: `status` from starting to ready or failed, and what is known of it."""

@@ -6,21 +6,27 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import ModuleType
 from typing import Protocol
+
+from PIL import Image
 
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import References
 from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
 from imagegen.contract.start_times import StartTimes
-from imagegen.engine.gpu_executor import PACE_WEIGHT, GpuExecutor
+from imagegen.editing.photo import PhotoEdit, plan_edit
+from imagegen.engine.admission import Admission
+from imagegen.engine.gpu_executor import NEWEST_WEIGHT, GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import LoadedModel, ModelHost
 from imagegen.inputs.decoders import Decoders
-from imagegen.inputs.decoding import Reference, is_url
+from imagegen.inputs.decoding import Purpose, Reference, is_url
 from imagegen.model.loading import choose_model, load, read_ahead
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.models import ModelSpec
 from imagegen.outputs import delivery
 from imagegen.outputs.signing import Signer, load_signer
 from imagegen.settings import Settings
@@ -45,7 +51,7 @@ class Runner(Protocol):
         """
 
     async def run(self, job: Job) -> GenerateResponse:
-        """Runs a job with the loaded model, and notifies the job of its events from References to Drawn.
+        """Runs a job with the loaded model, and notifies the job of its events from References to Generated.
 
         Raises:
             ImageGenError: one of the contract's.
@@ -63,8 +69,9 @@ class LocalRunner:
         progress: show bars for loading and steps on stderr.
     """
 
-    def __init__(self, settings: Settings, executor: GpuExecutor, progress: bool = False) -> None:
-        self._settings, self._executor, self._progress = settings, executor, progress
+    def __init__(self, settings: Settings, executor: GpuExecutor, admission: Admission, progress: bool = False) -> None:
+        self._settings, self._executor, self._admission = settings, executor, admission
+        self._progress = progress
         self.mean_prepare_seconds = 0.0
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         self._decoders = Decoders()
@@ -100,71 +107,105 @@ class LocalRunner:
         spec = pipeline.config.spec
 
         # 1. References, beside the GPU: fetched in the event loop, decoded in processes
-        await self._read_references(job)
+        await self._read_references(job, spec)
+        edit = job.edit
         first = job.references[0].size if job.references else None
         plan = requests.plan(request, spec, first, job.default_seed)
+        requests.check_work(plan, self._settings)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
         if pipeline.config.plan is not None:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
 
         # 2. The GPU; an image is encoded while the next one is generated
-        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
-        await self._executor.run(job, plan, pipeline, images.begin)
-        if not pipeline.times.first_picture:
-            pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
-            log.info("the first image is ready: %s", pipeline.times.show())
-
-        # 3. Delivery
+        finish = None if edit is None else partial(_finish, edit, job)
+        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer, finish)
+        width, height = (plan.width, plan.height) if edit is None else edit.size
         clock = time.monotonic()
-        answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
-            images=[],
-            seeds=list(plan.seeds),
-            width=plan.width,
-            height=plan.height,
-            output_format=request.output_format,
-            model=spec.name,
-            timings=timings,
-            warnings=[*plan.warnings, *job.warnings],
-        )
-        await images.finish(answer, job.max_answer, job.store, job.id)
+        async with self._admission.delivery(job.caller, len(plan.seeds) * width * height):
+            timings.queue += time.monotonic() - clock
+            await self._executor.run(job, plan, pipeline, images.begin)
+            if not pipeline.times.first_picture:
+                pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
+                log.info("the first image is ready: %s", pipeline.times.show())
+
+            # 3. Delivery
+            clock = time.monotonic()
+            await images.finished()
+            answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
+                images=[],
+                seeds=list(plan.seeds),
+                width=width,
+                height=height,
+                output_format=request.output_format,
+                model=spec.name,
+                timings=timings,
+                warnings=[*plan.warnings, *job.warnings],
+            )
+            await images.finish(answer, job.max_answer, job.store, job.id)
         timings.deliver = time.monotonic() - clock
         timings.total = time.monotonic() - job.begun
         answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
         return answer
 
     def close(self) -> None:
-        """Ends the threads after what they are doing."""
+        """Ends the threads after what they are doing, which is not waited for: no job needs it any more."""
         self._decoders.close()
-        self._cpu.shutdown(cancel_futures=True)
+        self._cpu.shutdown(wait=False, cancel_futures=True)
 
-    async def _read_references(self, job: Job) -> None:
-        """Fills `job.references`."""
+    async def _read_references(self, job: Job, spec: ModelSpec) -> None:
+        """Fills `job.references` and `job.edit`."""
         clock = time.monotonic()
         try:
             if isinstance(job.request, EditRequest):
                 job.notify(References())
-                loaded = await self._load_all(job.request.images)
-                job.references = [reference.image for reference in loaded]
+                masked = job.request.mask is not None
+                loaded = await self._load_all(job.request, job.caller)
+                job.let_go_of_references()
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
+                job.references = [reference.image for reference in loaded]
+                if job.request.keeps_photo:
+                    mask = job.references.pop() if masked else None
+                    job.edit = await asyncio.to_thread(plan_edit, job.request, job.references[0], mask, spec)
+                    job.references[0] = job.edit.crop
+                    job.warnings += job.edit.warnings
+                    if (lossy := job.request.output_format) != "png":
+                        job.warnings.append(f"output_format: {lossy} is lossy; only in png are kept pixels exact")
         finally:  # those that never came have taken their time too
             job.timings.references = time.monotonic() - clock
-            self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * PACE_WEIGHT
+            self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * NEWEST_WEIGHT
 
-    async def _load_all(self, images: list[str]) -> list[Reference]:
-        loads = [asyncio.create_task(self._load_reference(image, f"images[{i}]")) for i, image in enumerate(images)]
+    async def _load_all(self, request: EditRequest, caller: str | None) -> list[Reference]:
+        """The references, and behind them the mask if there is one."""
+        wanted: list[tuple[str, str, Purpose]] = [
+            (image, f"images[{i}]", "photo" if i == 0 and request.keeps_photo else "reference")
+            for i, image in enumerate(request.images)
+        ]
+        if request.mask is not None:
+            wanted.append((request.mask, "mask", "mask"))
+        loads = [asyncio.create_task(self._load_reference(*one, caller)) for one in wanted]
         try:
             return await asyncio.gather(*loads)
         finally:
             for task in loads:  # one bad reference ends the job
                 task.cancel()
 
-    async def _load_reference(self, value: str, field: str) -> Reference:
+    async def _load_reference(self, value: str, field: str, purpose: Purpose, caller: str | None) -> Reference:
         source: str | bytes = value
         if is_url(value):
             fetching = await asyncio.to_thread(_import_fetching)
             source = await fetching.fetch(value, field, self._settings)
         limit = int(self._settings.max_reference_mb * 1e6)
-        return await asyncio.wrap_future(self._decoders.submit(source, field, limit))
+        async with self._admission.decoding(caller):
+            return await asyncio.wrap_future(self._decoders.submit(source, field, limit, purpose))
+
+
+def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:
+    """A photo with its edit, in a thread beside the GPU; what was done is noted in the job's warnings and timings."""
+    clock = time.monotonic()
+    finished = edit.finish(generated)
+    job.warnings += [warning for warning in finished.warnings if warning not in job.warnings]
+    job.timings.composite += time.monotonic() - clock
+    return finished.image
 
 
 def _import_fetching() -> ModuleType:

@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from imagegen import __version__, logs
 from imagegen.contract import requests
-from imagegen.contract.events import Event, Listener, Queued
+from imagegen.contract.events import Listener, Queued
 from imagegen.contract.schemas import GenerateResponse, HealthResponse, QueueState
-from imagegen.engine.admission import Admission
+from imagegen.engine.admission import Admission, Upload
 from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import ModelHost
 from imagegen.engine.runner import LocalRunner, Runner
-from imagegen.errors import DeadlineExceeded, ImageGenError, InvalidInput, internal
+from imagegen.errors import DeadlineExceeded, ImageGenError, InvalidInput, NotReady, Overloaded, internal
 from imagegen.metrics import Metrics
 from imagegen.models import ModelSpec
 from imagegen.outputs.object_store import ObjectStore
@@ -44,8 +44,8 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.executor = GpuExecutor(settings.stall_timeout, self.metrics)
-        self.admission = Admission(settings.max_queue, self.metrics, lambda: self.executor.mean_gpu_seconds)
-        self.runner: Runner = runner or LocalRunner(settings, self.executor, progress)
+        self.admission = Admission(settings, self.metrics, lambda: self.executor.mean_gpu_seconds)
+        self.runner: Runner = runner or LocalRunner(settings, self.executor, self.admission, progress)
         self.host = ModelHost(settings, self.executor, self.runner.load)
         #: Where images go that were asked for by URL, or are too large to send.
         self.store = ObjectStore.from_settings(settings)
@@ -92,21 +92,36 @@ class Service:
             state.status = "draining"
         return state
 
-    @contextmanager
-    def reading(self, caller: str | None = None, wait_for_model: bool = True) -> Iterator[None]:
-        """A transport reads a job's body, of a hundred megabytes perhaps: not for a job that would be refused.
+    @property
+    def fatal(self) -> str | None:
+        """Why this process must be replaced; None while it may still serve."""
+        if self.executor.dead is not None:
+            return self.executor.dead
+        return None if self.settings.keep_failed else self.host.failed
+
+    def upload(self, caller: str | None, length: int = 0, wait_for_model: bool = True) -> Upload:
+        """A transport is going to read a job's body: not one of a job that would be refused.
 
         Args:
             caller, wait_for_model: as for `run`.
+            length: bytes of it, where that is known.
 
         Raises:
             NotReady: the worker is ending, or loading and the job would not wait for that.
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or too much is being read.
         """
-        with self.admission.reading(caller):
+        with self._counting_refusals():
             if not wait_for_model:
                 self.host.check_loaded()
+            return self.admission.upload(caller, length)
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
             yield
+        except (NotReady, Overloaded) as error:
+            self.metrics.jobs.labels(error.code).inc()
+            raise
 
     async def run(
         self,
@@ -117,6 +132,7 @@ class Service:
         default_seed: int | None = None,
         max_answer: int | None = None,
         store: ObjectStore | None = None,
+        upload: Upload | None = None,
         wait_for_model: bool = True,
         listener: Listener | None = None,
         previews: int = 0,
@@ -129,6 +145,7 @@ class Service:
             default_seed: where the request names none; None: random, below 2^32.
             max_answer: bytes that the transport can carry.
             store: the job's own object store; None: the worker's, if it has one.
+            upload: its body, released as soon as nobody needs it, with the request's references.
             wait_for_model: False: a job that comes while the model is loading is refused with NotReady.
             listener: notified of what happens.
             previews: how often it is shown each image as it forms.
@@ -137,47 +154,54 @@ class Service:
             ImageGenError: one of the contract's, whatever went wrong.
             asyncio.CancelledError: the task was cancelled; the GPU is free after its step.
         """
-        timeout = request.timeout or self.settings.timeout
         job = Job(
             id=job_id or secrets.token_hex(8),
             request=request,
-            notify=threadsafe_listener(asyncio.get_running_loop(), listener),
-            previews=previews if listener else 0,
             default_seed=secrets.randbelow(2**32) if default_seed is None else default_seed,
+            caller=caller,
+            listener=listener,
+            previews=previews if listener else 0,
             max_answer=max_answer,
             store=store or self.store,
+            upload=upload,
         )
-        if not wait_for_model:
-            self.host.check_loaded()
         outcome = "ok"
-        with self.admission.place(caller) as ahead:
-            try:
-                async with asyncio.timeout(timeout):
-                    answer = await self._run(job, ahead)
-                for stage, seconds in answer.timings:
-                    self.metrics.stages.labels(stage).observe(seconds)
-                self.metrics.pictures.inc(len(answer.images))
-                return answer
-            except TimeoutError:
-                outcome = DeadlineExceeded.code
-                raise DeadlineExceeded(
-                    f"timeout: the job did not end within {timeout:.1f} s, waiting included; at most 3600", "timeout"
-                ) from None
-            except asyncio.CancelledError:
-                outcome = "cancelled"
-                raise
-            except ImageGenError as error:
-                outcome = error.code
-                raise
-            except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
-                outcome = "internal"
-                raise internal(error) from None
-            finally:
-                job.stop.set()
-                self.metrics.jobs.labels(outcome).inc()
-                logs.note(outcome=outcome, timings={name: round(value, 4) for name, value in job.timings if value})
+        try:
+            if not wait_for_model:
+                self.host.check_loaded()
+            with self.admission.place(caller) as job.place:
+                answer = await self._run_in_time(job)
+            for stage, seconds in answer.timings:
+                self.metrics.stages.labels(stage).observe(seconds)
+            self.metrics.pictures.inc(len(answer.images) or len(answer.urls))
+            return answer
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except ImageGenError as error:
+            outcome = error.code
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
+            outcome = "internal"
+            raise internal(error) from None
+        finally:
+            job.stop.set()
+            if upload is not None:
+                upload.release()
+            self.metrics.jobs.labels(outcome).inc()
+            logs.note(outcome=outcome, timings={name: round(value, 4) for name, value in job.timings if value})
 
-    async def _run(self, job: Job, ahead: int) -> GenerateResponse:
+    async def _run_in_time(self, job: Job) -> GenerateResponse:
+        timeout = min(job.request.timeout or self.settings.timeout, self.settings.timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._run(job)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"timeout: the job did not end within {timeout:.1f} s, waiting included", "timeout"
+            ) from None
+
+    async def _run(self, job: Job) -> GenerateResponse:
         request = job.request
         words = {"prompt": request.prompt} if self.settings.log_prompts else {}
         logs.note(mode=request.mode, images=request.num_images, **words)
@@ -187,21 +211,9 @@ class Service:
             )
         if self.spec is not None:
             requests.check(request, self.spec, self.settings)
-        job.notify(Queued(ahead))
+        job.notify(Queued(job.place.ahead if job.place else 0))
         await self.host.ready()
         if self.spec is not None:  # it may have been chosen only now
             requests.check(request, self.spec, self.settings)
         job.timings.queue = time.monotonic() - job.begun
         return await self.runner.run(job)
-
-
-def threadsafe_listener(loop: asyncio.AbstractEventLoop, listener: Listener | None) -> Callable[[Event], None]:
-    """A function for any thread that notifies the listener in the loop's."""
-    if listener is None:
-        return lambda event: None
-
-    def notify(event: Event) -> None:
-        with suppress(RuntimeError):  # the loop was closed, and with it whoever listened
-            loop.call_soon_threadsafe(listener, event)
-
-    return notify

@@ -17,13 +17,13 @@ from imagegen.contract.events import Listener
 from imagegen.contract.requests import check_bytes, parse_job, show
 from imagegen.engine import openai
 from imagegen.engine.service import Service
-from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, NotReady, internal
+from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, LoadFailed, internal
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import get_settings
 
 #: Megabytes that RunPod takes as a job's answer, by the way it came; beyond them an answer is lost without a word.
 _RUN_MB, _RUNSYNC_MB = 10.0, 20.0
-#: More than a stream has beside its pictures: steps, and 8 previews of 512x512, 234 KB each where they are noise.
+#: More than a stream has beside its images: steps, and 8 previews of 512x512, 234 KB each where they are noise.
 _STREAM_BYTES = 2_000_000
 
 
@@ -48,7 +48,7 @@ async def handler(job: Any) -> dict[str, Any]:
 
 
 async def answer(job: Any, listener: Listener | None = None, previews: int = 0) -> dict[str, Any]:
-    """What `handler` returns; `listener` is told what happens, and shown each picture `previews` times as it forms."""
+    """What `handler` returns; `listener` is notified of events, and shown each image `previews` times as it forms."""
     identity = job.get("id", "") if isinstance(job, dict) else ""
     identity = identity if isinstance(identity, str) else show(identity)
     with logs.request(identity):
@@ -79,7 +79,7 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
     except ImageGenError as error:
         return error.output()
     except ConfigurationError as error:
-        return NotReady(str(error)).output()
+        return LoadFailed(str(error)).output()
     except asyncio.CancelledError:
         return Cancelled("the job was cancelled").output()
     except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
@@ -87,7 +87,7 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
 
 
 def _seed(identity: str) -> int:
-    """A seed below 2^32 from the job's id: a job that is handed out twice is the same picture."""
+    """A seed below 2^32 from the job's id: a job that is run twice gives the same image."""
     return int.from_bytes(hashlib.sha256(identity.encode(errors="surrogatepass")).digest()[:4])
 
 

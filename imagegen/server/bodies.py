@@ -19,7 +19,10 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
+from imagegen.contract import requests
+from imagegen.contract.requests import R
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, DeadlineExceeded, InvalidInput, PayloadTooLarge, UnsupportedMediaType
 
@@ -48,14 +51,36 @@ async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
         NotReady, Overloaded: the service takes no job now.
     """
     service: Service = request.app.state.service
-    with service.reading(request.state.caller, wait_for_model=not service.settings.preload_models):
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                return await _read(request, int(service.settings.max_reference_mb * 4e6 / 3) + 1000)
-        except TimeoutError:
-            raise DeadlineExceeded(f"the body did not come within {_BODY_SECONDS} s") from None
-        except ClientDisconnect:
-            raise Cancelled("the client went away") from None
+    length = request.headers.get("content-length", "")
+    expected = int(length[:20]) if length.isascii() and length.isdigit() else 0
+    upload = service.upload(request.state.caller, expected, wait_for_model=not service.settings.preload_models)
+    request.state.upload = upload  # released with its job, or by Guard
+
+    async def receive() -> Message:
+        message = await request.receive()
+        upload.received(len(message.get("body", b"")))
+        return message
+
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            counted = Request(request.scope, receive)
+            return await _read(counted, int(service.settings.max_reference_mb * 4e6 / 3) + 1000)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body did not come within {_BODY_SECONDS} s") from None
+    except ClientDisconnect:
+        raise Cancelled("the client went away") from None
+    finally:
+        upload.done()
+
+
+async def read_job(request: Request, schema: type[R]) -> R:
+    """The job in a body. Nothing else holds its references, so that they are freed once the job has decoded them.
+
+    Raises:
+        ImageGenError: as `read_fields`; InvalidInput for a field at fault too.
+    """
+    fields, form = await read_fields(request)
+    return requests.parse(schema, fields, strict=not form)
 
 
 async def _read(request: Request, max_text: int) -> tuple[dict[str, Any], bool]:
@@ -201,11 +226,13 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
     images: list[str] = []
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            data = await value.read()
+            data = (await asyncio.to_thread(base64.b64encode, await value.read())).decode()
             if name.removesuffix("[]") in ("image", "images"):
-                images.append((await asyncio.to_thread(base64.b64encode, data)).decode())
+                images.append(data)
+            elif name == "mask" and name not in fields:
+                fields[name] = data
             else:
-                fields[name] = value  # no field takes a file: the schema names it
+                raise InvalidInput(f"{name[:60]}: is not a field that takes a file, or was sent twice", name[:60])
         elif name.removesuffix("[]") in ("image", "images"):
             images.append(value)
         elif name in fields:

@@ -73,6 +73,9 @@ class Guard:
             answer = error if isinstance(error, ImageGenError) else internal(error)
             if not started:
                 await error_response(answer, scope["path"])(scope, receive, send_with_headers)
+        finally:
+            if (upload := scope["state"].get("upload")) is not None:
+                upload.release()
 
     async def _admit(self, scope: Scope) -> None:
         """Checks what is known before the body is read; names the caller.

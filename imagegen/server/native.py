@@ -21,7 +21,7 @@ from imagegen.contract.schemas import (
 from imagegen.engine.event_queue import event_fields
 from imagegen.errors import ImageGenError, InvalidInput, NotFound
 from imagegen.server import streams
-from imagegen.server.bodies import read_fields
+from imagegen.server.bodies import read_job
 from imagegen.server.http import ERRORS
 
 router = APIRouter()
@@ -34,12 +34,16 @@ _PREVIEWS = Query(False, description="In an event stream, send a preview of the 
 def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     """The request body for OpenAPI: the same fields as JSON and as a form with files."""
     fields = schema.model_json_schema()
+    if (expand := fields.pop("$defs", {}).get("Expand")) is not None:  # references are to the whole document
+        fields["properties"]["expand"]["anyOf"][0] = expand
     form = json.loads(json.dumps(fields))
     form["additionalProperties"] = True  # `image` and `image[]` are names for `images`
     if schema is EditRequest:
         # `image` is an alias, so that neither name alone is required.
         fields["properties"]["image"] = {"type": "string", "description": "One reference, instead of `images`."}
         fields["required"] = form["required"] = ["prompt"]
+        form["properties"]["mask"] = {"type": "string", "format": "binary"}
+        form["properties"]["expand"] = {"type": "string", "description": "The object's JSON."}
         form["properties"]["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
     content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
@@ -58,8 +62,7 @@ _PICTURES: dict[str, Any] = {
 )
 async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
     """Text to image. `Accept: image/png` answers with the image itself, `text/event-stream` with progress."""
-    fields, form = await read_fields(request)
-    return await _answer(request, requests.parse(GenerateRequest, fields, strict=not form), previews)
+    return await _answer(request, await read_job(request, GenerateRequest), previews)
 
 
 @router.post(
@@ -70,8 +73,7 @@ async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
 )
 async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
     """An image from a prompt and one to four reference images, as JSON or as a form with files."""
-    fields, form = await read_fields(request)
-    return await _answer(request, requests.parse(EditRequest, fields, strict=not form), previews)
+    return await _answer(request, await read_job(request, EditRequest), previews)
 
 
 @router.delete("/jobs/{job_id}", responses={401: ERRORS[401], 404: {"model": ErrorResponse}, 422: ERRORS[422]})

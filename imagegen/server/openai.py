@@ -90,6 +90,12 @@ def _openapi(edit: bool) -> dict[str, Any]:
     }
     if edit:
         properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
+        properties["mask"] = {
+            "type": "string",
+            "format": "binary",
+            "description": "Of the first image's size: what is transparent is edited, and all else kept. Without "
+            "transparency what is white is edited.",
+        }
     schema = {"type": "object", "required": ["prompt"], "properties": properties}
     form = {"multipart/form-data": {"schema": schema}} if edit else {}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}, **form}}}
@@ -133,6 +139,7 @@ async def _images(request: Request, edit: bool) -> Response:
         fields = {name: _from_form(name, value) for name, value in fields.items()}
     job, warnings = openai.translate(fields, edit, openai.served(service), service.settings)
     stream, partial = openai.streaming(fields)
+    del fields  # its references are the job's alone to keep
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")
     if not stream:

@@ -96,6 +96,8 @@ async def capabilities(service: _Service) -> dict[str, Any]:
             "body_mb": service.settings.max_body_mb,
             "queue": service.settings.max_queue,
             "timeout": service.settings.timeout,
+            "num_inference_steps": service.settings.max_steps,
+            "megapixel_steps": service.settings.max_megapixel_steps,
         },
     }
 

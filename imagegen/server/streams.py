@@ -72,6 +72,7 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
         job,
         caller=request.state.caller,
         job_id=request.state.request_id,
+        upload=request.state.upload,
         wait_for_model=not service.settings.preload_models,
         **options,
     )

@@ -248,7 +248,7 @@ def test_a_card_that_hangs_ends_the_worker_too(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="5") as worker:
         job, behind = queue.run({**PROMPT, "seed": HANGS}), queue.run(PROMPT)
         assert worker.process.wait(60) == 1
-        assert job.error == "gpu_failed: the card made no step for 5 s; this worker must be replaced"
+        assert job.error == "gpu_failed: the GPU made no step for 5 s; this worker must be replaced"
         assert job.answers[0]["stopPod"] is True
         assert behind.status == ("FAILED" if behind.taken else "IN_QUEUE")
         pings = len(queue.pings)

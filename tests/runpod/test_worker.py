@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from imagegen.runpod.worker import _CHUNK, Backlog, _previews, jobs_to_request, split
+from imagegen.runpod.backlog import Backlog, jobs_to_request
+from imagegen.runpod.stream_parts import CHUNK, previews_of_each, split
 
 
 @pytest.mark.parametrize(
@@ -39,11 +40,11 @@ def test_jobs_are_wanted_when_one_leaves_the_gpu():
 
 
 def test_pictures_over_a_message_come_in_parts_that_join():
-    images = ["a" * (2 * _CHUNK + 5), "b" * 10]
+    images = ["a" * (2 * CHUNK + 5), "b" * 10]
     output = {"images": list(images), "seeds": [1, 2]}
     parts = split(output)
     assert output["images"] == []
-    assert max(len(part["data"]) for part in parts) == _CHUNK
+    assert max(len(part["data"]) for part in parts) == CHUNK
     joined = ["".join(part["data"] for part in parts if part["index"] == i) for i in range(2)]
     assert joined == images
     theirs = {"data": [{"b64_json": image} for image in images], "created": 1}
@@ -67,4 +68,4 @@ def test_pictures_over_a_message_come_in_parts_that_join():
     ],
 )
 def test_a_stream_shows_eight_previews_whatever_the_number_of_pictures(job_input, each):
-    assert _previews(job_input) == each
+    assert previews_of_each(job_input) == each

@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path, caplog):
         assert (health.status_code, health.json()["status"]) == (503, "failed")
         assert "HUGGING_FACE_TOKEN" in health.json()["message"]
         assert httpx.get(f"{url}/ping").status_code == 503
-        assert httpx.post(f"{url}/generate", json=PROMPT).json()["error"]["code"] == "not_ready"
+        assert httpx.post(f"{url}/generate", json=PROMPT).json()["error"]["code"] == "load_failed"
     assert "the model could not be loaded: " in caplog.text
     assert "set HUGGING_FACE_TOKEN" in caplog.text
 

@@ -1,0 +1,57 @@
+"""Whose job is next on the GPU."""
+
+import pytest
+
+from imagegen.engine.fair_queue import FairQueue
+
+
+def put(queue, *items):
+    for arrival, (caller, name) in enumerate(items):
+        queue.put(caller, arrival, name)
+
+
+def drain(queue, count):
+    return [queue.get() for _ in range(count)]
+
+
+def test_a_caller_s_items_come_in_the_order_of_their_arrival_not_of_their_readiness():
+    queue = FairQueue()
+    for arrival in (3, 1, 2):
+        queue.put(None, arrival, arrival)
+    assert drain(queue, 3) == [1, 2, 3]
+
+
+def test_a_single_item_waits_for_at_most_one_of_each_other_caller():
+    queue = FairQueue()
+    put(queue, *(("a", f"a{i}") for i in range(10)), *(("c", f"c{i}") for i in range(10)))
+    assert drain(queue, 4) == ["a0", "c0", "a1", "c1"]
+    queue.put("b", 99, "b")
+    assert "b" in drain(queue, 3)
+
+
+def test_who_was_served_last_comes_behind_a_newcomer():
+    queue = FairQueue()
+    put(queue, ("a", "a0"))
+    assert queue.get() == "a0"
+    put(queue, ("a", "a1"), ("b", "b"))
+    assert drain(queue, 2) == ["b", "a1"]
+
+
+def test_one_who_always_comes_again_keeps_nobody_out():
+    queue = FairQueue()
+    put(queue, *(("a", f"a{i}") for i in range(5)))
+    got = []
+    for i in range(9):
+        queue.put("b", 10 + i, f"b{i}")
+        got.append(queue.get())
+    assert [item for item in got if item.startswith("a")] == [f"a{i}" for i in range(5)]
+
+
+def test_nothing_is_kept_of_callers_that_are_gone():
+    queue = FairQueue()
+    for i in range(1000):
+        queue.put(f"caller {i}", i, i)
+        assert queue.get() == i
+    assert len(queue._last) + len(queue._items) + len(queue._turns) <= 2
+    with pytest.raises(IndexError):
+        queue.get()

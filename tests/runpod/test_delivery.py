@@ -1,0 +1,76 @@
+"""An answer's way to RunPod: tried again, and bounded."""
+
+import asyncio
+import time
+
+import pytest
+from aiohttp import ClientError, ClientResponseError, ClientSession, web
+
+from imagegen.runpod import delivery
+
+
+def post(answer, monkeypatch, a_try=None, total=None):
+    """Delivers to a server that answers by `answer(number of the request)`; gives the number of requests."""
+    came = []
+
+    async def handle(request):
+        await request.read()
+        came.append(time.monotonic())
+        return await answer(len(came))
+
+    async def run():
+        app = web.Application()
+        app.router.add_post("/", handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            async with ClientSession() as session:
+                await delivery.deliver(session, f"http://127.0.0.1:{runner.addresses[0][1]}/", "{}")
+        finally:
+            await runner.cleanup()
+
+    if total is not None:
+        monkeypatch.setattr(delivery, "TRY_SECONDS", a_try)
+        monkeypatch.setattr(delivery, "TOTAL_SECONDS", total)
+    try:
+        asyncio.run(run())
+    finally:
+        post.requests = len(came)
+
+
+async def never(_):
+    await asyncio.sleep(3600)
+
+
+def status(*statuses):
+    async def answer(number):
+        return web.Response(status=statuses[min(number, len(statuses)) - 1])
+
+    return answer
+
+
+def test_its_bounds():
+    assert (delivery.TRY_SECONDS, delivery.TOTAL_SECONDS) == (30, 120)
+
+
+def test_a_queue_that_accepts_and_never_answers_is_given_up_with_an_error_that_the_sdk_catches(monkeypatch):
+    begun = time.monotonic()
+    with pytest.raises(ClientError):
+        post(never, monkeypatch, a_try=0.3, total=3)
+    assert post.requests > 1  # a try ends before the whole
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("refused", [429, 500, 503])
+def test_what_may_pass_is_tried_again(monkeypatch, refused):
+    post(status(refused, refused, 200), monkeypatch)
+    assert post.requests == 3
+
+
+@pytest.mark.parametrize("refused", [400, 413])
+def test_what_is_refused_for_good_is_not(monkeypatch, refused):
+    with pytest.raises(ClientResponseError):
+        post(status(refused), monkeypatch)
+    assert post.requests == 1
