@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-import datetime
 import contextlib
+import datetime
 import io
 import json
 import socket
