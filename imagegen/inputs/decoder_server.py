@@ -91,10 +91,7 @@ def main() -> None:
 
 def _serve(control: socket.socket, seconds: int) -> NoReturn:
     missing = json.dumps(sandbox.confine()).encode()
-    try:
-        control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
-    except BrokenPipeError:  # the parent ended while this started
-        return
+    control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 2)
         if len(message) < CONTROL.size:

@@ -1,6 +1,7 @@
 """A job between RunPod's SDK and the service: its stream, its progress, its stop."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 import json
 
 import pytest
@@ -37,6 +38,7 @@ def test_a_stream_that_nobody_reads_any_more_ends_its_job(service):
         adapter = RunPodAdapter(service, answer)
         stream = adapter.stream({"id": "a", "input": {}})
         assert (await anext(stream))["event"] == "queued"
+        assert isinstance(stream, AsyncGenerator)
         await stream.aclose()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
