@@ -1,8 +1,8 @@
 """A job between RunPod's SDK and the service: its stream, its progress, its stop."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 import json
+from collections.abc import AsyncGenerator
 
 import pytest
 from aiohttp import ClientSession, web
