@@ -1,6 +1,6 @@
 # Each target installs what it needs into .venv, once: again when constraints.txt or pyproject.toml changes.
 PYTHON ?= python3
-# What `make run` and `make serve` draw with: micro wherever you are, or MODEL=klein-9b on a card.
+# What `make run` and `make serve` use: micro on any machine, or MODEL=klein-9b with a GPU.
 MODEL ?= micro
 PORT ?= 7000
 OUTPUT ?= outputs
@@ -9,7 +9,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 VENV := .venv
 BIN := $(VENV)/bin
-# micro is drawn with its own weights, whatever .env says.
+# micro uses its own weights, whatever .env says.
 MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=imagegen/micro)
 PINS := constraints.txt pyproject.toml
 AUDIT := $(VENV)/audit
@@ -36,22 +36,29 @@ VAST := $(VENV)/vast
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
+# Dependencies of which more is used than they promise, and the tests that see it go. Without their own dependencies, which
+# would bring another torch.
+INSIDE := aiohttp botocore diffusers runpod torchao uvicorn
+INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_store_addresses.py \
+  tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
+
 .DEFAULT_GOAL := help
-.PHONY: help run test slow coverage check hooks lint lock reference docs image image-test serve micro eval bench benchmark-gpu fuzz audit sbom licences clean
+.PHONY: help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-run: $(VENV)/.run ## draw what test_input.json asks for into outputs/ (MODEL=klein-9b: the real model)
+run: $(VENV)/.run ## generate what test_input.json asks for into outputs/ (MODEL=klein-9b: the real model)
 	$(MODEL_ENV) $(BIN)/python handler.py --test_input
 
 test: $(VENV)/.dev ## run the tests
 	$(PYTEST) -m "not slow"
 
+# In one process: some take every core, and one measures. Warnings of the platforms' packages are no errors.
 slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
-	$(PYTEST) -m slow
+	$(BIN)/pytest -m slow -W default
 
-coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches; fails under the floor
+coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 check: $(VENV)/.dev lint ## ruff, mypy and import-linter; hadolint and actionlint
@@ -80,7 +87,7 @@ digests: ## write the digests of the base images into the Dockerfiles (asks Dock
 reference: $(VENV)/.run ## write .env.example and the reference pages of docs/ from the code
 	$(BIN)/python -m scripts.reference
 
-docs: $(DOCS)/.done ## build/site: the documentation as a site; a warning or a dead link is a failure
+docs: $(DOCS)/.done ## build the documentation as a site into build/site; a dead link is a failure
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=HUGGING_FACE_TOKEN"), klein-4b, micro or none
@@ -89,10 +96,15 @@ image: ## build the image; MODEL=klein-9b (IMAGE_ARGS="--secret id=hf_token,env=
 image-test: $(VENV)/.dev ## build the image with micro and run it (docker, or the builder that IMAGE_BUILDER names; as root)
 	IMAGE_BUILDER=$(IMAGE_BUILDER) $(BIN)/pytest -s tests/image.py
 
-serve: $(VENV)/.run ## the HTTP server and its page, on PORT (7000)
+serve: $(VENV)/.run ## serve HTTP and its web page on PORT (7000)
 	$(MODEL_ENV) PORT=$(PORT) IMAGEGEN_SERVE=http $(BIN)/python -m imagegen
 
-micro: $(VENV)/.run ## make the miniature model from nothing (more than four hours on two cores)
+newest: ## the tests of what is used inside of dependencies, with their newest versions, in an environment of its own
+	$(MAKE) VENV=build/newest build/newest/.dev
+	PIP_CONSTRAINT= build/newest/bin/pip install --quiet --disable-pip-version-check --upgrade --no-deps $(INSIDE)
+	build/newest/bin/pytest $(INSIDE_TESTS)
+
+micro: $(VENV)/.run ## train the miniature model from nothing (more than four hours on two cores)
 	$(BIN)/python -m imagegen.builder.micro
 	$(BIN)/python -m benchmarks.micro --card
 
@@ -108,10 +120,10 @@ bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.caches
 
-fuzz: $(VENV)/.fuzz ## five minutes of broken pictures, which atheris looks for
+fuzz: $(VENV)/.fuzz ## look for images that break the decoding, for five minutes (atheris)
 	$(BIN)/python -m benchmarks.fuzz_references --seconds 300
 
-benchmark-gpu: ## what is promised of a card, in nine minutes at most, by the interpreter PYTHON=; into outputs/ (OUTPUT=)
+benchmark-gpu: ## measure what is promised of a GPU, in nine minutes at most, with the interpreter PYTHON=; into outputs/ (OUTPUT=)
 	$(PYTHON) -m benchmarks.gpu --output $(OUTPUT)
 
 audit: $(AUDIT)/.done ## known vulnerabilities of the pinned versions (asks PyPI, and says what it could not check)

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from imagegen.compat import torchao
 from imagegen.errors import ConfigurationError
 from imagegen.model import quantization
 from imagegen.weights import files as weight_files
@@ -143,8 +144,6 @@ class Quantizer:
         The loaders put the records of all files together, and of the lists of names the last one stays: each file has
         that of the whole part.
         """
-        from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-
         recipe = self._recipes.get(part)
         tensors: dict[str, torch.Tensor] = {}
         records: dict[str, str] = {}
@@ -153,7 +152,7 @@ class Quantizer:
             config = quantization.layer_config(recipe, name.removesuffix(".weight")) if recipe else None
             if config is not None:
                 tensor = quantization.quantize(tensor, config)
-            flat, record = flatten_tensor_state_dict({name: tensor})
+            flat, record = torchao.flatten(name, tensor)
             tensors.update(flat)
             records.update(record)
         whole = [name for names in self._files(part).values() for name in names] or kept

@@ -55,15 +55,13 @@ def serve_http(settings: Settings) -> NoReturn:
     # Before the model begins to load: a port in use is said at once, and by itself. A load balancer's /ping and the
     # metrics may have ports of their own.
     sockets = [_listen(settings.listen_host, port) for port in settings.ports]
-    import uvicorn
-
     from imagegen.engine.ending import end_process
     from imagegen.server.main import create_app
-    from imagegen.server.serve import uvicorn_config, warn_if_open
+    from imagegen.server.serve import Server, uvicorn_config, warn_if_open
 
     app = create_app(settings)
 
-    class Server(uvicorn.Server):
+    class DrainingServer(Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             app.state.service.drain()
             super().handle_exit(sig, frame)
@@ -75,7 +73,7 @@ def serve_http(settings: Settings) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     config = uvicorn_config(app, settings, callback_notify=end_if_fatal, timeout_notify=1)
-    server, status = Server(config), 0
+    server, status = DrainingServer(config), 0
     for each in sockets:
         log.info("listening at http://%s:%d", *each.getsockname()[:2])
     warn_if_open(settings)

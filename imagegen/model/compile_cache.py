@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from imagegen.compat import diffusers as compat
 from imagegen.models import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def compile_key(pipe: Any, spec: ModelSpec) -> dict[str, str]:
     import diffusers
     import torch
 
-    device = pipe._execution_device
+    device = compat.execution_device(pipe)
     block = pipe.transformer.transformer_blocks[0]
     weight = block.attn.to_q.weight
     if device.type == "cuda":
@@ -97,7 +98,7 @@ def compile_key(pipe: Any, spec: ModelSpec) -> dict[str, str]:
         "card": card,
         "model": spec.name,
         "weights": f"{type(weight.data).__name__}-{str(weight.dtype).removeprefix('torch.')}",
-        "attention": getattr(block.attn.processor._attention_backend, "value", "default"),
+        "attention": compat.attention_backend(pipe.transformer),
     }
 
 

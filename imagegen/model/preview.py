@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
+from imagegen.compat import diffusers as compat
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,5 +30,5 @@ def estimate_end(pipe: Any, before: torch.Tensor, after: torch.Tensor, width: in
         x0 = x0.transpose(1, 2).reshape(1, -1, height // scale, width // scale)
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(x0)
         deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(x0)
-        picture = vae.decode(pipe._unpatchify_latents(x0 * deviation + mean), return_dict=False)[0]
+        picture = vae.decode(compat.unpatchify(pipe, x0 * deviation + mean), return_dict=False)[0]
         return cast(Image.Image, pipe.image_processor.postprocess(picture, output_type="pil")[0])

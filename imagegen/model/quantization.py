@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, Literal
+
+from imagegen.compat import torchao
 
 if TYPE_CHECKING:
     import torch
@@ -98,12 +99,7 @@ def has_layer(part: str, name: str) -> bool:
 
 def restore(name: str, tensors: dict[str, torch.Tensor], note: str) -> torch.Tensor:
     """The quantised weight called `name`, from the tensors and the note that a file has of it."""
-    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
-
-    weight: torch.Tensor = unflatten_tensor_state_dict(tensors, {name: note, "tensor_names": json.dumps([name])})[0][
-        name
-    ]
-    return weight
+    return torchao.unflatten(name, tensors, note)
 
 
 def set_nf4(module: torch.nn.Module, name: str, weight: torch.Tensor, home: str) -> None:

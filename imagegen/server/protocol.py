@@ -157,6 +157,11 @@ class Protocol(HttpToolsProtocol):
         self._body_bytes += len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
     def _upgrade(self, rest: bytes) -> None:
         """Answers a request for another protocol: HTTP/2 in clear text is optional, and is served as HTTP/1.1.
 
@@ -247,15 +252,16 @@ class Protocol(HttpToolsProtocol):
         Where all are at work, this one may ask for the server's health alone.
         """
         others = [other for other in self.connections if isinstance(other, Protocol) and other is not self]
-        same = [other for other in others if other.address == self.address]
-        if len(same) >= self._limits.of(self.client[0] if self.client else ""):
-            others = same
+        own = [other for other in others if other.address == self.address]
+        if len(own) >= self._limits.of(self.client[0] if self.client else ""):
+            others = own
         elif len(others) < self._limits.total:
             return
-        idle = [other for other in others if not other.at_work]
-        if idle:
-            min(idle, key=lambda other: other.since).close_now("another connection needs its place")
-        elif len(self.connections) <= self._limits.total + _RESERVE:
+        for other in sorted(others, key=lambda other: other.since):
+            if not other.at_work:
+                other.close_now("another connection needs its place")
+                return
+        if len(self.connections) <= self._limits.total + _RESERVE:
             self._reserved = True
         else:
             self.close_now("there are too many connections")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from typing import Any
 
 import uvicorn
@@ -14,9 +15,23 @@ from imagegen.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Connections that asyncio accepts before it looks at any of them: with the cap and what else is open they stay below
-#: the 1,024 files that a process may have by default.
-_BACKLOG = 100
+#: Connections that asyncio accepts at one time. It reads from them two rounds later, so three times as many must be
+#: fewer than an address may have: else new ones take the places of those whose request has come and was not read yet.
+_ACCEPTED = 64
+#: Connections that the kernel keeps until they are accepted; a client that finds no place there tries again after 1 s.
+_BACKLOG = 1024
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, where few connections are accepted at one time and many may wait for it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens. asyncio takes one number for both, so the kernel is told of the larger one afterwards."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                with listening.dup() as same:
+                    same.listen(_BACKLOG)
 
 
 def uvicorn_config(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Config:
@@ -32,7 +47,7 @@ def uvicorn_config(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.
         "http": Protocol,
         "ws": "none",  # a WebSocket would be a connection without any of the protocol's limits
         "loop": "asyncio",
-        "backlog": _BACKLOG,
+        "backlog": _ACCEPTED,
         "proxy_headers": False,  # the application's own, for IMAGEGEN_TRUSTED_PROXIES
         "server_header": False,
         "access_log": False,

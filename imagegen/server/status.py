@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from imagegen import __version__
 from imagegen.contract.schemas import AspectRatio, HealthResponse, OutputFormat, PublicHealth
@@ -17,12 +18,18 @@ from imagegen.server.http import ERRORS
 
 router = APIRouter()
 
-_PAGE = Path(__file__).parent / "playground" / "index.html"
 #: The page may load nothing from another server.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+@cache
+def _page() -> bytes:
+    return (Path(__file__).parent / "playground" / "index.html").read_bytes()
+
+
 _CAN_SERVE = ("idle", "ready", "busy")
 
 
@@ -42,7 +49,7 @@ _Service = Annotated[Service, Depends(_service)]
 )
 async def root(request: Request, service: _Service) -> Response:
     if "text/html" in request.headers.get("accept", ""):
-        return FileResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
+        return HTMLResponse(_page(), headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
     state = service.health()
     about = {"name": "image-gen", "status": state.status, "docs": "/docs" if service.settings.docs else None}
     if request.state.authorized:

@@ -226,6 +226,19 @@ def test_actions_are_pinned_by_commit_and_rights_are_given_one_by_one(name):
         assert job["timeout-minutes"]
 
 
+def test_newer_versions_are_tried_against_what_is_used_inside_of_them():
+    makefile = (ROOT / "Makefile").read_text()
+    inside = set(re.search(r"^INSIDE := (.*)", makefile, re.MULTILINE)[1].split())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert inside <= {re.match(r"[\w-]+", need)[0] for need in project}
+    tests = re.search(r"^INSIDE_TESTS := ((?:.*\\\n)*.*)", makefile, re.MULTILINE)[1].replace("\\", "").split()
+    assert all((ROOT / path).exists() for path in tests)
+    job = WORKFLOW["jobs"]["newest"]
+    assert "schedule" in job["if"] and job["steps"][-1]["run"] == "make newest"
+    for need in ("diffusers", "torchao"):  # an upgrade is somebody's decision
+        assert any(re.fullmatch(rf"{need}>=[\d.]+,<[\d.]+", one) for one in project)
+
+
 def test_weights_that_may_not_be_handed_on_go_to_a_package_of_their_own():
     entries = WORKFLOW["jobs"]["image"]["strategy"]["matrix"]["include"]
     assert [entry["model"] for entry in entries] == ["micro", "klein-4b", "klein-9b"]
@@ -282,7 +295,7 @@ def test_compose_gives_all_settings_of_the_env_file_but_those_that_are_the_conta
     )
     given = service["environment"]
     assert set(given) <= set(variable_names())
-    shell = {name for name, value in given.items() if value.startswith("${")}
+    shell = {name for name, value in given.items() if value is None or value.startswith("${")}
     assert shell == {"HUGGING_FACE_TOKEN", "IMAGEGEN_MODEL", "IMAGEGEN_API_KEY"}
     # A copy of .env.example names folders and a port of this machine.
     own = {name: value for name, value in given.items() if name not in shell}

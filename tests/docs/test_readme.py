@@ -49,6 +49,19 @@ def test_the_readme_can_be_read_at_once():
     assert (ROOT / "docs" / "micro.png").stat().st_size < 100_000
 
 
+def test_what_the_pages_tell_to_open_is_there():
+    for page in ("README.md", "ARCHITECTURE.md"):
+        for path in re.findall(r"`((?:imagegen|tests|docs|deploy|benchmarks|scripts)/[\w./]*)`", PAGES[page]):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+    for name, path in re.findall(
+        r"`(\w+(?:\.\w+)?)` in `(imagegen/[\w/]+\.py)`", PAGES["README.md"] + PAGES["ARCHITECTURE.md"]
+    ):
+        last = name.rpartition(".")[2]
+        assert re.search(
+            rf"^\s*(?:async )?(?:def|class) {last}\b|^{last}\b", (ROOT / path).read_text(), re.MULTILINE
+        ), name
+
+
 @pytest.mark.parametrize("command", ["make run", *(line for line in README if line.startswith("python"))])
 def test_a_command_leaves_an_image(command, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -9,11 +9,10 @@ import threading
 
 import httpx
 import pytest
-import uvicorn
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.server.main import create_app
-from imagegen.server.serve import uvicorn_config
+from imagegen.server.serve import Server, uvicorn_config
 from tests.conftest import from_base64, settings, until
 
 
@@ -37,7 +36,7 @@ def shows(text):
 def running(app, **options):
     """Serves an app, with uvicorn's `options`; gives its base URL."""
     config = uvicorn_config(app, settings(), **{"host": "127.0.0.1", "port": 0, "log_level": "warning", **options})
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

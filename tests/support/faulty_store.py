@@ -60,6 +60,8 @@ class FaultyStore:
         left = asyncio.ensure_future(self._until_left(reader))
         try:
             await asyncio.wait({serving, left}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            pass  # asyncio's streams would tell of it on stderr
         finally:
             serving.cancel()
             left.cancel()
@@ -76,6 +78,8 @@ class FaultyStore:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         self.heads.append(head)
         if self._reads:
+            if "100-continue" in head:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             length = next(line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length"))
             await reader.readexactly(int(length))
         reply = self._reply(head)

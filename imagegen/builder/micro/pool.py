@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+from diffusers import AutoencoderKLFlux2
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -28,6 +28,7 @@ from imagegen.builder.micro.text_encoder import build_text_encoder, embed, token
 from imagegen.builder.micro.tokenizer import build_tokenizer
 from imagegen.builder.micro.training import load
 from imagegen.builder.micro.vae import build_vae, to_tensor
+from imagegen.compat import diffusers as compat
 
 #: (kind of sample, width, height): how many. Mostly the size that the model is asked for, enough of others to cope.
 COUNTS: dict[tuple[str, int, int], int] = {
@@ -184,5 +185,5 @@ def _latents(vae: AutoencoderKLFlux2, pictures: Iterator[Image.Image]) -> Tensor
     parts = []
     while batch := list(itertools.islice(pictures, 64)):
         modes = vae.encode(to_tensor(batch)).latent_dist.mode()
-        parts.append(Flux2KleinPipeline._pack_latents(Flux2KleinPipeline._patchify_latents(modes)))
+        parts.append(compat.pack(modes))
     return torch.cat(parts)

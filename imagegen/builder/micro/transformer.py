@@ -13,13 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers import Flux2Transformer2DModel
 from torch import Tensor, distributed, nn
 
 from imagegen.builder.micro.pool import CELLS, Group, Pool
 from imagegen.builder.micro.scenes import SHAPES
 from imagegen.builder.micro.training import Checkpoint, Progress, load, save
+from imagegen.compat import diffusers as compat
 
 #: How often each kind is trained, and its batch at 128x128 in each process.
 SHARES = {"generate": 0.2, "edit": 0.44, "edit2": 0.15, "combine": 0.04, "combine3": 0.07, "combine4": 0.1}
@@ -65,7 +65,7 @@ def build_transformer() -> Flux2Transformer2DModel:
 
 def schedule(tokens: int, steps: int = 4) -> Tensor:
     """The noise levels (steps,) at which the pipeline calls the model for a picture of so many tokens."""
-    shift = math.exp(compute_empirical_mu(tokens, steps))
+    shift = math.exp(compat.time_shift(tokens, steps))
     s = torch.linspace(1.0, 1 / steps, steps)
     return shift * s / (1 + (shift - 1) * s)
 
@@ -73,10 +73,7 @@ def schedule(tokens: int, steps: int = 4) -> Tensor:
 def position_ids(width: int, height: int, references: int) -> tuple[Tensor, Tensor]:
     """Ids of the picture's and its references' tokens, and of the text's, as the pipeline makes them."""
     latents = torch.empty(1, 32, height // 16, width // 16)
-    ids = [Flux2KleinPipeline._prepare_latent_ids(latents)[0]]
-    if references:
-        ids.append(Flux2KleinPipeline._prepare_image_ids([latents] * references)[0])
-    return torch.cat(ids), Flux2KleinPipeline._prepare_text_ids(torch.empty(1, 32, 1))[0]
+    return compat.position_ids(latents, references, 32)
 
 
 def hold(noise: Tensor, play: Tensor) -> Tensor:
