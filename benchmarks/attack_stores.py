@@ -202,9 +202,9 @@ async def measure(urls: dict[str, str], jobs: int, seconds: int, pairs: int) -> 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=4)
-    parser.add_argument("--timeout", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=4, help="jobs at once; default: 4")
+    parser.add_argument("--timeout", type=int, default=5, help="seconds that a job may take; default: 5")
+    parser.add_argument("--pairs", type=int, default=10, help="uploads timed with and without the attack; default: 10")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

@@ -91,7 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="klein-9b, klein-4b ...")
     parser.add_argument("folder", type=Path, help="with its weights; used up")
-    parser.add_argument("--precision", default="fp8")
+    parser.add_argument("--precision", default="fp8", help="of the transformer; default: fp8")
     parser.add_argument("--into", type=Path, default=Path("build/bake"), help="where the result goes")
     args = parser.parse_args()
     hub = FolderHub(UsedUpFiles(args.folder))

@@ -72,7 +72,7 @@ def row(what: str, mine: Callable[[], object], base: Callable[[], object], pairs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What is not computed twice, with micro on the CPU.")
-    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=15, metavar="N", help="pairs of calls; default: 15")
     pairs = parser.parse_args().pairs
     spec = get_model("micro")
     keeps = FluxPipeline(FluxConfig(spec, MICRO_PATH, device="cpu", prompt_cache=10**6))

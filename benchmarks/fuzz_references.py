@@ -13,16 +13,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["PIL", "imagegen"]):
-    from imagegen.errors import BadReference, PayloadTooLarge
-    from imagegen.inputs.decoding import load_reference
-
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from tests.support.hostile import GOOD
 
 #: Of an input; the seeds have less than ten.
 _MAX_KB = 64
@@ -31,8 +23,16 @@ _MAX_KB = 64
 def main() -> int:
     """The command line. atheris ends the process itself when its time is over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=300)
+    parser.add_argument("--seconds", type=int, default=300, metavar="N", help="how long; default: 300")
     args = parser.parse_args()
+
+    import atheris  # what is fuzzed is imported through it
+
+    with atheris.instrument_imports(include=["PIL", "imagegen"]):
+        from imagegen.errors import BadReference, PayloadTooLarge
+        from imagegen.inputs.decoding import load_reference
+    from tests.support.hostile import GOOD
+
     outcomes: Counter[str] = Counter()
 
     def one(data: bytes) -> None:

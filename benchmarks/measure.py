@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from imagegen.errors import OutOfMemory
 from imagegen.memory.plan import CONTEXT, REFERENCE, Card, MemoryPlan, read_card
-from imagegen.model.pipeline import Drawn, FluxPipeline
+from imagegen.model.images import GeneratedImage
+from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import Size
+
+if TYPE_CHECKING:
+    import torch
 
 PROMPT = "a red fox asleep on a stack of old books, morning light from a tall window, number"
 
@@ -64,6 +68,13 @@ class Device:
         self.name = name
         self.is_cuda = name.startswith("cuda")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights on it."""
+        import torch
+
+        return torch.bfloat16 if self.is_cuda else torch.float32
+
     def synchronize(self) -> None:
         """Waits for the card."""
         if self.is_cuda:
@@ -86,12 +97,14 @@ class Device:
             return
         import torch
 
+        index = torch.device(self.name).index  # torch takes no "cuda" here
+        index = torch.cuda.current_device() if index is None else index
         total = torch.cuda.get_device_properties(self.name).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (card.bytes - CONTEXT) / total), self.name)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (card.bytes - CONTEXT) / total), index)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, self.name)
+            torch.cuda.set_per_process_memory_fraction(1.0, index)
 
     def reset_peak(self) -> None:
         """Begins to count anew, from what is held now."""
@@ -130,6 +143,8 @@ class Case:
     seconds: float | None = None
     encode_prompt: float | None = None
     denoise: float | None = None
+    #: Whether its blocks ran compiled: what cannot be compiled runs without.
+    compiled: bool = False
     decode: float | None = None
     allocated: int | None = None
     reserved: int | None = None
@@ -147,7 +162,7 @@ class Runner:
 
     def draw(
         self, size: Size, references: int, prompt: str | None = None, steps: int | None = None
-    ) -> tuple[Drawn, float]:
+    ) -> tuple[GeneratedImage, float]:
         """One picture, and the seconds that its prompt took."""
         spec = self.pipeline.config.spec
         self._drawn += 1
@@ -179,6 +194,7 @@ class Runner:
             begun = time.monotonic()
             try:
                 drawn, encode = self.draw(size, references)
+                drawn.image.load()  # it has been copied
             except OutOfMemory:
                 case.fits = False
                 break
@@ -186,6 +202,7 @@ class Runner:
             if case.seconds is None or seconds < case.seconds:
                 case.seconds, case.encode_prompt = seconds, encode
                 case.denoise, case.decode = drawn.denoise, drawn.decode
+        case.compiled = self.pipeline.compiled
         case.allocated, case.reserved = self.device.peak()
         if case.fits and case.allocated is not None:
             case.error = (case.allocated + CONTEXT) / case.estimate - 1

@@ -1,8 +1,15 @@
-"""The handler that one would write in twenty lines with runpod and diffusers: the baseline of every comparison."""
+"""The handler that one would write in twenty lines with runpod and diffusers: the baseline of every comparison.
+
+python benchmarks/plain_handler.py [--test_input JSON | --rp_serve_api]     MODEL: a model directory
+"""
 
 import base64
 import io
 import os
+import sys
+
+if "--help" in sys.argv:  # the SDK's comes after the model is loaded
+    sys.exit(print(f"usage: {__doc__}"))
 
 import runpod
 import torch

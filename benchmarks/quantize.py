@@ -64,8 +64,8 @@ def main() -> int:
     """The command line; exit status 1 where what came out is not whole, or a limit was passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where there is room; what is written there is deleted at the end")
-    parser.add_argument("--precision", choices=("bf16", "fp8", "int8"), default="fp8")
-    parser.add_argument("--text-encoder", choices=("bf16", "fp8", "int8"), default="bf16")
+    parser.add_argument("--precision", choices=("bf16", "fp8", "int8"), default="fp8", help="of the transformer")
+    parser.add_argument("--text-encoder", choices=("bf16", "fp8", "int8"), default="bf16", help="its precision")
     args = parser.parse_args()
     source, target = args.folder / "source", args.folder / "target"
     try:
@@ -77,9 +77,10 @@ def main() -> int:
 
 def measure(source: Path, target: Path, precision: Any, text_encoder: Any) -> int:
     """Makes the folder, and prints what it took."""
-    modules = prepare(get_model("klein-9b"), source)
+    spec = get_model("klein-9b")
+    modules = prepare(spec, source)
     plans = {part: split(module, source / part, _SHARDS[part]) for part, module in modules.items()}
-    write_index(source)
+    write_index(spec, source)
     noise = torch.randn(16 << 20).bfloat16() * 0.02
     quantizer = Quantizer(source, target, precision, text_encoder)
     seconds, most, largest = 0.0, 0, 0

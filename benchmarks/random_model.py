@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import struct
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -24,6 +26,10 @@ from imagegen.errors import ConfigurationError
 from imagegen.memory.footprint import part_bytes
 from imagegen.memory.plan import gib
 from imagegen.models import MICRO_PATH, Architecture, ModelSpec, get_model
+from imagegen.weights.files import Stored
+
+if TYPE_CHECKING:
+    import torch
 
 #: Bytes of a file.
 _SHARD = 4 * 10**9
@@ -87,9 +93,48 @@ def prepare(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     return modules
 
 
-def write_index(folder: Path) -> None:
+def write_index(spec: ModelSpec, folder: Path) -> None:
     """Writes model_index.json, which makes a folder a model."""
-    shutil.copy(MICRO_PATH / "model_index.json", folder / "model_index.json")
+    index = json.loads((MICRO_PATH / "model_index.json").read_text(encoding="utf-8"))
+    index |= {"_class_name": spec.pipeline_class, "is_distilled": spec.distilled}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def write_outline(spec: ModelSpec, folder: Path) -> Path:
+    """Writes the folder with the headers of its weights' files and, in place of the weights, holes that take no disk.
+    A reader gets zeros, or random values inside `random_weights`."""
+    for part, module in prepare(spec, folder).items():
+        for file, weights in split(module, folder / part).items():
+            end, head = 0, {}
+            for key, tensor in weights.items():
+                kind, size = ("BF16", 2) if tensor.is_floating_point() else ("I64", 8)
+                begin, end = end, end + tensor.numel() * size
+                head[key] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+            text = json.dumps({"__metadata__": {"format": "pt"}, **head}).encode()
+            with (folder / part / file).open("wb") as stream:
+                stream.write(struct.pack("<Q", len(text)) + text)  # safetensors' header
+                stream.truncate(8 + len(text) + end)
+    write_index(spec, folder)
+    return folder
+
+
+@contextmanager
+def random_weights(device: str) -> Iterator[None]:
+    """While it is open, weights are not read from a model's files: random ones of the same shapes are made on
+    `device`, 35 GB in a second on a GPU."""
+    import torch
+
+    from imagegen.model import assembly
+
+    def make(stored: Stored, pin: bool) -> torch.Tensor:
+        like = torch.empty(stored.shape, dtype=assembly.DTYPES[stored.dtype], device="meta")
+        return _random("", like, device)
+
+    original, assembly.read_tensor = assembly.read_tensor, make
+    try:
+        yield
+    finally:
+        assembly.read_tensor = original
 
 
 def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
@@ -115,7 +160,7 @@ def write_model(spec: ModelSpec, folder: Path, device: str = "cpu") -> Path:
         for file, weights in split(module, folder / part).items():
             drawn = {key: _random(key, tensor, device).cpu() for key, tensor in weights.items()}
             save_file(drawn, folder / part / file, {"format": "pt"})
-    write_index(folder)
+    write_index(spec, folder)
     return folder
 
 
@@ -157,7 +202,7 @@ def _shards(weights: list[tuple[str, Any]], most: float) -> Iterator[list[tuple[
     yield shard
 
 
-def _random(key: str, like: Any, device: str) -> Any:
+def _random(key: str, like: torch.Tensor, device: str) -> torch.Tensor:
     """Values of a trained model's size: norms near one, the rest small, so that nothing overflows on its way."""
     import torch
 
@@ -173,7 +218,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="klein-9b, klein-4b, micro ...")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="where the model is written")
     parser.add_argument("--device", default="cpu", help="where the random numbers are drawn; a card is much faster")
     args = parser.parse_args()
     print(write_model(get_model(args.model), args.folder, args.device))

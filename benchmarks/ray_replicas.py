@@ -20,13 +20,9 @@ from pathlib import Path
 
 import httpx
 import psutil
-import ray
-from ray import serve
 
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from deploy.ray_serve import Args, app
 
 JOB = {"prompt": "a red circle on a blue background", "width": 512, "height": 512}
 
@@ -62,8 +58,13 @@ async def load(url: str, jobs: int, kill: bool) -> tuple[float, int]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=120)
+    parser.add_argument("--jobs", type=int, default=120, metavar="N", help="jobs of each measurement; default: 120")
     args = parser.parse_args()
+    import ray  # installed by `make slow` alone
+    from ray import serve
+
+    from deploy.ray_serve import Args, app
+
     os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu", IMAGEGEN_MAX_QUEUE=str(args.jobs))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

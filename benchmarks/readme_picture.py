@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def write(pipeline: FluxPipeline, path: Path = ROOT / "docs" / "micro.png") -> N
 
 def main() -> int:
     """The command line."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with FluxPipeline(FluxConfig(get_model("micro"), MICRO_PATH, device="cpu")) as pipeline:
         write(pipeline)
     return 0

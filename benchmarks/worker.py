@@ -158,9 +158,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--simulate", type=float, metavar="SECONDS")
-    mode.add_argument("--slow", type=float, metavar="SECONDS")
-    mode.add_argument("--memory", action="store_true")
+    mode.add_argument("--simulate", type=float, metavar="SECONDS", help="a model that sleeps so long")
+    mode.add_argument("--slow", type=float, metavar="SECONDS", help="micro, each step longer by this")
+    mode.add_argument("--memory", action="store_true", help="the memory of many jobs in turn")
     parser.add_argument("--jobs", type=int, help="default: 40, and 500 for --memory")
     parser.add_argument("--timeline", type=Path, metavar="PNG", help="draw what ran when")
     parser.add_argument("--fetch", type=float, metavar="SECONDS", help="until a job's reference has arrived")

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -86,19 +87,19 @@ def simulate(watch: Watch, seconds: float) -> None:
     def load(self: pipeline.FluxPipeline) -> None:
         self._pipe = type("Pipe", (), {"_execution_device": __import__("torch").device("cpu")})
 
-    def generate(self: pipeline.FluxPipeline, *_: Any, on_step: Any, **__: Any) -> pipeline.Drawn:
+    def generate(self: pipeline.FluxPipeline, *_: Any, on_step: Any, **__: Any) -> Any:
         def steps() -> None:
             for step in range(STEPS):
                 time.sleep(seconds / STEPS)
                 on_step(step + 1, STEPS, lambda: picture)
 
         watch.wrap(steps)()
-        return pipeline.Drawn(picture, seconds, 0)
+        return SimpleNamespace(image=picture, denoise=seconds, decode=0.0)
 
     diffusers.Flux2KleinPipeline = Pipe
     ours: Any = pipeline.FluxPipeline
     ours.load, ours.generate, ours.edit = load, generate, generate
-    ours.encode_prompt = lambda self, prompt: pipeline.Prompt(prompt, 0, [])
+    ours.encode_prompt = lambda self, prompt: SimpleNamespace(seconds=0.0, warnings=[], cached=False)
     ours.unload = lambda self: None
 
 
@@ -146,12 +147,12 @@ def slow(watch: Watch, seconds: float) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("script")
-    parser.add_argument("intervals", type=Path)
-    parser.add_argument("--simulate", type=float)
-    parser.add_argument("--slow", type=float)
-    parser.add_argument("--fetch", type=float)
-    parser.add_argument("--concurrency", type=int)
+    parser.add_argument("script", help="the worker's file")
+    parser.add_argument("intervals", type=Path, help="where the times of its GPU work are written")
+    parser.add_argument("--simulate", type=float, metavar="SECONDS", help="replace the model by a sleep")
+    parser.add_argument("--slow", type=float, metavar="SECONDS", help="make each step of micro longer")
+    parser.add_argument("--fetch", type=float, metavar="SECONDS", help="make each download longer")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="take jobs with the SDK's own loop, N at a time")
     args = parser.parse_args()
     sys.argv = [args.script]
     sys.path.insert(0, str(ROOT))

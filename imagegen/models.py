@@ -166,13 +166,13 @@ def get_model(name: str) -> ModelSpec:
         ) from None
 
 
-def fit(width: int, height: int, low: int, high: int) -> tuple[int, int]:
-    """The size nearest to the shape of width x height: at most a megapixel, sides low to high, in multiples of 16.
+def fit(width: float, height: float, low: int, high: int, most: int = MEGAPIXEL) -> Size:
+    """The size nearest to the shape of width x height: at most `most` pixels, sides low to high, in multiples of 16.
 
     A larger picture shrinks as a whole; one that is too small grows until its shorter side is `low`. Only one that is
     too long and thin for both bounds changes its shape.
     """
-    scale = min(1.0, math.sqrt(MEGAPIXEL / (width * height)), high / max(width, height))
+    scale = min(1.0, math.sqrt(most / (width * height)), high / max(width, height))
     scale = max(scale, low / min(width, height))
     w, h = width * scale, height * scale
     sizes = [
@@ -181,7 +181,7 @@ def fit(width: int, height: int, low: int, high: int) -> tuple[int, int]:
         for below in (0, MULTIPLE)
     ]
     return min(
-        (size for size in sizes if size[0] * size[1] <= MEGAPIXEL),
+        (size for size in sizes if size[0] * size[1] <= most),
         key=lambda size: (abs(size[0] - w) / w + abs(size[1] - h) / h, size),
     )
 
@@ -193,3 +193,8 @@ def _down(side: float) -> int:
 def clamp(value: int, low: int, high: int) -> int:
     """The nearest number to `value` that is from `low` to `high`."""
     return max(low, min(high, value))
+
+
+def aspect_size(size: Size, across: int, down: int) -> Size:
+    """The smallest size of the shape across:down, to the pixel, that holds `size`."""
+    return max(size[0], math.ceil(size[1] * across / down)), max(size[1], math.ceil(size[0] * down / across))

@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from imagegen import setting_faults
 from imagegen.errors import ConfigurationError
 from imagegen.models import MODELS
 
@@ -355,6 +356,7 @@ class Settings(ModelSettings, LimitSettings, ServerSettings, RunPodSettings, Out
 
     model_config = SettingsConfigDict(
         env_file=".env",
+        env_file_encoding="utf-8-sig",  # editors on Windows begin UTF-8 with a mark
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -416,22 +418,18 @@ def get_settings() -> Settings:
     """The settings of this process, read from the environment and `.env` at the first call.
 
     Raises:
-        ConfigurationError: a variable has a value that is not allowed; the message names the variable.
+        ConfigurationError: a variable has a value that is not allowed or a misspelt name; the message names it.
     """
     if os.environ.get("IMAGEGEN_API_KEY") == "":
         # Not unset: whoever sets it wants a key, and may have mistyped the variable that it comes from.
         raise ConfigurationError("IMAGEGEN_API_KEY: it is empty; remove the variable for a server without a key")
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise ConfigurationError(f"{first['loc'][0]}: {first['msg']}") from None
+    return setting_faults.read(Settings)
 
 
 def sections() -> dict[str, dict[str, FieldInfo]]:
     """The fields by environment variable, of two spellings the first, in sections by title."""
     return {
-        (section.__doc__ or ""): {_variables(field)[0]: field for field in section.model_fields.values()}
+        (section.__doc__ or ""): {setting_faults.variables(field)[0]: field for field in section.model_fields.values()}
         for section in Settings.__bases__
         if issubclass(section, BaseSettings)
     }
@@ -440,8 +438,3 @@ def sections() -> dict[str, dict[str, FieldInfo]]:
 def variable_names() -> list[str]:
     """The environment variables that `Settings` reads, in order; of two spellings the first."""
     return [name for fields in sections().values() for name in fields]
-
-
-def _variables(field: FieldInfo) -> list[str]:
-    alias = field.validation_alias
-    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]

@@ -8,6 +8,7 @@ Exit status: 1 where a version is vulnerable, 2 where nothing could be checked.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 
@@ -30,6 +31,7 @@ def report(text: str) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     status, lines = report(sys.stdin.read())
     print("\n".join(lines))
     sys.exit(status)

@@ -71,7 +71,9 @@ def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
             parts = part_bytes(spec, transformer, precision, trimmed)
             offload: Offload = "none" if embeddings else "embeddings"
             size = (spec.size, spec.size)
-            plan = MemoryPlan(spec, None, transformer, precision, offload, spec.max_references, size, parts)
+            plan = MemoryPlan(
+                spec, None, transformer, precision, offload, spec.max_references, size, parts, compiled=True
+            )
             peaks = {str(n): plan.peak_of(size, [REFERENCE] * n) for n in (0, 1, spec.max_references)}
             rows.append(
                 {
@@ -80,6 +82,7 @@ def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
                     "parts": asdict(parts),
                     "resident": plan.resident,
                     "peak_by_references": peaks,
+                    "needed": plan.needed,
                 }
             )
     return rows
@@ -110,11 +113,7 @@ def estimate(spec: ModelSpec) -> dict[str, Any]:
                 "largest_square": largest[0] if largest else None,
                 "why": plan.why,
             },
-            "combinations": [
-                combination
-                | {"fits": combination["peak_by_references"][str(spec.max_references)] + RESERVE <= card.bytes}
-                for combination in every
-            ],
+            "combinations": [combination | {"fits": combination["needed"] <= card.bytes} for combination in every],
         }
         cards.append(row)
     return {
@@ -231,16 +230,16 @@ def show_measured(measured: dict[str, Any]) -> str:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="klein-9b")
+    parser.add_argument("--model", default="klein-9b", help="the model to measure; default: %(default)s")
     parser.add_argument("--estimate", action="store_true", help="the plan's figures alone; needs no card")
     parser.add_argument(
         "--random-weights", action="store_true", help="the architecture with random weights, no download"
     )
     parser.add_argument("--weights", type=Path, metavar="DIR", help="where random weights are kept; else they go again")
     parser.add_argument("--cap-gb", type=float, metavar="N", help="behave like a card of N GB")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="the torch device; default: cuda")
     parser.add_argument("--minutes", type=float, default=60, help="no case begins later")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
     args = parser.parse_args()
     spec = get_model(args.model)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -274,10 +273,10 @@ def _measure_all(spec: ModelSpec, args: argparse.Namespace, result: dict[str, An
         card = device.card(args.cap_gb)
         stored = stored_precisions(path)
         nf4 = is_installed("bitsandbytes")
-        plans = [choose(spec, card, stored=stored, nf4=nf4)]
+        plans = [choose(spec, card, stored=stored, nf4=nf4, compiled=False)]
         if card is not None and plans[0].offload != "model":
             try:
-                plans.append(choose(spec, card, offload="model", stored=stored, nf4=nf4))
+                plans.append(choose(spec, card, offload="model", stored=stored, nf4=nf4, compiled=False))
             except ConfigurationError as error:
                 print(f"without model offload: {error}", file=sys.stderr)
         with device.capped(card if args.cap_gb else None):

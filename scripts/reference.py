@@ -9,13 +9,14 @@ it. tests/docs/test_reference.py fails where a committed file is not what this w
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
@@ -25,6 +26,7 @@ if not __package__:  # started by its path, which makes this folder the place of
     sys.path[0] = str(ROOT)
 
 from imagegen.server.main import create_app
+from imagegen.setting_faults import allowed, choices
 from imagegen.settings import Settings, sections
 
 EXAMPLE_HEAD = """\
@@ -197,25 +199,6 @@ def default(field: FieldInfo) -> str:
     return "" if value is None else str(value)
 
 
-def choices(field: FieldInfo) -> list[str]:
-    """The values that a variable may have, where they can be listed."""
-    if field.annotation is bool:
-        return ["true", "false"]
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-
-
-def allowed(field: FieldInfo) -> str:
-    """The values that a variable may have, in words; empty where any text will do."""
-    if listed := choices(field):
-        return ", ".join(listed)
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    bounds = {word: getattr(part, word) for part in field.metadata for word in words if hasattr(part, word)}
-    if {"ge", "le"} <= bounds.keys():
-        return f"{bounds['ge']} to {bounds['le']}"
-    return ", ".join(f"{words[word]} {value}" for word, value in bounds.items())
-
-
 def _also(field: FieldInfo) -> str:
     alias = field.validation_alias
     return f"{' and '.join(map(str, alias.choices[1:]))} works too." if isinstance(alias, AliasChoices) else ""
@@ -227,6 +210,7 @@ def _sentence(label: str, text: str) -> str:
 
 def main() -> int:
     """Writes the files; prints those that changed."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name, content in FILES.items():
         path = ROOT / name
         if not path.exists() or path.read_text() != content():

@@ -12,10 +12,12 @@ SHARED = {
 
 def test_the_fields_are_the_contracts():
     assert set(GenerateRequest.model_fields) == SHARED
-    assert set(EditRequest.model_fields) == SHARED | {"images"}
+    assert set(EditRequest.model_fields) == SHARED | {
+        "images", "mask", "mask_invert", "mask_grow", "mask_feather", "correct_drift", "preserve", "expand", "fit",
+    }  # fmt: skip
     output = {"images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "warnings"}
     assert set(GenerateResponse.model_fields) == set(EditResponse.model_fields) == output
-    stages = ["queue", "references", "encode_prompt", "denoise", "decode", "deliver", "total"]
+    stages = ["queue", "references", "encode_prompt", "denoise", "decode", "composite", "deliver", "total"]
     assert list(schemas.Timings.model_fields) == stages
 
 

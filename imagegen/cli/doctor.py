@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from imagegen import __version__, logs
 from imagegen.cli import CommandError
 from imagegen.cli.jobs import user_settings
+from imagegen.cli.serve import listen
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings
 
@@ -136,11 +136,9 @@ def _port(settings: Settings, spec: ModelSpec | None) -> Iterator[str]:
     if settings.serves_queue:
         yield "none is needed: this is a worker of RunPod's queue"
         return
-    try:
-        socket.create_server(("0.0.0.0", settings.port)).close()
-    except OSError as error:
-        raise CommandError(f"{settings.port} cannot be listened at ({error.strerror}); set PORT to another") from None
-    yield f"{settings.port} is free"
+    for port in settings.ports:
+        listen(settings.listen_host, port).close()
+        yield f"{port} of {settings.listen_host} is free"
 
 
 def _outputs(settings: Settings, spec: ModelSpec | None) -> Iterator[str]:

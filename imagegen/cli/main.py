@@ -70,7 +70,9 @@ def build_parser(chosen: str | None, program: str = "imagegen") -> _Parser:
     parser = _Parser(prog=program, description=__doc__)
     parser.add_argument("--version", action="version", version=f"imagegen {__version__}")
     shtab.add_argument_to(parser, ["--print-completion"], help="print the completion script of a shell")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, help="`imagegen COMMAND --help` says more of each"
+    )
     for name, (module, line) in COMMANDS.items():
         command = commands.add_parser(name, help=line)
         if chosen in (None, name):

@@ -54,7 +54,7 @@ def serve_http(settings: Settings) -> NoReturn:
     """
     # Before the model begins to load: a port in use is said at once, and by itself. A load balancer's /ping and the
     # metrics may have ports of their own.
-    sockets = [_listen(settings.listen_host, port) for port in settings.ports]
+    sockets = [listen(settings.listen_host, port) for port in settings.ports]
     from imagegen.engine.ending import end_process
     from imagegen.server.main import create_app
     from imagegen.server.serve import Server, uvicorn_config, warn_if_open
@@ -84,10 +84,18 @@ def serve_http(settings: Settings) -> NoReturn:
     end_process(app.state.service, status)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, setting: str = "PORT or --port") -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        setting: what the user changes to get another port.
+
+    Raises:
+        ConfigurationError: the port is in use, or there is no such host.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened at ({error.strerror})"
-        raise ConfigurationError(f"port {port} of {host} {why}; choose another with PORT or --port") from None
+        raise ConfigurationError(f"port {port} of {host} {why}; choose another with {setting}") from None

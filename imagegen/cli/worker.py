@@ -20,6 +20,7 @@ from typing import Any
 from imagegen import logs
 from imagegen.cli import CommandError
 from imagegen.cli.jobs import check_folder, show, write_images
+from imagegen.cli.serve import listen
 from imagegen.settings import Settings, get_settings
 
 
@@ -50,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
         if settings.serve == "queue" or not Path("test_input.json").exists():
             raise CommandError("RUNPOD_WEBHOOK_GET_JOB is not set, so there is no queue; --test_input runs a job")
         return run_test_input("test_input.json")
-    return serve_queue(settings)
+    if args.rp_serve_api:  # a port in use is said before the model is loaded
+        listen(args.rp_api_host or "localhost", args.rp_api_port or 8000, "--rp_api_port").close()
+    return serve_queue(settings, args.rp_serve_api)
 
 
-def serve_queue(settings: Settings) -> int:
+def serve_queue(settings: Settings, locally: bool = False) -> int:
     """Processes jobs from RunPod's queue, or serves its API on this machine; returns the exit status.
 
     Raises:
@@ -66,6 +69,10 @@ def serve_queue(settings: Settings) -> int:
     # Beside the loading: importing the SDK takes a second, in which it asks a subprocess for the processor's name.
     from imagegen.runpod import worker
 
+    if locally:
+        from imagegen.runpod import local_api
+
+        local_api.install()
     return worker.run(service(), answer)
 
 

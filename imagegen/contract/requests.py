@@ -7,11 +7,11 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from imagegen.contract.prompts import MAX_PROMPT
-from imagegen.contract.schemas import MAX_REFERENCES, MAX_SEED, EditRequest, GenerateRequest
+from imagegen.contract.schemas import MAX_REFERENCES, MAX_SEED, EditRequest, Expand, GenerateRequest
 from imagegen.errors import InvalidInput, PayloadTooLarge
 from imagegen.models import MULTIPLE, ModelSpec, clamp, fit
 from imagegen.settings import Settings
@@ -152,6 +152,8 @@ def check_work(plan: ResolvedRequest, settings: Settings) -> None:
 
 
 def _size(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | None) -> tuple[int, int]:
+    if isinstance(request, EditRequest) and request.keeps_photo and first_reference is not None:
+        return first_reference  # chosen for the edit
     if request.width is not None and request.height is not None:
         return request.width, request.height
     if request.aspect_ratio not in (None, "match_input"):
@@ -180,7 +182,7 @@ def show(value: Any, limit: int = 60) -> str:
 
 
 #: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
-_PRIVATE = ("prompt", "images")
+_PRIVATE = ("prompt", "images", "mask")
 _KINDS: dict[type[Any], str] = {dict: "an object", list: "a list", str: "a string"}
 
 
@@ -198,13 +200,17 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
     field = str(location[0])[:60] if location else "input"
     name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
     kind, context, came = error["type"], error.get("ctx", {}), error["input"]
+    fields: type[BaseModel] = schema
+    if field == "expand" and len(location) > 1:  # a field of that object
+        fields, field = Expand, str(location[1])[:60]
+        name = f"expand.{field}"
     if kind == "value_error":  # our own validators write "field: message"
         message = str(context["error"])
         return InvalidInput(message, message.split(":")[0])
     if kind == "missing":
         text = "is missing, and required"
     elif kind == "extra_forbidden":
-        text = f"is not a field of {schema.mode}; allowed are mode, {', '.join(schema.model_fields)}"
+        text = _unknown(field, fields, schema)
     elif field == "prompt" and kind == "string_too_long":
         text = f"{len(came)} characters are too many; 1 to {MAX_PROMPT} are allowed"
     elif field == "prompt" and kind == "string_too_short":
@@ -212,7 +218,7 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
     elif field == "images" and kind in ("too_long", "too_short"):
         text = f"{len(came)} references came; 1 to {MAX_REFERENCES} are allowed"
     elif kind in ("greater_than_equal", "less_than_equal"):
-        low, high = _bounds(schema, field)
+        low, high = _bounds(fields, field)
         text = f"{show(came)} is out of bounds ({low} to {high})"
     elif kind == "literal_error":
         text = f"{show(came)} is not known; allowed are {context['expected']}"
@@ -226,7 +232,15 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
     return InvalidInput(f"{name}: {text}", name)
 
 
-def _bounds(schema: type[GenerateRequest] | type[EditRequest], field: str) -> tuple[Any, Any]:
+def _unknown(field: str, fields: type[BaseModel], schema: type[GenerateRequest] | type[EditRequest]) -> str:
+    """What is wrong with a field that `fields`, the request or an object in it, does not have."""
+    if schema is GenerateRequest and field in EditRequest.model_fields and field != "images":
+        return "needs a reference image; it is a field of edits"
+    known = ["mode", *fields.model_fields] if fields is schema else list(fields.model_fields)
+    return f"is not a field of {schema.mode}; allowed are {', '.join(known)}"
+
+
+def _bounds(schema: type[BaseModel], field: str) -> tuple[Any, Any]:
     """The least and the most that the schema allows for a number."""
     described = schema.model_json_schema()["properties"][field]
     options = described.get("anyOf", [described])

@@ -54,6 +54,11 @@ class StartTimes(BaseModel):
 
         return cls(process=max(0.0, time.time() - psutil.Process().create_time()))
 
+    @property
+    def total(self) -> float:
+        """Seconds of all stages, which follow one another."""
+        return float(sum(seconds for _, seconds in self))
+
     def show(self) -> str:
         """The stages that took any time, on a line."""
         return ", ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in self if seconds)

@@ -12,6 +12,7 @@ from imagegen.contract.events import Step
 from imagegen.contract.requests import ResolvedRequest
 from imagegen.engine.job import Job
 from imagegen.model.caches import References
+from imagegen.model.images import GeneratedImage
 from imagegen.model.pipeline import FluxPipeline
 
 #: Called with the seed and the image as each is done.
@@ -42,8 +43,21 @@ def generate_images(
     due = preview_steps(plan.num_inference_steps, job.previews)
     total, done, begun = plan.num_inference_steps * len(plan.seeds), 0, time.monotonic()
 
+    queued: list[tuple[int, GeneratedImage]] = []
+
+    def deliver() -> None:
+        """Waits for the image that was queued last. Called when the next one's first step is queued behind it, so that
+        the GPU goes from one to the other while this thread waits."""
+        while queued:
+            seed, generated = queued.pop()
+            job.timings.denoise += generated.denoise
+            job.timings.decode += generated.decode
+            moved()
+            finished(seed, generated.image)
+
     def on_step(step: int, steps: int, preview: Callable[[], Image.Image]) -> None:
         nonlocal done
+        deliver()
         moved()
         if job.stop.is_set():
             raise _Stop
@@ -53,12 +67,12 @@ def generate_images(
 
     try:
         prompt = pipeline.encode_prompt(plan.prompt)
-        job.timings.encode_prompt, job.prompt_cached = prompt.seconds, prompt.cached
+        job.prompt_cached = prompt.cached
         job.warnings += prompt.warnings
         references = References(job.references)
         one = partial(pipeline.edit, prompt, references) if job.references else partial(pipeline.generate, prompt)
         for seed in plan.seeds:
-            image = one(
+            generated = one(
                 width=plan.width,
                 height=plan.height,
                 num_inference_steps=plan.num_inference_steps,
@@ -66,9 +80,8 @@ def generate_images(
                 seed=seed,
                 on_step=on_step,
             )
-            job.timings.denoise += image.denoise
-            job.timings.decode += image.decode
-            moved()
-            finished(seed, image.image)
+            queued.append((seed, generated))
+        deliver()
+        job.timings.encode_prompt = prompt.seconds
     except _Stop:
         return

@@ -13,6 +13,7 @@ from PIL import Image
 from imagegen.contract.events import Event, Generated, Listener
 from imagegen.contract.requests import Request
 from imagegen.contract.schemas import EditRequest, Timings
+from imagegen.editing.photo import PhotoEdit
 from imagegen.engine.admission import Place, Upload
 from imagegen.outputs.object_store import ObjectStore
 
@@ -42,6 +43,8 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     timings: Timings = field(default_factory=Timings)
     references: list[Image.Image] = field(default_factory=list)
+    #: Of its first reference, at that one's own size; None where the whole image is the answer.
+    edit: PhotoEdit | None = None
     warnings: list[str] = field(default_factory=list)
     #: Whether the cache had the prompt's embeddings; None before they are there.
     prompt_cached: bool | None = None

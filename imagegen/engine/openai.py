@@ -20,7 +20,6 @@ from imagegen.settings import Settings
 
 #: Fields whose only honest answer is no, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "mask": (None,),
     "background": (None, "auto", "opaque"),
     "style": (None,),
     "input_fidelity": (None,),
@@ -29,7 +28,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 _IGNORED: dict[str, tuple[Any, ...]] = {"quality": (None, "auto"), "moderation": (None, "auto")}
 _KNOWN = {
     "model", "prompt", "n", "size", "response_format", "output_format", "output_compression", "user", "stream",
-    "partial_images", "seed", "image", "images", *_REFUSED, *_IGNORED,
+    "partial_images", "seed", "image", "images", "mask", *_REFUSED, *_IGNORED,
 }  # fmt: skip
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -129,7 +128,7 @@ def translate(  # noqa: C901 - field by field, as the API's reference has them
             raise InvalidInput(f"{shown}: is not a parameter of this route", shown)
     for name, harmless in _REFUSED.items():
         if fields.get(name) not in harmless:
-            came = requests.kind_of(fields[name]) if name == "mask" else requests.show(fields[name])
+            came = requests.show(fields[name])
             raise InvalidInput(f"{name}: {came} cannot be honoured by {spec.name}", name)
     warnings = [
         f"{name}: {requests.show(fields[name])} changes nothing with {spec.name}"
@@ -158,6 +157,13 @@ def translate(  # noqa: C901 - field by field, as the API's reference has them
         if images is not None:
             images = images if isinstance(images, list) else [images]
             native["images"] = [_reference(image) for image in images]
+        if fields.get("mask") is not None:
+            # An alpha channel that is opaque everywhere selects nothing in OpenAI's terms; here it is read by its
+            # colours, as masks of other tools are.
+            native["mask"] = _reference(fields["mask"])
+            if native.pop("height", None) is not None:
+                del native["width"]
+                warnings.append("size: changes nothing with a mask; the answer has the image's own size")
     try:
         job = requests.parse(EditRequest, native) if edit else requests.parse(GenerateRequest, native)
         requests.check(job, spec, settings)

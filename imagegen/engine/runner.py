@@ -6,22 +6,27 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import ModuleType
 from typing import Protocol
+
+from PIL import Image
 
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import References
 from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
 from imagegen.contract.start_times import StartTimes
+from imagegen.editing.photo import PhotoEdit, plan_edit
 from imagegen.engine.admission import Admission
 from imagegen.engine.gpu_executor import NEWEST_WEIGHT, GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import LoadedModel, ModelHost
 from imagegen.inputs.decoders import Decoders
-from imagegen.inputs.decoding import Reference, is_url
+from imagegen.inputs.decoding import Purpose, Reference, is_url
 from imagegen.model.loading import choose_model, load, read_ahead
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.models import ModelSpec
 from imagegen.outputs import delivery
 from imagegen.outputs.signing import Signer, load_signer
 from imagegen.settings import Settings
@@ -102,7 +107,8 @@ class LocalRunner:
         spec = pipeline.config.spec
 
         # 1. References, beside the GPU: fetched in the event loop, decoded in processes
-        await self._read_references(job)
+        await self._read_references(job, spec)
+        edit = job.edit
         first = job.references[0].size if job.references else None
         plan = requests.plan(request, spec, first, job.default_seed)
         requests.check_work(plan, self._settings)
@@ -111,9 +117,11 @@ class LocalRunner:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
 
         # 2. The GPU; an image is encoded while the next one is generated
-        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer)
+        finish = None if edit is None else partial(_finish, edit, job)
+        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer, finish)
+        width, height = (plan.width, plan.height) if edit is None else edit.size
         clock = time.monotonic()
-        async with self._admission.delivery(job.caller, len(plan.seeds) * plan.width * plan.height):
+        async with self._admission.delivery(job.caller, len(plan.seeds) * width * height):
             timings.queue += time.monotonic() - clock
             await self._executor.run(job, plan, pipeline, images.begin)
             if not pipeline.times.first_picture:
@@ -122,11 +130,12 @@ class LocalRunner:
 
             # 3. Delivery
             clock = time.monotonic()
+            await images.finished()
             answer = (EditResponse if isinstance(request, EditRequest) else GenerateResponse)(
                 images=[],
                 seeds=list(plan.seeds),
-                width=plan.width,
-                height=plan.height,
+                width=width,
+                height=height,
                 output_format=request.output_format,
                 model=spec.name,
                 timings=timings,
@@ -143,38 +152,60 @@ class LocalRunner:
         self._decoders.close()
         self._cpu.shutdown(wait=False, cancel_futures=True)
 
-    async def _read_references(self, job: Job) -> None:
-        """Fills `job.references`."""
+    async def _read_references(self, job: Job, spec: ModelSpec) -> None:
+        """Fills `job.references` and `job.edit`."""
         clock = time.monotonic()
         try:
             if isinstance(job.request, EditRequest):
                 job.notify(References())
-                loaded = await self._load_all(job.request.images, job.caller)
+                masked = job.request.mask is not None
+                loaded = await self._load_all(job.request, job.caller)
                 job.let_go_of_references()
-                job.references = [reference.image for reference in loaded]
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
+                job.references = [reference.image for reference in loaded]
+                if job.request.keeps_photo:
+                    mask = job.references.pop() if masked else None
+                    job.edit = await asyncio.to_thread(plan_edit, job.request, job.references[0], mask, spec)
+                    job.references[0] = job.edit.crop
+                    job.warnings += job.edit.warnings
+                    if (lossy := job.request.output_format) != "png":
+                        job.warnings.append(f"output_format: {lossy} is lossy; only in png are kept pixels exact")
         finally:  # those that never came have taken their time too
             job.timings.references = time.monotonic() - clock
             self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * NEWEST_WEIGHT
 
-    async def _load_all(self, images: list[str], caller: str | None) -> list[Reference]:
-        loads = [
-            asyncio.create_task(self._load_reference(image, f"images[{i}]", caller)) for i, image in enumerate(images)
+    async def _load_all(self, request: EditRequest, caller: str | None) -> list[Reference]:
+        """The references, and behind them the mask if there is one."""
+        wanted: list[tuple[str, str, Purpose]] = [
+            (image, f"images[{i}]", "photo" if i == 0 and request.keeps_photo else "reference")
+            for i, image in enumerate(request.images)
         ]
+        if request.mask is not None:
+            wanted.append((request.mask, "mask", "mask"))
+        loads = [asyncio.create_task(self._load_reference(*one, caller)) for one in wanted]
         try:
             return await asyncio.gather(*loads)
         finally:
             for task in loads:  # one bad reference ends the job
                 task.cancel()
 
-    async def _load_reference(self, value: str, field: str, caller: str | None) -> Reference:
+    async def _load_reference(self, value: str, field: str, purpose: Purpose, caller: str | None) -> Reference:
         source: str | bytes = value
         if is_url(value):
             fetching = await asyncio.to_thread(_import_fetching)
             source = await fetching.fetch(value, field, self._settings)
         limit = int(self._settings.max_reference_mb * 1e6)
         async with self._admission.decoding(caller):
-            return await asyncio.wrap_future(self._decoders.submit(source, field, limit))
+            return await asyncio.wrap_future(self._decoders.submit(source, field, limit, purpose))
+
+
+def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:
+    """A photo with its edit, in a thread beside the GPU; what was done is noted in the job's warnings and timings."""
+    clock = time.monotonic()
+    finished = edit.finish(generated)
+    job.warnings += [warning for warning in finished.warnings if warning not in job.warnings]
+    job.timings.composite += time.monotonic() - clock
+    return finished.image
 
 
 def _import_fetching() -> ModuleType:

@@ -7,20 +7,22 @@ socket. It never reads an image itself. A decoder is a fork of it: it starts in 
 nothing of another, and ends with it.
 
 On the control socket, 5 bytes each way:
-    b"F" 0    with one end of a socket pair: fork a decoder for it    -> b"F" pid
+    b"F" 0    with one end of a socket pair, and memory that holds
+              the reference: fork a decoder for them                  -> b"F" pid
     b"E" pid  kill this decoder if it still runs, and reap it         -> b"E" its status, as wait(2) has it
 At the start b"R" and the length of a JSON list, which follows: what this system did not allow.
 
 On a decoder's own socket, messages of a length (4 bytes) and as many bytes:
-    -> {"field", "max_bytes", "text"}; the reference
+    -> {"field", "max_bytes", "text", "purpose", "size"}; the reference is in the memory, in so many bytes
     <- {"memory"}    before pixels are decoded
     -> an empty message, once there is room
-    <- {"size", "warnings"}; the pixels, RGB      or {"error", "message"}
+    <- {"size", "warnings"}; the pixels, RGB or L, are in the memory then      or {"error", "message"}
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import socket
@@ -85,7 +87,7 @@ def main() -> None:
     missing = json.dumps(sandbox.confine()).encode()
     control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 1)
+        message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 2)
         if len(message) < CONTROL.size:
             os.killpg(0, signal.SIGKILL)
         operation, number = CONTROL.unpack(message)
@@ -93,19 +95,21 @@ def main() -> None:
             number = os.fork()
             if number == 0:
                 control.close()
-                _decode(socket.socket(fileno=descriptors[0]), seconds)
-            os.close(descriptors[0])
+                _decode(descriptors[0], descriptors[1], seconds)
+            for descriptor in descriptors:
+                os.close(descriptor)
         elif operation == b"E":
             os.kill(number, signal.SIGKILL)  # its own child, not yet reaped, so the number is nobody else's
             number = os.waitpid(number, 0)[1]
         control.sendall(CONTROL.pack(operation, number))
 
 
-def _decode(connection: socket.socket, seconds: int) -> NoReturn:
+def _decode(connection: int, memory: int, seconds: int) -> NoReturn:
     """One reference, in the fork."""
     try:
+        shared = mmap.mmap(memory, 0)
         sandbox.limit(seconds)
-        _answer(connection)
+        _answer(socket.socket(fileno=connection), shared)
     except (EOFError, ConnectionError):
         pass  # the parent is gone
     except BaseException as error:  # noqa: BLE001 - a bug: by name alone, since a message may hold anything
@@ -114,9 +118,9 @@ def _decode(connection: socket.socket, seconds: int) -> NoReturn:
         os._exit(0)
 
 
-def _answer(connection: socket.socket) -> None:
+def _answer(connection: socket.socket, shared: mmap.mmap) -> None:
     head = json.loads(receive(connection, 1000))
-    value = receive(connection, 2**31)
+    value = shared[: head["size"]]
 
     def admit(memory: int) -> None:
         send(connection, json.dumps({"memory": memory}).encode())
@@ -124,13 +128,14 @@ def _answer(connection: socket.socket) -> None:
 
     try:
         reference = load_reference(
-            value.decode("ascii") if head["text"] else value, head["field"], head["max_bytes"], admit
+            value.decode("ascii") if head["text"] else value, head["field"], head["max_bytes"], admit, head["purpose"]
         )
     except ImageGenError as error:
         send(connection, json.dumps({"error": error.code, "message": error.message}).encode())
         return
+    pixels = reference.image.tobytes()
+    shared[: len(pixels)] = pixels
     send(connection, json.dumps({"size": reference.image.size, "warnings": reference.warnings}).encode())
-    send(connection, reference.image.tobytes())
 
 
 if __name__ == "__main__":

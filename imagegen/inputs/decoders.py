@@ -1,14 +1,15 @@
 """References are decoded in processes that can be killed: each in one of its own, limited by the operating system.
 
 `Decoders` starts a server (`imagegen.inputs.decoder_server`) that imports the decoders once and forks one for each
-reference. A thread of this process sends the bytes, receives the pixels and holds the deadline. Bytes and pixels go
-through a socket pair: no file, no shared memory to size or to clean up. What a decoder sends is untrusted too: it is
-parsed as JSON with bounds on everything. Whatever happens to a decoder is an error of its own reference; if the server
-itself is lost, another is started and the reference is decoded again.
+reference. A thread of this process hands it the bytes, takes the pixels and holds the deadline. Both are in one piece
+of shared memory without a name (memfd), so that neither /dev/shm nor a disk is needed and nothing is left over. What a
+decoder sends is untrusted too: it is parsed as JSON with bounds on everything. Whatever happens to a decoder is an
+error of its own reference; if the server itself is lost, another one is started and the reference is decoded again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ from PIL import Image
 
 from imagegen.errors import BadReference, NotReady, PayloadTooLarge
 from imagegen.inputs.decoder_server import CONTROL, receive, receive_exactly, send
-from imagegen.inputs.decoding import MAX_MEMORY, Reference, check_length
+from imagegen.inputs.decoding import MAX_MEMORY, MAX_PHOTO_PIXELS, Purpose, Reference, check_length
 from imagegen.models import MEGAPIXEL
 
 log = logging.getLogger(__name__)
@@ -38,10 +40,14 @@ PROCESSES = 8
 #: Seconds of the processor that a reference may take; 50 megapixels of the costliest formats take about three.
 CPU_SECONDS = 8
 #: Seconds that a decoder may take in all, on a machine that is busy. Waiting for room in memory does not count.
-SECONDS = 11.0
+SECONDS = 10.0
+#: Bytes of memory over which a reference is large, and waits for other large ones alone: so that a few that are slow do
+#: not keep back the usual photographs.
+_LARGE = 250_000_000
 #: Seconds for the server to start, and to answer.
 _START_SECONDS, _CONTROL_SECONDS = 60.0, 10.0
 _MAX_MESSAGE = 10_000
+_MOST_PIXELS: dict[Purpose, int] = {"reference": MEGAPIXEL, "photo": MAX_PHOTO_PIXELS, "mask": MAX_PHOTO_PIXELS}
 
 
 #: How it shows that a decoder died, or sent what it may not; TimeoutError among them, which is an OSError.
@@ -57,7 +63,7 @@ class Decoders:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(PROCESSES, "decoder")
-        self._room = _Room(MAX_MEMORY)
+        self._room, self._large_room = _Room(MAX_MEMORY), _Room(MAX_MEMORY)
         self._lock = threading.Lock()
         self._server: _Server | None = None
         self._closed = False
@@ -66,12 +72,14 @@ class Decoders:
         """Starts the server, without waiting until it is ready."""
         self._current()
 
-    def submit(self, value: str | bytes, field: str, max_bytes: int) -> Future[Reference]:
+    def submit(
+        self, value: str | bytes, field: str, max_bytes: int, purpose: Purpose = "reference"
+    ) -> Future[Reference]:
         """Decodes one reference, as `imagegen.inputs.decoding.load_reference` does.
 
         The future raises what that raises, and BadReference where decoding takes too long or its process dies.
         """
-        return self._threads.submit(self._load, value, field, max_bytes)
+        return self._threads.submit(self._load, value, field, max_bytes, purpose)
 
     def close(self) -> None:
         """Kills what is being decoded and ends the threads; returns at once."""
@@ -90,25 +98,28 @@ class Decoders:
                 self._server = _Server()
             return self._server
 
-    def _load(self, value: str | bytes, field: str, max_bytes: int) -> Reference:
+    def _load(self, value: str | bytes, field: str, max_bytes: int, purpose: Purpose) -> Reference:
         check_length(value, field, max_bytes)
         data = value.encode("ascii", "replace") if isinstance(value, str) else value
-        head = json.dumps({"field": field, "max_bytes": max_bytes, "text": isinstance(value, str)}).encode()
+        text = isinstance(value, str)
+        head = json.dumps(
+            {"field": field, "max_bytes": max_bytes, "text": text, "purpose": purpose, "size": len(data)}
+        ).encode()
         try:
-            return self._load_by(self._current(), head, data, field)
+            return self._load_by(self._current(), head, data, field, purpose)
         except _ServerLostError:
             server = self._current()  # refuses where this worker is ending
             log.warning("the server of decoders was lost; another one is started")
-            return self._load_by(server, head, data, field)
+            return self._load_by(server, head, data, field, purpose)
 
-    def _load_by(self, server: _Server, head: bytes, data: bytes, field: str) -> Reference:
+    def _load_by(self, server: _Server, head: bytes, data: bytes, field: str, purpose: Purpose) -> Reference:
         ours, theirs = socket.socketpair()
-        with ours:
+        with ours, shared_memory(data, 3 * _MOST_PIXELS[purpose]) as memory:
             with theirs:
-                number = server.fork(theirs)
+                number = server.fork(theirs, memory)
             late = False
             try:
-                return self._exchange(ours, head, data, field)
+                return self._exchange(ours, memory, head, field, purpose)
             except TimeoutError:
                 late = True
             except BROKEN_ANSWER:
@@ -120,8 +131,8 @@ class Decoders:
         log.warning("a decoder ended without an answer; wait status %d", status)
         raise BadReference(f"{field}: its decoder failed; the file is broken, or made to do harm", field)
 
-    def _exchange(self, connection: socket.socket, head: bytes, data: bytes, field: str) -> Reference:
-        """Sends a reference to a decoder and receives its answer.
+    def _exchange(self, connection: socket.socket, memory: int, head: bytes, field: str, purpose: Purpose) -> Reference:
+        """Asks a decoder for the reference in the shared memory, and takes its answer.
 
         Raises:
             TimeoutError: it takes too long.
@@ -130,18 +141,40 @@ class Decoders:
         """
         until = time.monotonic() + SECONDS
         send(connection, head, until)
-        send(connection, data, until)
         answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
         left = until - time.monotonic()
-        with self._room.hold(int(answer["memory"])):
+        memory_size = int(answer["memory"])
+        with (self._large_room if memory_size > _LARGE else self._room).hold(memory_size):
             until = time.monotonic() + left
             send(connection, b"", until)
             answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
             width, height = map(int, answer["size"])
-            if min(width, height) < 1 or width * height > MEGAPIXEL:
-                raise ValueError("an image of another size than the model takes")
-            pixels = receive(connection, 3 * MEGAPIXEL, until)
-        return Reference(Image.frombytes("RGB", (width, height), pixels), [str(text) for text in answer["warnings"]])
+            mode, most = ("L" if purpose == "mask" else "RGB"), _MOST_PIXELS[purpose]
+            if min(width, height) < 1 or width * height > most:
+                raise ValueError("an image of another size than was asked for")
+            pixels = os.pread(memory, width * height * len(mode), 0)
+        return Reference(Image.frombytes(mode, (width, height), pixels), [str(text) for text in answer["warnings"]])
+
+
+@contextmanager
+def shared_memory(data: bytes, room: int = 3 * MEGAPIXEL) -> Iterator[int]:
+    """A file descriptor of memory that holds a reference, with room for so many bytes of pixels. Its size is sealed: a
+    decoder that shortened it could crash who reads it."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("reference", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:  # where there is no Linux: a file without a name
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        os.ftruncate(descriptor, max(len(data), room))
+        place = 0
+        while place < len(data):
+            place += os.pwrite(descriptor, memoryview(data)[place:], place)
+        if hasattr(os, "memfd_create"):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _parse(message: bytes, field: str) -> dict[str, Any]:
@@ -177,9 +210,9 @@ class _Server:
                 start_new_session=True,
             )
 
-    def fork(self, connection: socket.socket) -> int:
+    def fork(self, connection: socket.socket, memory: int) -> int:
         """Starts a decoder that serves the other end of this connection; its process id."""
-        return self._ask(b"F", 0, [connection.fileno()])
+        return self._ask(b"F", 0, [connection.fileno(), memory])
 
     def end(self, number: int) -> int:
         """Kills a decoder, if it still runs; the status with which it ended."""

@@ -17,12 +17,13 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from PIL import (
     AvifImagePlugin,
     ExifTags,
     Image,
+    ImageChops,
     ImageCms,
     JpegImagePlugin,
     MpoImagePlugin,
@@ -49,6 +50,8 @@ _PIXEL_BYTES = {"PNG": 5, "WEBP": 16, "AVIF": 13}
 #: The same for JPEG: what is decoded at a fraction, and a coefficient of two bytes for each component of each pixel
 #: where all coefficients are kept until the last scan.
 _JPEG_PIXEL_BYTES, _COEFFICIENT_BYTES = 12, 2
+#: For a photo at its own size: it is converted as a whole.
+_PHOTO_PIXEL_BYTES = 8
 #: The strips, and the four megapixels that remain before the last resizing.
 _FIXED_BYTES = 50_000_000
 #: diffusers' own bounds (Flux2ImageProcessor.check_image_input): sides of at least 64, at most 8 to 1.
@@ -90,8 +93,17 @@ _OTHER_FORMATS = (
 )  # fmt: skip
 
 
+#: What a reference is decoded for. "reference": the model, which sees RGB, sides multiples of 16 and at least 64, at
+#: most 1 megapixel, never cropped. "photo": an edit at its own size, RGB. "mask": such an edit, L, white where it is
+#: edited.
+Purpose = Literal["reference", "photo", "mask"]
+#: The most pixels of a photo that is edited at its own size, and of a mask: at about 16 bytes a pixel for the photo,
+#: its weights, the enlarged edit and the file, under 600 MB.
+MAX_PHOTO_PIXELS = 36_000_000
+
+
 class Reference(NamedTuple):
-    """An image for the model: RGB, sides multiples of 16 and at least 64, at most 1 megapixel, never cropped."""
+    """An upright image, as its purpose needs it."""
 
     image: Image.Image
     #: What the caller should know of it.
@@ -115,7 +127,11 @@ def check_length(value: str | bytes, field: str, max_bytes: int) -> None:
 
 
 def load_reference(
-    value: str | bytes, field: str, max_bytes: int, admit: Callable[[int], None] = lambda size: None
+    value: str | bytes,
+    field: str,
+    max_bytes: int,
+    admit: Callable[[int], None] = lambda size: None,
+    purpose: Purpose = "reference",
 ) -> Reference:
     """The image of one reference.
 
@@ -125,6 +141,7 @@ def load_reference(
         max_bytes: the largest file.
         admit: called once before pixels are decoded, with the bytes of memory that this will take; returns when there
             is room for them.
+        purpose: decides its mode and size.
 
     Raises:
         PayloadTooLarge: the file is over `max_bytes`.
@@ -135,7 +152,7 @@ def load_reference(
     data = _from_base64(value, field) if isinstance(value, str) else value
     del value
     try:
-        return _decode(data, field, admit)
+        return _decode(data, field, admit, purpose)
     except UnidentifiedImageError:
         if data.startswith((png.SIGNATURE, b"\xff\xd8")) or data[8:12] in (b"WEBP", b"avif"):
             raise BadReference(f"{field}: is broken or truncated", field) from None
@@ -177,34 +194,56 @@ def _kind(data: bytes) -> str:
     return "not an image"
 
 
-def _decode(data: bytes, field: str, admit: Callable[[int], None]) -> Reference:
-    """Bytes -> an upright RGB image in sRGB, on white where it was transparent, of the model's size."""
+def _decode(data: bytes, field: str, admit: Callable[[int], None], purpose: Purpose) -> Reference:
+    """Bytes -> an upright RGB image in sRGB, on white where it was transparent; or a mask's selection."""
     chunks = png.read(data) if data.startswith(png.SIGNATURE) else None
     with Image.open(io.BytesIO(chunks.data if chunks else data), formats=FORMATS) as image:
-        _check_size(image, field)
+        _check_size(image, field, purpose)
         if chunks:
             _scale_transparency(image, chunks.depth)
-        memory = _draft(image, data)
+        memory = _draft(image, data, purpose)
         if memory > MAX_MEMORY:
             raise BadReference(f"{field}: needs {memory / 1e6:.0f} MB to decode; 1000 MB are allowed", field)
         admit(memory)
         loaded = jpeg.load(image, data) if image.format in ("JPEG", "MPO") else image
         loaded.load()
         profile, notes = color.source_profile(image.info.get("icc_profile"), chunks)
-        flat, transparent = _flatten_in_strips(loaded)
-        rgb = _to_srgb(flat, profile)
+        if purpose == "mask":
+            pixels, transparent, notes = _selection(loaded), False, []
+        else:
+            flat, transparent = _flatten_in_strips(
+                loaded, 4 * MEGAPIXEL if purpose == "reference" else MAX_PHOTO_PIXELS
+            )
+            pixels = _to_srgb(flat, profile)
         turn = _ORIENTATIONS.get(_orientation(image))
         frames = chunks.frames if chunks else int(getattr(image, "n_frames", 1))
     if frames > 1:
         notes.append(f"has {frames} frames; only the first is used")
     if transparent:
         notes.append(f"{'its first frame' if frames > 1 else 'it'} is fully transparent, so the model sees only white")
-    rgb = _resize(rgb if turn is None else rgb.transpose(turn))
-    return Reference(rgb, [f"{field}: {note}" for note in notes])
+    pixels = pixels if turn is None else pixels.transpose(turn)
+    return Reference(_resize(pixels) if purpose == "reference" else pixels, [f"{field}: {note}" for note in notes])
 
 
-def _check_size(image: Image.Image, field: str) -> None:
+def _selection(image: Image.Image) -> Image.Image:
+    """A mask as L: white where its pixels are transparent, if any are, else where they are white."""
+    if image.mode.startswith("I"):
+        return _flatten(image)[0]
+    if image.mode in ("RGBA", "LA", "PA") or image.info.get("transparency") is not None:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return ImageChops.invert(alpha)
+    return image.convert("RGB").convert("L")
+
+
+def _check_size(image: Image.Image, field: str, purpose: Purpose) -> None:
     width, height = image.size
+    if purpose != "reference" and width * height > MAX_PHOTO_PIXELS:
+        raise BadReference(
+            f"{field}: has {width}x{height} pixels; {MAX_PHOTO_PIXELS / 1e6:g} megapixels are allowed for an edit at "
+            "the photo's own size",
+            field,
+        )
     limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
     if width * height > limit:
         raise BadReference(
@@ -214,17 +253,18 @@ def _check_size(image: Image.Image, field: str) -> None:
         raise BadReference(f"{field}: {width}x{height} is too long and thin; at most {MAX_RATIO}:1 is allowed", field)
 
 
-def _draft(image: Image.Image, data: bytes) -> int:
-    """Lets a large JPEG be decoded at a half, a quarter or an eighth of its size, which costs as much less. Returns the
-    bytes of memory that decoding will take."""
+def _draft(image: Image.Image, data: bytes, purpose: Purpose) -> int:
+    """Lets a large JPEG for the model be decoded at a half, a quarter or an eighth of its size, which costs as much
+    less. Returns the bytes of memory that decoding will take."""
     pixels = image.width * image.height
+    kept = 0 if purpose == "reference" else pixels * _PHOTO_PIXEL_BYTES
     if image.format not in ("JPEG", "MPO"):
-        return pixels * _PIXEL_BYTES[str(image.format)] + _FIXED_BYTES
+        return kept + pixels * _PIXEL_BYTES[str(image.format)] + _FIXED_BYTES
     coefficients = pixels * len(image.getbands()) * _COEFFICIENT_BYTES if jpeg.keeps_coefficients(data) else 0
     scale = 2 * math.sqrt(MEGAPIXEL / pixels)
-    if scale < 1:
+    if scale < 1 and purpose == "reference":
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-    return image.width * image.height * _JPEG_PIXEL_BYTES + coefficients + _FIXED_BYTES
+    return kept + image.width * image.height * _JPEG_PIXEL_BYTES + coefficients + _FIXED_BYTES
 
 
 def _scale_transparency(image: Image.Image, depth: int) -> None:
@@ -260,11 +300,11 @@ def _to_srgb(flat: Image.Image, profile: bytes | None) -> Image.Image:
     return flat.convert("RGB")
 
 
-def _flatten_in_strips(image: Image.Image) -> tuple[Image.Image, bool]:
-    """An image without transparency, as L, RGB or CMYK, and whether all of it was transparent. A large one is made
-    smaller: some four megapixels remain for the last resizing. In strips, so that it is not in memory three times."""
+def _flatten_in_strips(image: Image.Image, most: int) -> tuple[Image.Image, bool]:
+    """An image without transparency, as L, RGB or CMYK, and whether all of it was transparent. One of more than some
+    `most` pixels is made smaller. In strips, so that it is not in memory three times."""
     width, height = image.size
-    by = max(1, math.isqrt(width * height // (4 * MEGAPIXEL)))
+    by = max(1, math.isqrt(width * height // most))
     rows = by * max(1, MEGAPIXEL // (width * by))
     whole, transparent = None, True
     for top in range(0, height, rows):

@@ -18,12 +18,18 @@ from imagegen.weights.files import TEXT_ENCODER_LAYERS
 #: Linear layers of one shape: how many, rows, columns.
 Linears = tuple[int, int, int]
 
-#: Bytes that the transformer of klein-9b needs for each token of a picture and of a text beside its weights, and the
-#: VAE's decoder and encoder for each pixel: 0.75, 1.47, 2.18 and 3.61 GB with 0, 1, 2 and 4 references of a megapixel
-#: (4,096 tokens each, 512 of text); 1.61 and 1.34 GB a megapixel.
-_TOKEN_BYTES = (3.61e9 - 0.75e9) / (4 * 4096)
-_TEXT_TOKEN_BYTES = (0.75e9 - 4096 * _TOKEN_BYTES) / 512
-_DECODE_BYTES, _ENCODE_BYTES = 1.61e9 / MEGAPIXEL, 1.34e9 / MEGAPIXEL
+#: Bytes that the transformer needs beside its weights for each token of an image or of a text: so many for each unit of
+#: its hidden width, and for the rotary embedding, which is as wide for all. Not compiled, in every precision; compiled,
+#: by precision (int8's product is of int32). `tests/memory/test_fake_gpu.py` and `test_compiled_memory.py` measure
+#: them; those of bf16 and fp8 are also those of torch's own code for an H100 (123.9 and 107.6 kB for klein-9b).
+_EAGER_WIDTHS, _EAGER_ROTARY = 42, 2_690
+_COMPILED_WIDTHS: dict[Precision, int] = {"bf16": 30, "fp8": 26, "int8": 52, "nf4": 30}
+_COMPILED_ROTARY = 1_024
+#: What a chunk of tokens (`model.quantized_linear.CHUNK`) needs at most while it is multiplied in 8 bits, for each unit
+#: of the hidden width; not compiled.
+_CHUNK_BYTES: dict[Precision, int] = {"bf16": 0, "fp8": 47_400, "int8": 29_000, "nf4": 0}
+#: The VAE's decoder and encoder for each pixel.
+_DECODE_BYTES, _ENCODE_BYTES = 1_541, 1.34e9 / MEGAPIXEL
 #: The same for the step that fills the cache of the references' keys and values, for a reference's token and any other:
 #: 4.3, 7.5, 10.7 and 13.9 GB with 1 to 4 references, of which the cache is 2.15 GB a reference.
 _KV_REFERENCE_BYTES, _KV_TOKEN_BYTES = 3.2e9 / 4096, 1.1e9 / (4096 + 512)
@@ -152,17 +158,31 @@ def largest_linear(linears: Sequence[Linears], precision: Precision) -> int:
     return max(linear_bytes([(1, rows, columns)], precision) for _, rows, columns in linears)
 
 
-def activations(spec: ModelSpec, size: Size, references: Sequence[Size]) -> Activations:
-    """Estimated bytes beside the weights that a picture of `size` pixels with these references needs."""
+def activations(
+    spec: ModelSpec, size: Size, references: Sequence[Size], precision: Precision = "bf16", compiled: bool = True
+) -> Activations:
+    """Estimated bytes beside the weights that an image of `size` pixels with these references needs.
+
+    Args:
+        precision: of the transformer.
+        compiled: whether its blocks are.
+    """
     a = spec.architecture
     layers = min(a.text_layers, TEXT_ENCODER_LAYERS)
     # Every layer's state is kept (`output_hidden_states`); the widest moment is inside a feed-forward layer.
     prompt = spec.max_sequence_length * ((layers + 1) * a.text_hidden + 3 * a.text_feed_forward) * 2
-    tokens = sum(width * height for width, height in (size, *references)) / MULTIPLE**2
-    denoise = (tokens * _TOKEN_BYTES + spec.max_sequence_length * _TEXT_TOKEN_BYTES) * spec.width_ratio
+    embeddings = spec.max_sequence_length * 3 * a.text_hidden * 2 * (1 if spec.distilled else 2)  # guidance has two
+    tokens = sum(width * height for width, height in (size, *references)) // MULTIPLE**2 + spec.max_sequence_length
+    if compiled:
+        denoise = tokens * (_COMPILED_WIDTHS[precision] * a.hidden + _COMPILED_ROTARY)
+    else:
+        denoise = tokens * (_EAGER_WIDTHS * a.hidden + _EAGER_ROTARY) + _CHUNK_BYTES[precision] * a.hidden
+    if precision == "nf4":  # bitsandbytes makes a weight of 16 bits of the layer that it multiplies
+        denoise += 2 * max(rows * columns for _, rows, columns in transformer_linears(a))
     vae_ratio = a.vae_width / 128
     encode = max((width * height * _ENCODE_BYTES * vae_ratio for width, height in references), default=0)
-    return Activations(prompt, int(encode), int(denoise), int(size[0] * size[1] * _DECODE_BYTES * vae_ratio))
+    decode = int(size[0] * size[1] * _DECODE_BYTES * vae_ratio)
+    return Activations(prompt, int(encode), denoise + embeddings, decode + embeddings)
 
 
 def kv_bytes(spec: ModelSpec, size: Size, references: Sequence[Size]) -> int:

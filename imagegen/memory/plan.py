@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from imagegen.contract.schemas import MemoryState
 from imagegen.errors import ConfigurationError, OutOfMemory
@@ -61,6 +61,8 @@ class MemoryPlan:
     size: Size
     parts: Parts
     why: str = ""
+    #: Whether the transformer's blocks are compiled, which needs less.
+    compiled: bool = False
 
     @property
     def resident(self) -> int:
@@ -80,7 +82,8 @@ class MemoryPlan:
 
     def peak_of(self, size: Size, references: Sequence[Size]) -> int:
         """Estimated bytes of the card in use at most while a picture is made: weights, activations, CUDA's context."""
-        parts, needs = self.parts, activations(self.spec, size, references)
+        parts = self.parts
+        needs = activations(self.spec, size, references, self.transformer, self.compiled)
         if self.offload in ("none", "embeddings"):
             return CONTEXT + self.resident + max(needs.encode_prompt, needs.picture)
         if self.offload == "text_encoder":
@@ -111,9 +114,29 @@ class MemoryPlan:
         transformer = self.resident or self.parts.transformer
         return CONTEXT + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.card.bytes
 
+    @property
+    def needed(self) -> int:
+        """Bytes that a GPU must have for what the plan is made for, also where its blocks turn out not to compile."""
+        return max(self.peak, replace(self, compiled=False).peak) + RESERVE
+
     def fits(self, card: Card | None) -> bool:
-        """Whether a card has room for what the plan is made for, and something to spare."""
-        return card is None or self.peak + RESERVE <= card.bytes
+        """Whether a GPU has room for what the plan is made for, and something to spare."""
+        return card is None or self.needed <= card.bytes
+
+    def eager(self) -> MemoryPlan:
+        """The same weights where the blocks cannot be compiled, with as many references as then fit."""
+        plan = replace(self, compiled=False)
+        fitting = (n for n in range(plan.references, 0, -1) if replace(plan, references=n).fits(plan.card))
+        return replace(plan, references=next(fitting, 0), why="its blocks cannot be compiled")
+
+    def lowered(self, references: int) -> MemoryPlan:
+        """The same weights on a GPU that has shown to hold so many references at the default size and no more; -1: not
+        even an image without. What needs more by the estimate is refused from then on."""
+        if self.card is None:
+            return self
+        needed = self.peak_of(self.size, [REFERENCE] * (references + 1))
+        card = replace(self.card, bytes=min(self.card.bytes, needed - 1))
+        return replace(self, card=card, references=max(0, references), why="less fits than was estimated")
 
     def largest(self, size: Size, references: Sequence[Size], available: int) -> Size | None:
         """The largest picture of the shape of `size`, and smaller than it, for which `available` bytes of the card do.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from imagegen.errors import ConfigurationError
 from imagegen.memory.footprint import part_bytes
-from imagegen.memory.plan import REFERENCE, RESERVE, Card, MemoryPlan, describe, gib
+from imagegen.memory.plan import Card, MemoryPlan, describe, gib
 from imagegen.memory.types import Offload, Precision
 from imagegen.models import ModelSpec, Size
 
@@ -55,6 +56,7 @@ def choose(
     offload: Offload | Literal["auto"] = "auto",
     stored: tuple[Precision | None, Precision | None] = (None, None),
     nf4: bool = True,
+    compiled: bool = True,
 ) -> MemoryPlan:
     """The plan for a card: the first of `candidates` that fits.
 
@@ -66,6 +68,7 @@ def choose(
         offload: forced unless "auto".
         stored: the precision in which the folder holds transformer and text encoder already, if it does.
         nf4: whether bitsandbytes is installed, whose nf4 is.
+        compiled: whether the transformer's blocks are, where the plan allows it.
 
     Raises:
         ConfigurationError: nothing that was asked for fits, with what it needs and the nearest plan that fits; or the
@@ -79,7 +82,9 @@ def choose(
 
     def plan(transformer: Precision, text_encoder: Precision, where: Offload, why: str = "") -> MemoryPlan:
         parts = part_bytes(spec, transformer, text_encoder, element=4 if card is None else 2)
-        return MemoryPlan(spec, card, transformer, text_encoder, where, references, size, parts, why)
+        # Layers that are fetched as they run would cut the blocks into pieces.
+        one_graph = compiled and card is not None and where != "group"
+        return MemoryPlan(spec, card, transformer, text_encoder, where, references, size, parts, why, one_graph)
 
     if card is None:
         transformer = stored[0] or ("bf16" if precision == "auto" else precision)
@@ -100,7 +105,7 @@ def choose(
     found = next((one for one in wanted if one.fits(card)), None)
     if found is not None:
         return plan(found.transformer, found.text_encoder, found.offload, _why(found, wanted, asked))
-    best = min(wanted, key=lambda one: one.peak)
+    best = min(wanted, key=lambda one: one.needed)
     raise ConfigurationError(_too_large(best, card, asked, next((one for one in every if one.fits(card)), None)))
 
 
@@ -143,24 +148,23 @@ def _why(found: MemoryPlan, wanted: Sequence[MemoryPlan], asked: str) -> str:
         return "the card has room for the model as it is"
     before = wanted[wanted.index(found) - 1]
     return (
-        f"the best that fits: transformer {before.transformer}, text encoder {before.text_encoder}, offload "
-        f"{before.offload} would need {gib(before.peak + RESERVE)}"
+        f"the best that fits; the next better one (transformer {before.transformer}, text encoder "
+        f"{before.text_encoder}, offload {before.offload}) would need {gib(before.needed)}"
     )
 
 
 def _too_large(best: MemoryPlan, card: Card, asked: str, nearest: MemoryPlan | None) -> str:
     text = (
-        f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.peak + RESERVE)} of the card's memory for "
+        f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.needed)} of the card's memory for "
         f"{describe(best.size, best.references)}, and {gib(card.bytes)} can be had"
     )
     advice = []
     if asked and nearest is not None:
         advice.append(
-            f"IMAGEGEN_PRECISION={nearest.transformer} IMAGEGEN_OFFLOAD={nearest.offload} needs "
-            f"{gib(nearest.peak + RESERVE)}"
+            f"IMAGEGEN_PRECISION={nearest.transformer} IMAGEGEN_OFFLOAD={nearest.offload} needs {gib(nearest.needed)}"
         )
     for fewer in range(best.references - 1, 0, -1):
-        needed = best.peak_of(best.size, [REFERENCE] * fewer) + RESERVE
+        needed = replace(best, references=fewer).needed
         if needed <= card.bytes:
             advice.append(f"IMAGEGEN_MAX_REFERENCES={fewer} needs {gib(needed)}")
             break

@@ -59,13 +59,20 @@ def choose_attention(
     return "native", f"compute capability {name}: torch's own FlashAttention 2 is made for it"
 
 
-def use_attention(pipe: Any, attention: Attention, device: str) -> None:
-    """Lets the transformer use a kernel; where it does not run here, torch's own, with a warning."""
-    backend, package = _BACKENDS[attention]
-    fault = f"{package} is not installed" if package and not is_installed(package) else _try_attention(backend, device)
-    if fault is not None:
-        log.warning("attention by %s does not run here (%s); torch's own is used", attention, fault)
+def use_attention(pipe: Any, attention: Attention, device: str, capability: tuple[int, int] | None = None) -> None:
+    """Lets the transformer use a kernel; where it does not run here, the GPU's best of torch's own, with a warning."""
+    second = choose_attention(capability, lambda package: False)[0]
+    backend = "native"
+    for kernel, otherwise in ((attention, second), (second, "native")):
+        backend, package = _BACKENDS[kernel]
+        missing = package is not None and not is_installed(package)
+        fault = f"{package} is not installed" if missing else _try_attention(backend, device)
+        if fault is None:
+            break
+        log.warning("attention by %s does not run here (%s); %s is used", kernel, fault, otherwise)
         backend = "native"
+        if kernel == second:
+            break
     # diffusers says at each call that this is experimental, as a warning; its version is pinned here.
     noisy = logging.getLogger("diffusers.models.modeling_utils")
     was, noisy.disabled = noisy.disabled, True
@@ -91,7 +98,16 @@ def _try_attention(backend: str, device: str) -> str | None:
 
 def compile_blocks(pipe: Any) -> None:
     """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes."""
+    from torch.fx.experimental import _config as shapes
+
+    # An image of as many tokens as a layer is wide would make them one symbol, and the next size a second graph.
+    shapes.use_duck_shape = False
     pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
+
+
+def can_compile(attention: Attention | None) -> bool:
+    """Whether blocks with this kernel for attention are one graph: sage is no operation that the compiler knows."""
+    return attention != "sage"
 
 
 def compile_errors() -> tuple[type[Exception], ...]:

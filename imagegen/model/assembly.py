@@ -30,10 +30,11 @@ from imagegen.model import quantization
 from imagegen.model.acceleration import load_decoder
 from imagegen.model.config import FluxConfig
 from imagegen.model.offload import CpuEmbedding, OnloadHook
+from imagegen.model.quantized_linear import QuantizedLinear
 from imagegen.weights import files as weight_files
 
 _THREADS = 4
-_DTYPES = {
+DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -77,15 +78,16 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if home != "cpu":
-        torch.cuda.synchronize(home)
-        torch.accelerator.empty_host_cache()  # the blocks that weights passed through
-    _check_filled(modules)
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        _empty_host_cache()  # the blocks that weights passed through
+        torch.cuda.empty_cache()  # what they were quantised from
     passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
     share = read / (sum(reading + moving for reading, moving in seconds) or 1)
     times.read, times.to_card = passed * share, passed * (1 - share)
     if decoder is not None:
         modules["vae"] = decoder
+    _check_filled(modules)
     pipe = getattr(diffusers, config.spec.pipeline_class).from_pretrained(path, local_files_only=True, **modules)
     if offload == "text_encoder":
         OnloadHook(modules["text_encoder"], device)
@@ -209,7 +211,7 @@ class WeightLoader:
         hosted = self.host_embedding and layer == _EMBEDDING
         # What stays on the CPU is pinned by those who send it, where they want it to be.
         pin = self._device != "cpu" and self.home != "cpu" and not hosted
-        pieces = {piece: _read(self._stored[piece], pin) for piece in self._quantized.get(name, [name])}
+        pieces = {piece: read_tensor(self._stored[piece], pin) for piece in self._quantized.get(name, [name])}
         read = time.monotonic()
         if hosted:
             self._module.set_submodule(layer, CpuEmbedding(pieces[name].to(self._dtype), self.home))
@@ -219,7 +221,9 @@ class WeightLoader:
         else:
             weight = self._convert(name, layer, pieces).to(self.home)
             child = self._module.get_submodule(layer)
-            if leaf in child._buffers:
+            if quantization.is_quantized(weight):
+                self._module.set_submodule(layer, QuantizedLinear(weight))
+            elif leaf in child._buffers:
                 child.register_buffer(leaf, weight)
             else:
                 child.register_parameter(leaf, nn.Parameter(weight, requires_grad=False))
@@ -236,13 +240,19 @@ class WeightLoader:
         return moved[name].to(self._dtype) if moved[name].is_floating_point() else moved[name]
 
 
+def _empty_host_cache() -> None:
+    """Gives pinned memory that is not in use back to the system. torch has a public name for it since 2.12."""
+    public = getattr(torch.accelerator, "empty_host_cache", None)
+    (public or torch._C._host_emptyCache)()  # noqa: SLF001
+
+
 def _tasks(fillers: list[WeightLoader]) -> list[tuple[WeightLoader, str]]:
     """All weights, those of the parts in turn, so that none waits for another part."""
     queues = zip_longest(*([(filler, name) for name in filler.names] for filler in fillers))
     return [task for tasks in queues for task in tasks if task is not None]
 
 
-def _read(stored: weight_files.Stored, pin: bool) -> torch.Tensor:
+def read_tensor(stored: weight_files.Stored, pin: bool) -> torch.Tensor:
     """A tensor of a file, in memory of its own: no mapped page waits to be read from the disk when it is used.
 
     Args:
@@ -256,4 +266,4 @@ def _read(stored: weight_files.Stored, pin: bool) -> torch.Tensor:
             if not (count := stream.readinto(view)):
                 raise ValueError(f"{stored.file.name} ends within a tensor")
             view = view[count:]
-    return buffer.view(_DTYPES[stored.dtype]).reshape(stored.shape)
+    return buffer.view(DTYPES[stored.dtype]).reshape(stored.shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +13,10 @@ from imagegen.errors import ConfigurationError
 from imagegen.memory.plan import Card, MemoryPlan, read_card
 from imagegen.memory.planner import choose, stored_precisions
 from imagegen.model import driver
-from imagegen.model.acceleration import Attention, choose_attention, is_installed
+from imagegen.model.acceleration import Attention, can_compile, choose_attention, is_installed
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.model.warm_up import warm_up
 from imagegen.models import ModelSpec, get_model
 from imagegen.settings import Settings
 from imagegen.weights.files import prefetch
@@ -77,13 +77,16 @@ def read_ahead(settings: Settings) -> Path | None:
     return path
 
 
-def plan(spec: ModelSpec, settings: Settings, path: Path | None, card: Card | None, nf4: bool = True) -> MemoryPlan:
+def plan(
+    spec: ModelSpec, settings: Settings, path: Path | None, card: Card | None, nf4: bool = True, compiled: bool = True
+) -> MemoryPlan:
     """Where each part of a model will live, and in which precision.
 
     Args:
         path: the folder with its weights, which may be quantised already; None: they are not here.
         card: None: a CPU.
         nf4: whether what nf4 needs is installed.
+        compiled: whether blocks can be compiled.
 
     Raises:
         ConfigurationError: what the settings ask for does not fit the card.
@@ -96,6 +99,7 @@ def plan(spec: ModelSpec, settings: Settings, path: Path | None, card: Card | No
         offload=settings.offload,
         stored=stored_precisions(path) if path else (None, None),
         nf4=nf4,
+        compiled=compiled and settings.compile != "off",
     )
 
 
@@ -118,7 +122,7 @@ def load(
     Raises:
         ConfigurationError: the weights cannot be had or loaded, or do not fit the card.
     """
-    begun, times = time.monotonic(), times or StartTimes()
+    times = times or StartTimes()
     decoder = None
     with times.measure("find"):
         note("looking for the weights")
@@ -131,12 +135,19 @@ def load(
         else:
             note("downloading the weights")
             path = download_weights(spec, settings, progress, note)
+    # Blocks of the allocator that grow leave fewer holes between sizes; read when torch first uses the GPU.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     with times.importing():
         device = settings.device or default_device()
     note("checking the card")
     with times.measure("check"):
-        chosen = plan(spec, settings, path, read_card(device), nf4=is_installed("bitsandbytes"))
+        card = read_card(device)
+        attention = _attention(settings, device)
+        compiled = _can_compile(settings, device, attention)
+        chosen = plan(spec, settings, path, card, is_installed("bitsandbytes"), compiled)
     log.info("memory: %s", chosen)
+    if compiled and chosen.offload == "group" and settings.compile == "on":
+        log.warning("IMAGEGEN_COMPILE=on: layers that are fetched as they run cannot be compiled; they are not")
     note("loading the weights")
     config = FluxConfig(
         spec,
@@ -147,8 +158,8 @@ def load(
         offload=chosen.offload,
         progress=progress,
         plan=chosen,
-        attention=_attention(settings, device),
-        compile=_compiled(settings, device, chosen),
+        attention=attention,
+        compile=compiled and chosen.offload != "group",
         decoder=decoder,
         prompt_cache=int(settings.prompt_cache_mb * 1e6),
     )
@@ -162,9 +173,8 @@ def load(
         with suppress(Exception):
             pipeline.unload()  # a second try finds the card free
         raise
-    # deploy/vast/worker.py waits for this line.
-    seconds = time.monotonic() - begun
-    log.info("loaded %s on %s in %.1f s: %s", spec.name, pipeline.device, seconds, times.show())
+    # deploy/vast/worker.py waits for this line. The seconds are those since the process began, as the stages' are.
+    log.info("loaded %s on %s in %.1f s: %s", spec.name, pipeline.device, times.total, times.show())
     return pipeline
 
 
@@ -172,13 +182,14 @@ def _wanted(setting: str, device: str) -> bool:
     return setting == "on" or (setting == "auto" and device.startswith("cuda"))
 
 
-def _compiled(settings: Settings, device: str, chosen: MemoryPlan) -> bool:
-    """Whether blocks are compiled: never where they come to the card layer by layer, which cuts them into pieces."""
+def _can_compile(settings: Settings, device: str, attention: Attention | None) -> bool:
+    """Whether blocks are compiled, where the plan allows it."""
     if not _wanted(settings.compile, device):
         return False
-    if chosen.offload == "group" and settings.compile == "on":
-        log.warning("IMAGEGEN_COMPILE=on: layers that are fetched as they run cannot be compiled; they are not")
-    return chosen.offload != "group"
+    if not can_compile(attention):
+        log.warning("IMAGEGEN_ATTENTION=%s: blocks with this kernel cannot be compiled; they are not", attention)
+        return False
+    return True
 
 
 def _attention(settings: Settings, device: str) -> Attention | None:
@@ -207,7 +218,7 @@ def _warm_up(pipeline: FluxPipeline, folder: Path | None, wanted: bool, note: Ca
         return
     note("warming up")
     with pipeline.times.measure("warm_up"):  # what is not in the cache is compiled meanwhile
-        pipeline.warm_up()
+        warm_up(pipeline)
     log.info("warmed up%s", ", with the compile cache" if found else "")
-    if cache and not found:
+    if cache and not found and pipeline.compiled:
         cache.save()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+#: Where a tensor begins in a block: enough for every type and for CUDA's copies.
+_ALIGNMENT = 512
 
 
 class CpuEmbedding(torch.nn.Module):
@@ -25,26 +29,53 @@ class CpuEmbedding(torch.nn.Module):
         return rows.to(ids.device)
 
 
+class PinnedMemory:
+    """Copies tensors into pinned memory, from which a GPU copies without waiting.
+
+    torch rounds each pinned block up to a power of two, 12.2 GiB for the 9.7 of klein-9b's text encoder: tensors share
+    blocks of `BLOCK` bytes.
+    """
+
+    BLOCK = 2**30
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A pinned copy of a tensor of the CPU; of a quantised one, of each tensor that it is made of."""
+        if is_traceable_wrapper_subclass(tensor):
+            names, context = tensor.__tensor_flatten__()
+            inner = {name: self.copy(getattr(tensor, name)) for name in names}
+            copied: torch.Tensor = type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+            return copied
+        size = -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if size > self._free.nbytes:
+            self._free = torch.empty(max(size, self.BLOCK), dtype=torch.uint8, pin_memory=True)
+        taken, self._free = self._free[: tensor.nbytes], self._free[size:]
+        return taken.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 class OnloadHook:
     """Brings a module's weights to a device for each forward pass, and lets go of them there after it, also after one
     that failed. What lies on the CPU is kept, pinned, so that nothing is copied back."""
 
     def __init__(self, module: torch.nn.Module, device: str) -> None:
         self._device = torch.device(device)
-        self._home = [
-            (child, name, self._pinned(parameter))
-            for child in module.modules()
-            for name, parameter in child.named_parameters(recurse=False)
-        ]
-        self._leave()
+        self._home: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
+        pinned = PinnedMemory()
+        for child in module.modules():
+            for name, parameter in list(child.named_parameters(recurse=False)):
+                home = self._pinned(parameter, pinned)
+                child.register_parameter(name, home)  # each goes as its copy comes, so that nothing is held twice
+                self._home.append((child, name, home))
         module.register_forward_pre_hook(self._come, with_kwargs=True)
         module.register_forward_hook(self._leave, always_call=True)
 
-    def _pinned(self, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    def _pinned(self, parameter: torch.nn.Parameter, pinned: PinnedMemory) -> torch.nn.Parameter:
         # One of 4 bits is more than its data: the scales are beside it, and move with it.
         if self._device.type != "cuda" or hasattr(parameter, "quant_state"):
             return parameter
-        return torch.nn.Parameter(parameter.data.pin_memory(), requires_grad=False)
+        return torch.nn.Parameter(pinned.copy(parameter.data), requires_grad=False)
 
     def _come(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for child, name, home in self._home:

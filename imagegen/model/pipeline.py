@@ -1,22 +1,19 @@
-"""The model on its device: load it, draw with it, give its memory back.
+"""The model on its device: load it, generate with it, free its memory.
 
-This module knows nothing of jobs, queues or base64. It is not safe for two threads at once; `imagegen.engine.service`
-gives it a lane of its own. torch and diffusers are imported when a model is loaded, and not with this module: that
-takes seconds, in which a door can already answer."""
+This module knows nothing of jobs, queues or base64. It is not safe for two threads at once; `imagegen.engine` gives it
+a thread of its own. torch and diffusers are imported when a model is loaded, and not with this module: that takes
+seconds, in which a transport can already answer."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from PIL import Image
 
@@ -24,11 +21,15 @@ from imagegen import logs
 from imagegen.contract import prompts
 from imagegen.contract.start_times import StartTimes
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory, Unavailable
-from imagegen.model import acceleration
-from imagegen.model.caches import PromptCache, References, shared_reference_latents
+from imagegen.memory.plan import MemoryPlan
+from imagegen.model import acceleration, generation
+from imagegen.model.caches import PromptCache, References
 from imagegen.model.compile_cache import CompileCache, compile_key
 from imagegen.model.config import FluxConfig
-from imagegen.model.preview import estimate_end
+from imagegen.model.generation import StepCallback
+from imagegen.model.gpu_errors import find_gpu_fault
+from imagegen.model.images import GeneratedImage, Mark
+from imagegen.models import Size
 
 if TYPE_CHECKING:
     import torch
@@ -38,38 +39,28 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class StepCallback(Protocol):
-    """Called after each denoising step. Raising from it stops the picture; a stop should be a BaseException, so that
-    no handler of ordinary errors on the way swallows it."""
-
-    def __call__(self, step: int, total: int, preview: Callable[[], Image.Image]) -> None:
-        """Step `step` (from 1) of `total` is done; `preview`, called at once or never, shows what comes."""
-
-
-@dataclass
-class Drawn:
-    """One picture and the seconds that it took."""
-
-    image: Image.Image
-    denoise: float
-    decode: float
-
-
 @dataclass
 class Prompt:
-    """A prompt's embeddings (1, max_sequence_length, 3 * hidden), made once for all pictures of a job, and what of it
+    """A prompt's embeddings (1, max_sequence_length, 3 * hidden), made once for all images of a job, and what of it
     is not in them; `cached` where they were there already."""
 
     embeddings: torch.Tensor
-    seconds: float
+    begun: Mark
+    done: Mark
     warnings: list[str]
     cached: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """What it took; waits until the GPU has done it."""
+        self.done.wait()
+        return self.begun.seconds_to(self.done)
 
 
 class FluxPipeline:
     """FLUX.2 [klein] with a life cycle. As a context manager it is loaded inside and unloaded after.
 
-    For the same seed, sizes and references the pictures are bit-identical to a bare call of the diffusers pipeline
+    For the same seed, sizes and references the images are bit-identical to a bare call of the diffusers pipeline
     with `generator=torch.Generator(device).manual_seed(seed)`, as long as nothing is compiled.
     """
 
@@ -77,6 +68,7 @@ class FluxPipeline:
         self.config = config
         #: What the start took; `load` adds its own.
         self.times = times or StartTimes()
+        self._device: torch.device
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
         self._plain: Any = None  # of the same parts, the one that knows no cache of keys and values; mostly the same
         self._compiled = False
@@ -88,17 +80,22 @@ class FluxPipeline:
         return self._pipe is not None
 
     @property
+    def compiled(self) -> bool:
+        """Whether its blocks are compiled: they were asked to be, and could be."""
+        return self._compiled
+
+    @property
     def device(self) -> str | None:
-        """Where pictures are made; None before `load`."""
-        return str(self._pipe._execution_device) if self._pipe is not None else None
+        """Where images are made; None before `load`."""
+        return str(self._device) if self._pipe is not None else None
 
     def gpu_memory(self) -> int | None:
-        """Bytes of the card that torch holds for this process; None without a card."""
-        if self._pipe is None or self._pipe._execution_device.type != "cuda":
+        """Bytes of the GPU that torch holds for this process; None without one."""
+        if self._pipe is None or self._device.type != "cuda":
             return None
         import torch
 
-        return torch.cuda.memory_reserved(self._pipe._execution_device)
+        return torch.cuda.memory_reserved(self._device)
 
     def load(self) -> None:
         """Reads the weights; does nothing when they are there.
@@ -129,25 +126,27 @@ class FluxPipeline:
         except Exception as error:  # diffusers, transformers and safetensors raise many kinds for a broken folder
             kind = ConfigurationError
             message = f"{config.spec.name}: its weights cannot be loaded ({type(error).__name__})"
-            if isinstance(error, torch.OutOfMemoryError):
-                message = f"{config.spec.name} does not fit the card's memory; another process may hold some of it"
+            if find_gpu_fault(error) == "memory":
+                message = f"{config.spec.name} does not fit the GPU's memory; another process may hold some of it"
                 kind = Unavailable
-            # Its frames hold what was loaded, and a second try would find it on the card.
+            # Its frames hold what was loaded, and a second try would find it on the GPU.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             torch.cuda.empty_cache()
             raise kind(message) from error
+        self._device = pipe._execution_device
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):
             one.set_progress_bar_config(disable=not config.progress, desc="steps")
         if config.attention is not None:
-            acceleration.use_attention(pipe, config.attention, device)
+            capability = torch.cuda.get_device_capability(device) if self._device.type == "cuda" else None
+            acceleration.use_attention(pipe, config.attention, device, capability)
         if config.compile:
             acceleration.compile_blocks(pipe)
         self._compiled = config.compile
 
     def unload(self) -> None:
-        """Gives the memory back, the card's and the CPU's; does nothing when nothing is loaded."""
+        """Gives the memory back, the GPU's and the CPU's; does nothing when nothing is loaded."""
         if not self.loaded:
             return
         import torch
@@ -174,17 +173,16 @@ class FluxPipeline:
         kept = self._prompts.get(prompt)
 
         def encode() -> Prompt:
-            begun = time.monotonic()
+            begun = Mark.on(self._device)
             if kept is not None:
-                embeddings, warnings = kept[0].to(pipe._execution_device), kept[1]
+                embeddings, warnings = kept[0].to(self._device, non_blocking=True), kept[1]
             else:
                 embeddings, _ = self._plain.encode_prompt(
                     prompt, max_sequence_length=self.config.spec.max_sequence_length
                 )
                 warnings = prompts.warnings(self.config.spec, prompt, pipe.tokenizer)
                 self._prompts.put(prompt, embeddings, warnings)
-            self._synchronize()
-            return Prompt(embeddings, time.monotonic() - begun, warnings, cached=kept is not None)
+            return Prompt(embeddings, begun, Mark.on(self._device), warnings, cached=kept is not None)
 
         return self.translating_gpu_errors(encode)
 
@@ -198,20 +196,20 @@ class FluxPipeline:
         guidance_scale: float,
         seed: int,
         on_step: StepCallback | None = None,
-    ) -> Drawn:
-        """Draws one picture from words.
+    ) -> GeneratedImage:
+        """Generates one image from a prompt. On a GPU it returns when the work is queued; the image waits for its end.
 
         Args:
             width, height: pixels, multiples of 16.
-            seed: of a generator of its own, so that a picture does not depend on those before it.
+            seed: of a generator of its own, so that an image does not depend on those before it.
             on_step: progress, and the way to stop.
 
         Raises:
             NotReady: nothing is loaded.
             OutOfMemory: it did not fit; the memory has been given back.
-            GpuFailed: the card's context is dead.
+            GpuFailed: the GPU's context is dead.
         """
-        return self._draw(prompt, None, width, height, num_inference_steps, guidance_scale, seed, on_step)
+        return self._generate(prompt, None, width, height, num_inference_steps, guidance_scale, seed, on_step)
 
     def edit(
         self,
@@ -224,34 +222,33 @@ class FluxPipeline:
         guidance_scale: float,
         seed: int,
         on_step: StepCallback | None = None,
-    ) -> Drawn:
-        """Draws one picture from words and references; otherwise like `generate`.
+    ) -> GeneratedImage:
+        """Generates one image from a prompt and references; otherwise like `generate`.
 
         Args:
             images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them. As
-                one `References` for several pictures they are encoded once.
+                one `References` for several images they are encoded once.
         """
         references = images if isinstance(images, References) else References(list(images))
-        return self._draw(prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step)
+        return self._generate(prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step)
 
     def compile_cache(self, folder: Path) -> CompileCache:
         """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
         return CompileCache(folder, compile_key(self._loaded(), self.config.spec))
 
-    def warm_up(self) -> None:
-        """Draws at the usual sizes, from words and from a reference, so that no job waits for what only a first picture
-        needs: kernels to be loaded and chosen, blocks to be compiled, memory to be had from the card. Two steps, since
-        the second differs from the first where keys and values are cached."""
-        spec, plan = self.config.spec, self.config.plan
-        one = References([Image.new("RGB", (spec.size, spec.size))])
-        for references in (None, one) if plan is None or plan.references else (None,):
-            try:
-                self._draw("", references, spec.size, spec.size, 2, spec.guidance_scale, 0, None)
-            except OutOfMemory:
-                what = "with a reference" if references else "from words"
-                log.warning("a picture of %dx%d %s does not fit the card's memory", spec.size, spec.size, what)
+    def use_plan(self, plan: MemoryPlan) -> None:
+        """Goes by another plan, of the same weights, from the next job on; says so in the log."""
+        self.config = replace(self.config, plan=plan)
+        log.warning("memory: %s", plan)
 
-    def _draw(
+    def caches_keys_and_values(self, size: Size, references: Sequence[Size]) -> bool:
+        """Whether an edit keeps its references' keys and values: where the model has that and they fit."""
+        if not references or self._pipe is self._plain:
+            return False
+        fits, plan = self.config.kv, self.config.plan
+        return (plan is None or plan.kv_fits(size, references)) if fits is None else fits
+
+    def _generate(
         self,
         prompt: str | Prompt,
         references: References | None,
@@ -261,72 +258,31 @@ class FluxPipeline:
         guidance_scale: float,
         seed: int,
         on_step: StepCallback | None,
-    ) -> Drawn:
-        import torch
-
-        # 1. The prompt, and the empty one where guidance compares with it
+    ) -> GeneratedImage:
         self._loaded()
         if isinstance(prompt, str):
             prompt = self.encode_prompt(prompt)
-        begun = denoised = time.monotonic()
-        pipe = self._path(references, width, height)
-        arguments: dict[str, Any] = {}
+        sizes = [image.size for image in references.images] if references else []
+        pipe = self._pipe if self.caches_keys_and_values((width, height), sizes) else self._plain
+        arguments: dict[str, Any] = {
+            "prompt_embeds": prompt.embeddings,
+            "width": width,
+            "height": height,
+            "num_inference_steps": num_inference_steps,
+            "max_sequence_length": self.config.spec.max_sequence_length,
+        }
         if pipe is self._plain:  # the other knows no guidance
-            arguments = {"guidance_scale": guidance_scale}
+            arguments["guidance_scale"] = guidance_scale
             if guidance_scale > 1 and not pipe.config.is_distilled:
                 arguments["negative_prompt_embeds"] = self.encode_prompt("").embeddings
 
-        # 2. What is told of the steps
-        before: list[torch.Tensor] = []
-
-        def note_latents(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
-            before[:] = [kwargs["hidden_states"][:, kwargs.get("num_ref_tokens", 0) :]]
-
-        def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            nonlocal denoised
-            if step + 1 == num_inference_steps:
-                self._synchronize()
-                denoised = time.monotonic()
-            if on_step is not None:
-                latents = tensors["latents"]
-                preview = partial(estimate_end, self._pipe, before[0], latents, width, height)
-                on_step(step + 1, num_inference_steps, preview)
-            return tensors
-
-        # 3. References are encoded, the steps run, the latents decoded
-        def call() -> Image.Image:
-            with shared_reference_latents(pipe, references) if references else nullcontext():
-                picture: Image.Image = pipe(
-                    image=references.images if references else None,
-                    prompt_embeds=prompt.embeddings,
-                    width=width,
-                    height=height,
-                    num_inference_steps=num_inference_steps,
-                    generator=torch.Generator(pipe._execution_device).manual_seed(seed),
-                    max_sequence_length=self.config.spec.max_sequence_length,
-                    callback_on_step_end=after_step,
-                    **arguments,
-                ).images[0]
+        def call() -> GeneratedImage:
+            image = generation.generate(pipe, arguments, references, seed, on_step, self._device)
             if pipe is not self._pipe:
                 self._pipe.maybe_free_model_hooks()  # which are the loaded one's; under model offload
-            return picture
+            return image
 
-        hook = pipe.transformer.register_forward_pre_hook(note_latents, with_kwargs=True)
-        try:
-            image = self.with_eager_fallback(call)
-        finally:
-            hook.remove()
-        return Drawn(image, denoised - begun, time.monotonic() - denoised)
-
-    def _path(self, references: References | None, width: int, height: int) -> Any:
-        """The diffusers pipeline for a picture: the one that caches its references' keys and values where the model has
-        it, there are some, and they fit; the plain one otherwise."""
-        if references is None or not references.images or self._pipe is self._plain:
-            return self._plain
-        fits, plan = self.config.kv, self.config.plan
-        if fits is None:
-            fits = plan is None or plan.kv_fits((width, height), [image.size for image in references.images])
-        return self._pipe if fits else self._plain
+        return self.with_eager_fallback(call)
 
     def with_eager_fallback(self, call: Callable[[], T]) -> T:
         """Calls `call`; where its compiled blocks fail to compile, logs that once and calls it again without them, as
@@ -336,16 +292,18 @@ class FluxPipeline:
         except acceleration.compile_errors() as error:
             if not self._compiled:
                 raise
-            log.warning("blocks cannot be compiled (%s); it is drawn without from now on", type(error).__name__)
+            log.warning("blocks cannot be compiled (%s); they run without from now on", type(error).__name__)
         acceleration.run_eagerly(self._pipe)
         self._compiled = False
+        if (plan := self.config.plan) is not None and plan.card is not None:
+            self.use_plan(plan.eager())
         return self.translating_gpu_errors(call)
 
     def translating_gpu_errors(self, work: Callable[[], T]) -> T:
-        """Runs `work` on the card. Whatever ends it, the next call finds the card as it was.
+        """Runs `work` on the GPU. Whatever ends it, the next call finds the GPU as it was.
 
         Raises:
-            OutOfMemory, GpuFailed: for the card's own errors.
+            OutOfMemory, GpuFailed: for the GPU's own errors.
         """
         import torch
 
@@ -353,28 +311,23 @@ class FluxPipeline:
         try:
             with torch.no_grad():
                 return work()
-        except torch.OutOfMemoryError:
-            failure = OutOfMemory(
-                "the picture does not fit the card's memory; ask for a smaller size or fewer references"
-            )
-        except torch.AcceleratorError:
-            raise GpuFailed("the card failed; this worker must be replaced") from None
-        except BaseException:
-            # It stands only at the end of the pipeline's call; the next job would find the transformer on the card.
-            self._pipe.maybe_free_model_hooks()
-            raise
+        except BaseException as error:
+            fault = find_gpu_fault(error)
+            if fault == "dead":
+                raise GpuFailed("the GPU failed; this worker must be replaced") from None
+            if fault is None:
+                # It stands only at the end of the pipeline's call; the next job would find the transformer on the GPU.
+                self._pipe.maybe_free_model_hooks()
+                raise
+            failure = OutOfMemory("the image does not fit the GPU's memory; ask for a smaller size or fewer references")
         # Outside of the handler, whose exception holds the frames that hold the tensors.
         self._pipe.maybe_free_model_hooks()
         gc.collect()
         torch.cuda.empty_cache()
-        raise failure
-
-    def _synchronize(self) -> None:
-        """Waits for the card, else a clock would show when work was queued and not when it was done."""
-        import torch
-
-        if self._pipe._execution_device.type == "cuda":
-            torch.cuda.synchronize(self._pipe._execution_device)
+        try:
+            raise failure
+        finally:
+            del failure  # it refers to this frame, and that to it: what the frames hold would wait for the collector
 
     def _loaded(self) -> Any:
         if self._pipe is None:

@@ -97,6 +97,13 @@ def has_layer(part: str, name: str) -> bool:
     return re.fullmatch(_QUANTIZED[part], name) is not None
 
 
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether a weight is one of torchao's 8-bit ones."""
+    from torchao.quantization import Float8Tensor, Int8Tensor
+
+    return isinstance(weight, (Float8Tensor, Int8Tensor))
+
+
 def restore(name: str, tensors: dict[str, torch.Tensor], note: str) -> torch.Tensor:
     """The quantised weight called `name`, from the tensors and the note that a file has of it."""
     return torchao.unflatten(name, tensors, note)

@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from types import ModuleType
 
@@ -51,6 +51,7 @@ class Delivery:
         model, num_inference_steps: for the record.
         request: names the format, the quality, and whether the prompt goes into the record.
         signer: signs each file; None: nothing is signed.
+        finish: what becomes of an image before it is encoded, in the threads that encode.
     """
 
     def __init__(
@@ -60,17 +61,23 @@ class Delivery:
         request: GenerateRequest | EditRequest,
         num_inference_steps: int,
         signer: Signer | None = None,
+        finish: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
-        self._pool = pool
+        self._pool, self._finish = pool, finish
         self._model, self._request, self._steps = model, request, num_inference_steps
         self._signer = signer
-        self._pictures: list[tuple[int, Image.Image]] = []
+        self._pictures: list[tuple[int, Future[Image.Image]]] = []
         self._files: list[Future[bytes]] = []
 
     def begin(self, seed: int, picture: Image.Image) -> None:
         """Begins to encode a picture, from any thread; the pictures of a job come in their order."""
-        self._pictures.append((seed, picture))
-        self._files.append(self._encode(seed, picture, self._request.output_format))
+        finished: Future[Image.Image] = Future()
+        if self._finish is None:
+            finished.set_result(picture)
+        else:
+            finished = self._pool.submit(self._finish, picture)
+        self._pictures.append((seed, finished))
+        self._files.append(self._encode(seed, finished, self._request.output_format))
 
     async def finish(self, answer: GenerateResponse, limit: int | None, store: ObjectStore | None, job_id: str) -> None:
         """Puts the pictures into `answer`: as URLs where they were asked for, else as base64.
@@ -107,17 +114,27 @@ class Delivery:
             answer.warnings.append(f"{failure.message}; the pictures came as base64")
         answer.images = await asyncio.wrap_future(self._pool.submit(lambda: [to_base64(data) for data in files]))
 
-    def _encode(self, seed: int, picture: Image.Image, output_format: OutputFormat) -> Future[bytes]:
+    async def finished(self) -> None:
+        """Waits until the images are what they will be; they may still be encoded."""
+        for _, picture in self._pictures:
+            await asyncio.wrap_future(picture)
+
+    def _encode(self, seed: int, finished: Future[Image.Image], output_format: OutputFormat) -> Future[bytes]:
         request = self._request
-        provenance = Provenance(
-            self._model,
-            seed,
-            self._steps,
-            *picture.size,
-            edited=isinstance(request, EditRequest),
-            prompt=request.prompt if request.embed_prompt else None,
-        )
-        return self._pool.submit(encode, picture, output_format, request.output_quality, provenance, self._signer)
+
+        def work() -> bytes:
+            picture = finished.result()  # which was begun before this
+            provenance = Provenance(
+                self._model,
+                seed,
+                self._steps,
+                *picture.size,
+                edited=isinstance(request, EditRequest),
+                prompt=request.prompt if request.embed_prompt else None,
+            )
+            return encode(picture, output_format, request.output_quality, provenance, self._signer)
+
+        return self._pool.submit(work)
 
     async def _upload(
         self, files: Sequence[bytes], output_format: OutputFormat, store: ObjectStore, job_id: str

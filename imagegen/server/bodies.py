@@ -226,11 +226,13 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
     images: list[str] = []
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            data = await value.read()
+            data = (await asyncio.to_thread(base64.b64encode, await value.read())).decode()
             if name.removesuffix("[]") in ("image", "images"):
-                images.append((await asyncio.to_thread(base64.b64encode, data)).decode())
+                images.append(data)
+            elif name == "mask" and name not in fields:
+                fields[name] = data
             else:
-                fields[name] = value  # no field takes a file: the schema names it
+                raise InvalidInput(f"{name[:60]}: is not a field that takes a file, or was sent twice", name[:60])
         elif name.removesuffix("[]") in ("image", "images"):
             images.append(value)
         elif name in fields:

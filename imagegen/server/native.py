@@ -34,12 +34,16 @@ _PREVIEWS = Query(False, description="In an event stream, send a preview of the 
 def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     """The request body for OpenAPI: the same fields as JSON and as a form with files."""
     fields = schema.model_json_schema()
+    if (expand := fields.pop("$defs", {}).get("Expand")) is not None:  # references are to the whole document
+        fields["properties"]["expand"]["anyOf"][0] = expand
     form = json.loads(json.dumps(fields))
     form["additionalProperties"] = True  # `image` and `image[]` are names for `images`
     if schema is EditRequest:
         # `image` is an alias, so that neither name alone is required.
         fields["properties"]["image"] = {"type": "string", "description": "One reference, instead of `images`."}
         fields["required"] = form["required"] = ["prompt"]
+        form["properties"]["mask"] = {"type": "string", "format": "binary"}
+        form["properties"]["expand"] = {"type": "string", "description": "The object's JSON."}
         form["properties"]["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
     content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}

@@ -90,6 +90,12 @@ def _openapi(edit: bool) -> dict[str, Any]:
     }
     if edit:
         properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
+        properties["mask"] = {
+            "type": "string",
+            "format": "binary",
+            "description": "Of the first image's size: what is transparent is edited, and all else kept. Without "
+            "transparency what is white is edited.",
+        }
     schema = {"type": "object", "required": ["prompt"], "properties": properties}
     form = {"multipart/form-data": {"schema": schema}} if edit else {}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}, **form}}}

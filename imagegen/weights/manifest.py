@@ -8,6 +8,7 @@ cost each cold start seconds of a GPU; they were checked when the image was pull
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
@@ -100,10 +101,16 @@ def _hash_fault(path: Path, expected: str) -> str | None:
 
 
 def main() -> int:
-    """Compares each folder with its manifest; the exit status is 1 where one differs."""
+    """Compares each folder with its manifest; the exit status is 1 where one differs or cannot be read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a model's snapshot with a manifest")
     faults = 0
-    for folder in map(Path, sys.argv[1:]):
-        for fault in verify(folder):
+    for folder in parser.parse_args().folders:
+        try:
+            found = verify(folder)
+        except (OSError, ValueError) as error:
+            found = [f"the manifest cannot be read ({type(error).__name__})"]
+        for fault in found:
             print(f"{folder}: {fault}", file=sys.stderr)
             faults += 1
     return min(faults, 1)

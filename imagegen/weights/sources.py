@@ -198,7 +198,8 @@ def _download(
     note: Callable[[str], None] | None = None,
 ) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import DryRunError, GatedRepoError, LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not progress:
@@ -226,6 +227,12 @@ def _download(
             f"{name}: this HUGGING_FACE_TOKEN may not read {repository}; accept the licence at "
             f"https://huggingface.co/{repository}"
         ) from None
+    except (DryRunError, LocalEntryNotFoundError) as error:  # whatever kept its client from the hub
+        why = type(error.__cause__ or error).__name__
+        raise ConfigurationError(
+            f"{name}: the weights are not on this machine and {ENDPOINT} cannot be reached ({why}); check the network, "
+            "HF_ENDPOINT and HF_HUB_OFFLINE"
+        ) from error
     except Exception as error:  # the hub's client lets errors of several HTTP libraries through
         raise Unavailable(f"{name}: the download of {repository} failed ({type(error).__name__})") from error
 

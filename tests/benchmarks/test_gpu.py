@@ -7,11 +7,22 @@ import time
 import pytest
 
 from benchmarks import gpu as benchmark_gpu
-from benchmarks.gpu import Benchmark, Row, step_flops
+from benchmarks.gpu_parts import PARTS, Benchmark, Row
 from benchmarks.measure import Device
+from benchmarks.probes import step_flops
 from imagegen.models import MICRO_PATH, get_model
 
 ROWS = [
+    "smoke: an image",
+    "smoke: an edit",
+    "smoke: a stop in a step",
+    "smoke: out of memory",
+    "smoke: unloading",
+    "bare diffusers",
+    "1 references, bf16",
+    "4 references, bf16",
+    "1 references, fp8",
+    "4 references, fp8",
     "text to image, 4 steps, bf16, 128x128",
     "model FLOPs used",
     "repeated prompt",
@@ -42,7 +53,8 @@ def test_every_promise_is_measured(report):
     rows = {what: next(row for row in result["rows"] if row["what"].startswith(what)) for what in ROWS}
     assert len(result["rows"]) == len(ROWS)
     assert all(row["what"] in text and row["target"] in text for row in rows.values())
-    measured = [row for what, row in rows.items() if not what.startswith(("24 GB", "cached"))]
+    measured = [row for what, row in rows.items() if not what.startswith(("24 GB", "cached", "smoke"))]
+    assert all(row["met"] for what, row in rows.items() if what.startswith("smoke"))
     assert all(row["value"] is not None and not row["note"] for row in measured)
     assert rows["24 GB, 4 references"]["met"] is True
     assert rows["24 GB, 4 references"]["details"]["references"] == 4
@@ -59,28 +71,44 @@ def test_a_missed_target_says_where_the_time_goes(report):
 
 
 class Parts(Benchmark):
-    """One part fails, one takes too long, one has no time left."""
+    """One part fails, one takes too long inside of the compiler, one has no time left."""
 
     def _bf16(self):
         raise RuntimeError("no kernel image is available")
 
-    def _fp8_under_a_cap(self):
-        self.rows.append(Row("measured"))
+    def _loading(self):
+        self._add(Row("measured"))
 
-    def _offload_under_a_cap(self):
-        time.sleep(60)
+    def _kv(self):
+        try:
+            time.sleep(60)
+        except Exception as error:  # as torch.compile would
+            raise RuntimeError("the compiler failed") from error
 
 
-def test_what_fails_or_takes_too_long_costs_its_own_row_alone():
-    parts = Parts(get_model("micro"), MICRO_PATH, Device("cpu"), time.monotonic() + 1, compiled=False)
-    parts.run()
+def test_what_fails_or_takes_too_long_costs_its_own_row_alone_and_each_is_saved():
+    saved = []
+    parts = Parts(
+        get_model("micro"),
+        MICRO_PATH,
+        Device("cpu"),
+        time.monotonic() + 1,
+        compiled=False,
+        save=lambda rows: saved.append([row.what for row in rows]),
+    )
+    parts.run(("bf16", "loading", "kv", "levers"))
     assert [(row.what, row.note) for row in parts.rows] == [
         ("bf16", "broken off: RuntimeError: no kernel image is available"),
         ("measured", ""),
-        ("offload under a cap", "broken off: TimeoutError: the time was over"),
-        ("kv", "not measured: the time was over"),
+        ("kv", "broken off: _OutOfTime: the time was over"),
         ("levers", "not measured: the time was over"),
     ]
+    assert saved[0] == ["bf16"]
+    assert ["bf16", "measured"] in saved
+
+
+def test_two_calls_measure_what_one_does():
+    assert (*PARTS["1"], *PARTS["2"]) == PARTS["all"]
 
 
 def test_the_work_of_a_step_is_that_of_the_traced_model():

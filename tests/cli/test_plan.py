@@ -20,7 +20,7 @@ def plan(monkeypatch, capsys):
 def test_the_plan_of_a_gpu(plan):
     status, out, _ = plan("--gpu-gb", "24", "--capability", "8.6", IMAGEGEN_MODEL="klein-9b")
     assert status == 0
-    assert out.startswith("klein-9b: transformer int8 8.8 GiB, text encoder bf16")
+    assert out.startswith("klein-9b: transformer int8 8.8 GiB, text encoder int8")
     assert out.count("\n") == 1
 
 
@@ -42,8 +42,8 @@ def test_a_plan_that_cannot_be_had_is_an_error(plan, monkeypatch):
     monkeypatch.setattr("imagegen.model.acceleration.is_installed", lambda package: False)
     status, out, error = plan("--gpu-gb", "12", IMAGEGEN_MODEL="klein-9b", IMAGEGEN_OFFLOAD="none")
     assert (status, out) == (1, "")
-    assert error.splitlines()[-1].startswith("error: IMAGEGEN_OFFLOAD=none: klein-9b needs 19.3 GiB")
-    assert "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=group needs 4.9 GiB" in error
+    assert error.splitlines()[-1].startswith("error: IMAGEGEN_OFFLOAD=none: klein-9b needs 19.6 GiB")
+    assert "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=group needs 5.0 GiB" in error
 
 
 @pytest.mark.parametrize("capability", ["8", "x.y", "8.9.1"])

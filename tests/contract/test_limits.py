@@ -157,8 +157,8 @@ def test_the_table_of_limits_is_what_is_tested_here():
         "IMAGEGEN_MAX_RESULT_MB": "result_too_large",
         "the model's (512, micro 32)": "none",  # tests/contract/test_prompts.py
         "200 megapixels": "bad_reference",  # tests/inputs/test_decoding.py
-        "1 GB": "none",  # these two: tests/inputs/test_decoders.py
-        "8 of the processor's, 11 in all": "bad_reference",
+        "1 GB, and 1 GB for those that take over 250 MB": "none",  # these two: tests/inputs/test_decoders.py
+        "8 of the processor's, 10 in all": "bad_reference",
         "IMAGEGEN_URL_TIMEOUT": "bad_reference",  # these two: tests/inputs/test_fetching.py
         "5": "bad_reference",
         "20,000": "payload_too_large",  # these three: tests/server/test_http.py

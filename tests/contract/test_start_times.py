@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 import time
 
 import pytest
@@ -7,6 +9,7 @@ from imagegen.contract.start_times import StartTimes
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
+from tests.support import ROOT
 
 
 def test_stages_are_added_up_and_shown_in_their_order():
@@ -39,3 +42,15 @@ def test_loading_fills_its_stages():
         times = pipeline.times
     assert times.build > 0 and times.read > 0 and times.to_card > 0
     assert times.first_picture == 0
+
+
+def test_the_stages_add_up_to_the_start():
+    """From the process's beginning to the loaded model: no second is counted twice, and few are in no stage."""
+    code = (
+        "import time, psutil; from imagegen.engine.service import Service; from tests.conftest import settings;"
+        "service = Service(settings()); times = service.start().result().times;"
+        "print(times.total, time.time() - psutil.Process().create_time()); service.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    total, passed = map(float, done.stdout.split())
+    assert 0.8 * passed <= total <= passed + 0.02  # the process's beginning is known to a hundredth

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import httpx
 import pytest
@@ -87,6 +88,9 @@ def test_an_error_is_the_contracts_and_the_worker_lives_on(api, job, error):
     answer = api.post("/runsync", json={"input": job}).json()
     assert answer["status"] == "FAILED"
     assert answer["error"].startswith(error)
+    code = error.partition(":")[0]
+    assert answer["output"] == {"code": code, "field": ANY, "retryable": code == "deadline_exceeded"}
+    assert answer["output"]["field"] in ("prompt", "mode", "images", "images[0]", "output_format", "timeout")
     assert api.post("/runsync", json={"input": PROMPT}).json()["status"] == "COMPLETED"
 
 

@@ -222,7 +222,7 @@ def a_decoder_that(behaves):
 
     def serve():
         with contextlib.suppress(OSError, EOFError), theirs:
-            receive(theirs, 1000), receive(theirs, LIMIT)
+            receive(theirs, 1000)
             behaves(theirs)
 
     thread = threading.Thread(target=serve)
@@ -258,11 +258,10 @@ def drips(connection):
         says({"memory": 10**12}),
         says({"memory": "much"}),
         says(b"x" * 20_000),
-        says({"memory": 1}, {"size": [5000, 5000], "warnings": []}, b""),
-        says({"memory": 1}, {"size": [0, 64], "warnings": []}, b""),
-        says({"memory": 1}, {"size": [64], "warnings": []}, b""),
-        says({"memory": 1}, {"size": [64, 64], "warnings": []}, b"few pixels"),
-        says({"memory": 1}, {"size": [64, 64], "warnings": []}, bytes(4_000_000)),
+        says({"memory": 1}, {"size": [5000, 5000], "warnings": []}),
+        says({"memory": 1}, {"size": [0, 64], "warnings": []}),
+        says({"memory": 1}, {"size": [64], "warnings": []}),
+        says({"memory": 1}, {"size": [64, 64]}),
         drips,
         lambda connection: None,
     ],
@@ -270,10 +269,21 @@ def drips(connection):
 def test_what_a_decoder_sends_is_not_trusted(behaves, monkeypatch):
     monkeypatch.setattr(module, "SECONDS", 2.0)
     made = Decoders()
-    with a_decoder_that(behaves) as connection, pytest.raises(module.BROKEN_ANSWER):
-        made._exchange(connection, b"{}", PNG, "images[1]")
+    with a_decoder_that(behaves) as connection, module.shared_memory(PNG) as memory:
+        with pytest.raises(module.BROKEN_ANSWER):
+            made._exchange(connection, memory, b"{}", "images[1]")
+        with pytest.raises(PermissionError):  # which a decoder could try too
+            os.ftruncate(memory, 0)
     with made._room.hold(module.MAX_MEMORY):  # what it had was given back
         pass
+
+
+def test_slow_large_images_do_not_keep_back_small_ones(decoders):
+    """Each takes a third of the memory that large ones may, for as long as it can."""
+    attacks = [decoders.submit(scans(10_000, (4000, 4000)), "images[1]", LIMIT) for _ in range(6)]
+    until(lambda: len(children(server(decoders))) == 6)
+    assert load(decoders, PNG).image.tobytes() == PICTURE.tobytes()
+    assert not all(future.done() for future in attacks)
 
 
 def test_large_images_are_decoded_one_after_another():

@@ -522,7 +522,7 @@ def test_a_fetched_reference_is_the_one_that_was_sent(trusting):
 
 def test_content_is_known_by_its_bytes_and_not_by_its_header(trusting):
     error, _ = through_the_road(trusting, lambda path: http(b"<html>inside</html>", Content_Type="image/png"))
-    assert error.message == "images[0]: is not an image; PNG, JPEG, WebP and AVIF are allowed"
+    assert error.message == "images[0]: is HTML or XML; PNG, JPEG, WebP and AVIF are allowed"
 
 
 def fetches():

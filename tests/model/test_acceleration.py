@@ -49,6 +49,39 @@ def test_a_kernel_that_does_not_run_here_is_a_warning_and_torchs_own_is_used(att
     assert f"attention by {attention} does not run here ({why})" in record.getMessage()
 
 
+def test_a_hopper_gpu_whose_flash_attention_does_not_run_gets_cudnn(monkeypatch, caplog):
+    asked = []
+    pipe = SimpleNamespace(transformer=SimpleNamespace(set_attention_backend=asked.append))
+    monkeypatch.setattr(acceleration, "is_installed", lambda package: True)
+    monkeypatch.setattr(acceleration, "_try_attention", lambda backend, _: "OSError" if backend == "_flash_3" else None)
+    use_attention(pipe, "flash3", "cuda", (9, 0))
+    assert asked == ["_native_cudnn"]
+    (record,) = caplog.records
+    assert "attention by flash3 does not run here (OSError); cudnn is used" in record.getMessage()
+
+
+class Layer(torch.nn.Module):
+    def forward(self, states):
+        return states @ torch.zeros(64, 64)
+
+
+def test_an_image_of_as_many_tokens_as_a_layer_is_wide_needs_no_graph_of_its_own():
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    acceleration.compile_blocks(SimpleNamespace(transformer=SimpleNamespace(compile_repeated_blocks=lambda **_: None)))
+    torch._dynamo.reset()
+    layer = Layer()
+    layer.compile(fullgraph=True, dynamic=True, backend=count)
+    with torch.no_grad():
+        for tokens in (64, 96, 32):
+            assert layer(torch.zeros(tokens, 64)).shape == (tokens, 64)
+    assert len(graphs) == 1
+
+
 def test_a_decoder_without_its_weights_is_an_error_and_not_a_random_one(tmp_path):
     """As a repository that holds the decoder alone would be."""
     from safetensors.torch import load_file, save_file

@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 import threading
+import weakref
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torchao.quantization import Float8Tensor, Int8Tensor
 from imagegen.errors import ConfigurationError
 from imagegen.model import assembly
 from imagegen.model.config import FluxConfig
-from imagegen.model.offload import CpuEmbedding, OnloadHook
+from imagegen.model.offload import CpuEmbedding, OnloadHook, PinnedMemory
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.weights import files as weight_files
@@ -198,3 +199,44 @@ def test_a_weight_that_was_not_loaded_is_an_error_of_the_load(monkeypatch):
     with pytest.raises(ConfigurationError) as caught:
         loaded(MICRO_PATH)
     assert "was not loaded" in str(caught.value.__cause__)
+
+
+def test_pinned_memory_of_torch_211_is_given_back_by_its_older_name(monkeypatch):
+    """torch 2.11 has no torch.accelerator.empty_host_cache."""
+    freed = []
+    monkeypatch.delattr(torch.accelerator, "empty_host_cache")
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: freed.append(True), raising=False)
+    assembly._empty_host_cache()
+    assert freed == [True]
+
+
+def test_weights_that_wait_are_pinned_one_after_another_in_blocks_of_a_size(monkeypatch):
+    empty, blocks, alive = torch.empty, [], []
+
+    def pinned(size, dtype, pin_memory=False):
+        blocks.append(size) if pin_memory else None
+        alive.append(sum(original() is not None for original in originals))
+        return empty(size, dtype=dtype)
+
+    layers = torch.nn.ModuleList(torch.nn.Linear(16, 16, bias=False) for _ in range(4))
+    originals = [weakref.ref(layer.weight) for layer in layers]
+    values = [layer.weight.detach().clone() for layer in layers]
+    monkeypatch.setattr(PinnedMemory, "BLOCK", 2 * 16 * 16 * 4)
+    monkeypatch.setattr(torch, "empty", pinned)
+    OnloadHook(layers, "cuda:0")
+    assert blocks == [2048, 2048]
+    assert alive[-1] == 2  # the first two are gone when the second block is made
+    assert all(torch.equal(layer.weight, value) for layer, value in zip(layers, values, strict=True))
+
+
+def test_a_quantised_weight_is_pinned_with_its_scales(monkeypatch):
+    from tests.model.test_quantized_linear import quantized
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+    for precision in ("fp8", "int8"):
+        weight = quantized(precision)
+        copy = PinnedMemory().copy(weight)
+        assert type(copy) is type(weight)
+        assert torch.equal(copy.dequantize(), weight.dequantize())
+        assert copy.qdata.data_ptr() != weight.qdata.data_ptr()

@@ -30,7 +30,8 @@ def loaded(monkeypatch):
     monkeypatch.setattr(loading, "read_card", lambda device: Card.of(24, (9, 0)) if device != "cpu" else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(FluxPipeline, "load", lambda self: done.append("load"))
-    monkeypatch.setattr(FluxPipeline, "warm_up", lambda self: done.append("warm up"))
+    monkeypatch.setattr(loading, "warm_up", lambda pipeline: done.append("warm up"))
+    monkeypatch.setattr(FluxPipeline, "compiled", True)
     monkeypatch.setattr(
         FluxPipeline,
         "compile_cache",
@@ -91,6 +92,12 @@ def test_compiled_code_is_read_before_the_warm_up_and_written_after_it_where_the
     assert loaded(device="cuda", compile_cache=tmp_path)[1] == ["load", "read", "warm up"]
     assert loaded(device="cuda", compile_cache=tmp_path, warm_up="off")[1] == ["load", "read"]
     assert loaded(device="cuda", compile_cache=tmp_path, compile="off")[1] == ["load", "warm up"]
+
+
+def test_blocks_with_a_kernel_that_the_compiler_does_not_know_are_not_compiled(loaded, caplog):
+    config, _, _ = loaded(device="cuda", attention="sage")
+    assert (config.compile, config.plan.compiled) == (False, False)
+    assert "IMAGEGEN_ATTENTION=sage: blocks with this kernel cannot be compiled" in caplog.text
 
 
 def test_a_decoder_that_is_not_here_is_downloaded(loaded, monkeypatch):

@@ -4,6 +4,7 @@ import weakref
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
+from torch._dynamo.exc import BackendCompilerFailed
 
 from imagegen.errors import ConfigurationError, GpuFailed, NotReady, OutOfMemory
 from imagegen.model.config import FluxConfig
@@ -104,7 +105,13 @@ def test_a_folder_that_is_no_model_is_an_error(config, tmp_path):
     ("raised", "wanted"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), OutOfMemory),
+        (torch.AcceleratorError("CUDA error: out of memory"), OutOfMemory),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), OutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
+        (RuntimeError("cuDNN Frontend error: [cudnn_frontend] Error: No valid execution plans built."), OutOfMemory),
+        (BackendCompilerFailed(None, torch.OutOfMemoryError("CUDA out of memory"), None), OutOfMemory),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), GpuFailed),
+        (BackendCompilerFailed(None, torch.AcceleratorError("CUDA error: misaligned address"), None), GpuFailed),
     ],
 )
 def test_the_cards_errors_are_the_contracts_and_say_nothing_of_the_inside(pipeline, monkeypatch, raised, wanted):
@@ -152,7 +159,7 @@ def test_weights_that_do_not_fit_although_they_should_say_what_it_may_be(config,
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("imagegen.model.assembly._read", fail)
+    monkeypatch.setattr("imagegen.model.assembly.read_tensor", fail)
     with pytest.raises(ConfigurationError, match="another process may hold some of it"):
         FluxPipeline(config).load()
 

@@ -1,0 +1,217 @@
+"""The GPU path at klein's full widths on a GPU that is not there: no operation of two devices or types, no wait but
+those below, the memory of the plan, nothing left after unloading."""
+
+import gc
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.random_model import write_outline
+from imagegen.errors import OutOfMemory
+from imagegen.memory.plan import CONTEXT, REFERENCE, Card
+from imagegen.memory.planner import choose
+from imagegen.model.config import FluxConfig
+from imagegen.model.pipeline import FluxPipeline
+from imagegen.model.warm_up import warm_up
+from imagegen.models import get_model
+from tests.support.fake_gpu import DEVICE, fake_gpu
+
+SQUARE = (1024, 1024)
+NUMBERS = itertools.count()
+#: Where the host waits for the GPU while an image is generated, and why. Copies up are of some kilobytes: ids, times.
+WAITS = {
+    "event: images.py wait": "each step waits for the one before; the image for its copy; the prompt's seconds",
+    "copy up: pipeline_flux2_klein.py _get_qwen3_prompt_embeds": "a new prompt's 512 numbers and its mask",
+    "copy up: pipeline_flux2_klein.py encode_prompt": "ids of 512 tokens",
+    "copy up: pipeline_flux2_klein.py prepare_latents": "ids of the image's tokens",
+    "copy up: pipeline_flux2_klein.py prepare_image_latents": "ids of a reference's tokens",
+    "copy up: scheduling_flow_match_euler_discrete.py set_timesteps": "four numbers",
+    "copy up: torch_utils.py randn_tensor": "of the fake GPU alone, which has no generator of its own",
+}
+#: And where parts wait on the CPU for their turn.
+OFFLOAD_WAITS = {
+    "copy down: offload.py forward": "512 numbers of the prompt, to look them up in the table on the CPU",
+    "copy up: offload.py forward": "their 512 rows",
+    "copy up: offload.py <dictcomp>": "the prompt's numbers and mask",
+    "copy up: modeling_utils.py to": "model: a part that comes for its turn, by accelerate",
+    "copy down: modeling_utils.py to": "model: one that goes",
+    "copy up: utils.py _dispatch__torch_function__": "model: the same of 8-bit weights",
+    "copy down: utils.py _dispatch__torch_function__": "model: the same of 8-bit weights",
+    "copy up: pipeline_flux2_klein.py __call__": "model: the mean and deviation of the VAE's latents",
+}
+
+
+def thin(name):
+    """A model of klein's widths with a few of its blocks: an image needs the same memory beside fewer weights."""
+    spec = get_model(name)
+    return replace(spec, architecture=replace(spec.architecture, double_blocks=1, single_blocks=2))
+
+
+@pytest.fixture(scope="module")
+def outline(tmp_path_factory):
+    """The folder of a model, weights left out."""
+    folders = {}
+
+    def make(spec):
+        if spec.name not in folders:
+            folders[spec.name] = write_outline(spec, tmp_path_factory.mktemp(spec.name))
+        return folders[spec.name]
+
+    return make
+
+
+def opened(spec, folder, gigabytes=80, capability=(9, 0), **how):
+    """A pipeline, not loaded, by the plan of a GPU."""
+    kv = how.pop("kv", None)
+    plan = choose(spec, Card.of(gigabytes, capability), compiled=False, **how)
+    return FluxPipeline(
+        FluxConfig(
+            spec,
+            folder,
+            device=DEVICE,
+            transformer=plan.transformer,
+            text_encoder=plan.text_encoder,
+            offload=plan.offload,
+            plan=plan,
+            prompt_cache=10**9,
+            kv=kv,
+        )
+    )
+
+
+def generate(pipeline, references=0, size=SQUARE, steps=1, on_step=None):
+    """An image, of a prompt that is in no cache."""
+    images = [Image.new("RGB", REFERENCE)] * references
+    return pipeline.edit(
+        f"a red fox, {next(NUMBERS)}",
+        images,
+        width=size[0],
+        height=size[1],
+        num_inference_steps=steps,
+        guidance_scale=pipeline.config.spec.guidance_scale,
+        seed=0,
+        on_step=on_step,
+    ).image
+
+
+def measured(gpu, pipeline, references=0, size=SQUARE, **how):
+    """Generates an image; its peak against the plan's, with the context, which a fake GPU has not."""
+    gpu.reset()
+    assert generate(pipeline, references, size, **how).size == size
+    allowed = set(WAITS) | (set() if pipeline.config.offload == "none" else set(OFFLOAD_WAITS))
+    assert set(gpu.waits) <= allowed
+    return (gpu.peak + CONTEXT) / pipeline.config.plan.peak_of(size, [REFERENCE] * references) - 1
+
+
+def runs(spec, folder, cases, gigabytes=80, capability=(9, 0), **how):
+    """Loads, generates each case, unloads: the assertions of this file."""
+    with fake_gpu(gigabytes, capability) as gpu:
+        pipeline = opened(spec, folder, gigabytes, capability, **how)
+        plan = pipeline.config.plan
+        with pipeline:
+            assert gpu.live == pytest.approx(plan.resident, rel=0.01, abs=1e6)
+            generate(pipeline)
+            errors = {case: measured(gpu, pipeline, *case) for case in cases}
+        del pipeline
+        gc.collect()
+        assert gpu.live == 0
+    assert {case: error for case, error in errors.items() if abs(error) > 0.03} == {}
+
+
+def test_a_24_gb_gpu_holds_four_references_in_fp8_without_compiling(outline):
+    """8.0 GB beside the weights, with torchao's layers as they are, where there is room for 4.7."""
+    spec = thin("klein-9b")
+    runs(spec, outline(spec), [(0, SQUARE), (4, SQUARE)], 24, (8, 9), precision="fp8", offload="embeddings")
+    whole = choose(get_model("klein-9b"), Card.of(24, (8, 9)), compiled=False)
+    assert (whole.transformer, whole.text_encoder, whole.references) == ("fp8", "bf16", 4)
+
+
+def test_steps_previews_a_stop_and_a_lack_of_memory_leave_nothing_behind(outline):
+    class Stop(BaseException):
+        pass
+
+    def stop(step, total, preview):
+        assert preview().size == SQUARE
+        raise Stop
+
+    spec = thin("klein-9b")
+    with fake_gpu() as gpu:
+        with opened(spec, outline(spec)) as pipeline:
+            generate(pipeline)
+            live = gpu.live
+            with pytest.raises(Stop):
+                generate(pipeline, on_step=stop)
+            assert gpu.live <= live + 10**6
+            gpu.limit = live + 10**9  # less than an edit with four references needs
+            with pytest.raises(OutOfMemory):
+                generate(pipeline, 4)
+            assert generate(pipeline, 0, (512, 512)).size == (512, 512)
+            assert gpu.live <= live + 10**6
+            gpu.limit = live + 3 * 10**9
+            warm_up(pipeline)  # four references do not fit, three do not, two do
+            plan = pipeline.config.plan
+            assert plan.references == 2
+            plan.check(SQUARE, [REFERENCE] * 2)
+            with pytest.raises(OutOfMemory):
+                plan.check(SQUARE, [REFERENCE] * 3)
+        del pipeline
+        gc.collect()
+        assert gpu.live == 0
+
+
+def test_an_operation_of_two_devices_is_found():
+    with fake_gpu(), pytest.raises(RuntimeError, match="device"):
+        torch.ones(2, device=DEVICE) + torch.ones(2)
+
+
+def test_what_makes_the_host_wait_is_counted():
+    with fake_gpu() as gpu:
+        values = torch.ones(2, device=DEVICE)
+        values.sum().item()
+        values.cpu()
+        values.to("cpu", non_blocking=True)
+        assert [kind.partition(":")[0] for kind in gpu.waits] == ["item", "copy down"]
+        assert gpu.live == 512
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+# Not "group": diffusers moves its layers by assigning to `parameter.data`, which leaves a fake tensor where it was.
+@pytest.mark.parametrize("offload", ["none", "embeddings", "text_encoder", "model"])
+@pytest.mark.parametrize("name", ["klein-9b", "klein-4b"])
+def test_every_plan_runs_in_its_memory(outline, name, offload, precision):
+    spec = thin(name)
+    cases = [(0, SQUARE), (1, SQUARE), (4, SQUARE), (0, (2048, 2048)), (1, (1088, 656))]
+    capability = (8, 6) if precision == "int8" else (9, 0)
+    runs(spec, outline(spec), cases, 80, capability, precision=precision, offload=offload)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["klein-base-9b", "klein-base-4b"])
+def test_a_base_model_runs_with_guidance(outline, name):
+    spec = thin(name)
+    runs(spec, outline(spec), [(0, SQUARE), (4, SQUARE)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("references", "precision"), [(1, "bf16"), (4, "bf16"), (2, "fp8")])
+def test_the_path_with_cached_keys_and_values_needs_what_is_estimated(outline, references, precision):
+    from imagegen.memory.footprint import kv_bytes
+
+    spec = get_model("klein-9b-kv")
+    with fake_gpu() as gpu, opened(spec, outline(spec), precision=precision, kv=True) as pipeline:
+        generate(pipeline)
+        gpu.reset()
+        generate(pipeline, references)
+        estimate = pipeline.config.plan.resident + kv_bytes(spec, SQUARE, [REFERENCE] * references)
+        assert gpu.peak == pytest.approx(estimate, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_the_whole_model_runs_in_its_memory(outline, precision):
+    spec = get_model("klein-9b")
+    runs(spec, outline(replace(spec, name="whole")), [(0, SQUARE), (4, SQUARE)], precision=precision)
