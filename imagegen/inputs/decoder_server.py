@@ -85,7 +85,10 @@ def main() -> None:
     """Serves until the parent closes its end; then nothing of it remains."""
     control, seconds = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     missing = json.dumps(sandbox.confine()).encode()
-    control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
+    try:
+        control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
+    except BrokenPipeError:  # the parent ended while this started
+        return
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 2)
         if len(message) < CONTROL.size:

@@ -13,6 +13,7 @@ references by URL.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import re
 from collections.abc import Sequence
@@ -154,7 +155,7 @@ async def _send(store: ObjectStore, key: str, data: bytes, content_type: str) ->
     async with (
         connections.turn(host, trusted),
         connections.open_session(trusted, patience) as session,
-        session.put(url, data=data, headers=headers, allow_redirects=False, proxy=proxy) as response,
+        session.put(url, data=io.BytesIO(data), headers=headers, allow_redirects=False, proxy=proxy) as response,
     ):
         if response.status == 200 and "ETag" in response.headers:
             return _Answer(200, "", None, stored=True)

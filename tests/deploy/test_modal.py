@@ -48,7 +48,7 @@ def test_a_container_answers_at_both_endpoints():
     assert from_base64(output["images"][0]).size == (128, 128)
     wrong = asyncio.run(container.run.local({"id": "two", "input": {"prompt": "x", "width": 1000, "height": 512}}))
     assert (wrong["code"], wrong["field"]) == ("invalid_input", "width")
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         assert client.get("/health").json()["status"] == "ready"
         assert client.get("/", headers={"Accept": "text/html"}).status_code == 200
         assert client.post("/generate", json=JOB).json()["images"] == output["images"]

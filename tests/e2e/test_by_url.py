@@ -143,7 +143,7 @@ def test_openais_and_native_http_answer_with_urls(bucket, tmp_path):
     mine = settings(
         bucket_endpoint_url=f"{bucket[0]}/pictures", bucket_access_key_id="id", bucket_secret_access_key="secret"
     )
-    with TestClient(create_app(mine)) as client:
+    with TestClient(create_app(mine), base_url="http://localhost") as client:
         until(lambda: client.get("/health").json()["status"] == "ready")
         native = client.post("/generate", json={**PROMPT, "delivery": "url"})
         assert httpx.get(native.json()["urls"][0]).status_code == 200

@@ -83,8 +83,9 @@ def of_schema(name, schema):
         "boolean": st.booleans(),
         "integer": st.integers(low, high),
         "number": st.floats(low, high, allow_nan=False),
+        "object": st.dictionaries(st.sampled_from(["left", "right", "top", "bottom"]), st.integers(0, 40)),
         "string": st.text(min_size=schema.get("minLength", 0), max_size=60),
-    }[schema["type"]]
+    }[schema.get("type", "object")]
 
 
 FIELDS = {

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from imagegen.contract.schemas import Timings
-from imagegen.engine.gpu_executor import draw
+from imagegen.engine.generation import generate_images
 
 
 class Pipeline:
@@ -43,7 +43,7 @@ def test_the_next_image_is_queued_before_the_last_one_is_waited_for():
         notify=lambda _: None,
     )
     plan = SimpleNamespace(prompt="x", seeds=(1, 2), num_inference_steps=2, width=64, height=64, guidance_scale=1.0)
-    draw(job, plan, pipeline, lambda seed, _: finished.append(seed), lambda: None)
+    generate_images(job, plan, pipeline, lambda seed, _: finished.append(seed), lambda: None)
     assert pipeline.order == [
         "step 1 of 1 queued",
         "step 2 of 1 queued",
