@@ -83,7 +83,13 @@ def _left(until: float | None) -> float | None:
 
 def main() -> None:
     """Serves until the parent closes its end; then nothing of it remains."""
-    control, seconds = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    try:
+        _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    except ConnectionError:  # it has ended in the middle of a message
+        os.killpg(0, signal.SIGKILL)
+
+
+def _serve(control: socket.socket, seconds: int) -> NoReturn:
     missing = json.dumps(sandbox.confine()).encode()
     try:
         control.sendall(CONTROL.pack(b"R", len(missing)) + missing)

@@ -48,16 +48,10 @@ def test_a_port_in_use_is_said_and_nothing_else(command):
     ],
 )
 def test_ctrl_c_while_loading_ends_at_once(tmp_path, command, status):
-    """The model's module reads as if it never ended: only a process that does not wait for its threads ends."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys, time\n"
-        "class Slow:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'diffusers':\n"
-        f"            open({str(tmp_path / 'loading')!r}, 'w').close()\n"
-        "            time.sleep(600)\n"
-        "sys.meta_path.insert(0, Slow())\n"
-    )
+    """diffusers is imported as if it never ended: only a process that does not wait for its threads ends."""
+    (tmp_path / "diffusers").mkdir()
+    code = f"import time; open({str(tmp_path / 'loading')!r}, 'w').close(); time.sleep(600)\n"
+    (tmp_path / "diffusers" / "__init__.py").write_text(code)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

@@ -7,6 +7,8 @@ from imagegen.memory.plan import REFERENCE
 from imagegen.models import get_model
 from tests.support.compiled_memory import peak_of_a_block
 
+#: Of Inductor's own, in what it imports.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 KLEIN = get_model("klein-9b")
 #: Of an edit with four references at 1024x1024.
 TOKENS = 5 * 4096
