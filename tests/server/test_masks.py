@@ -68,7 +68,7 @@ def test_a_form_a_job_and_openais_client_edit_alike(client, ready, service, monk
     answer = ai.images.edit(
         image=("a.png", io.BytesIO(to_bytes(PHOTO)), "image/png"),
         mask=("mask.png", io.BytesIO(to_bytes(transparent(MASK))), "image/png"),
-        prompt=JOB["prompt"],
+        prompt=str(JOB["prompt"]),
         size="1024x1024",
         extra_body={"seed": 1},
     )
