@@ -85,7 +85,7 @@ def main() -> None:
     """Serves until the parent closes its end; then nothing of it remains."""
     try:
         _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
-    except ConnectionError:  # the parent ended while this started, or amid a message
+    except ConnectionError:  # it has ended while this started, or in the middle of a message
         os.killpg(0, signal.SIGKILL)
 
 
