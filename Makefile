@@ -48,7 +48,7 @@ INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_st
   tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
 
 .DEFAULT_GOAL := help
-.PHONY: stale help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench benchmark-gpu fuzz audit sbom licences clean
+.PHONY: stale help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench attack benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -60,10 +60,10 @@ test: $(VENV)/.dev ## run the tests
 	$(PYTEST) -m "not slow"
 
 # In one process: some take every core, and one measures. Warnings of the platforms' packages are no errors.
-slow: $(VENV)/.slow ## the tests that need a browser and curl (apt, as root), other platforms' packages, or minutes
+slow: $(VENV)/.slow ## the tests that need a browser, curl and nginx (apt, as root), other platforms' packages, or minutes
 	$(BIN)/pytest -m slow -W default
 
-coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches
+coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches; fails below 85 %
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 check: $(VENV)/.dev lint ## ruff, mypy and import-linter; hadolint and actionlint
@@ -125,6 +125,9 @@ bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.caches
 
+attack: $(VENV)/.run ## attack a server over HTTP, and measure what others notice of it (four minutes)
+	$(BIN)/python -m benchmarks.attack
+
 fuzz: $(VENV)/.fuzz ## look for images that break the decoding, for five minutes (atheris)
 	$(BIN)/python -m benchmarks.fuzz_references --seconds 300
 
@@ -144,7 +147,8 @@ licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that
 
 $(VENV)/.slow: $(VENV)/.dev $(VAST)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,modal,ray]'
-	{ command -v chromium && command -v curl; } >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium curl >/dev/null; }
+	{ command -v chromium && command -v curl && command -v nginx; } >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq chromium curl nginx-light >/dev/null; }
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev

@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with limits, so that no client can hold a connection without sending or reading.
 
 uvicorn alone closes a connection only while it is idle between requests. This class adds deadlines, minimum rates, a
-cap on connections, and a strict reading of HTTP (llhttp's, through httptools). docs/decisions/0026-connections.md says
-why. For uvicorn's command line: `--http imagegen.server.protocol:Protocol --ws none`.
+cap on connections, and a strict reading of HTTP (llhttp's, through httptools). docs/decisions/0020-connections.md
+says why. For uvicorn's command line: `--http imagegen.server.protocol:Protocol --ws none`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def _page() -> bytes:
 _CAN_SERVE = ("idle", "ready", "busy")
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # not sync: FastAPI would ask a thread for it, and /health wait
     service: Service = request.app.state.service
     return service
 

@@ -167,12 +167,12 @@ def test_a_bad_picture_and_a_bad_mask(ai):
 
 def test_the_key_and_the_state_of_the_server():
     with serving(api_key="key-of-sixteen-or-more", max_queue=0) as (url, service):
-        wrong = openai.OpenAI(base_url=f"{url}/v1", api_key="other", max_retries=0)
-        with pytest.raises(openai.AuthenticationError):
-            wrong.images.generate(prompt=PROMPT)
         right = openai.OpenAI(base_url=f"{url}/v1", api_key="key-of-sixteen-or-more", max_retries=0)
         with pytest.raises(openai.InternalServerError) as caught:  # 503 while it loads
             right.images.generate(prompt=PROMPT)
+        wrong = openai.OpenAI(base_url=f"{url}/v1", api_key="other", max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            wrong.images.generate(prompt=PROMPT)
         assert caught.value.status_code == 503
         service.start().result()
         assert right.images.generate(prompt=PROMPT).data
