@@ -20,7 +20,7 @@ import numpy as np
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.plan_fleet import Fleet, Seconds, simulate, steady
+from scripts.fleet_simulation import Fleet, Seconds, simulate, steady
 from tests.support.fleet_in_simpy import InSimpy
 
 #: simpy is not worth waiting for beyond this.

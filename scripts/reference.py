@@ -2,7 +2,7 @@
 
     python -m scripts.reference           (`make reference`)
 
-`.env.example` and docs/settings.md come from imagegen/settings.py, docs/api-fields.md from the OpenAPI document of the
+`.env.example` and docs/settings.md come from imagegen/setting_sections.py, docs/api-fields.md from the OpenAPI document of the
 HTTP server, and so from imagegen/contract/schemas.py and the routes; docs/decisions/README.md lists the pages beside
 it. tests/docs/test_reference.py fails where a committed file is not what this writes.
 """
@@ -31,7 +31,7 @@ from imagegen.settings import Settings, sections
 
 EXAMPLE_HEAD = """\
 # Copy to .env and set what you need.
-# Written from imagegen/settings.py by `make reference`: change it there.
+# Written from imagegen/setting_sections.py by `make reference`: change it there.
 """
 SETTINGS_HEAD = """\
 # Settings
@@ -41,7 +41,7 @@ environment goes before it. An empty value counts as unset (an empty `IMAGEGEN_A
 A value that is not allowed ends the start with an error that names the variable. `.env.example` lists the same,
 ready to copy.
 
-This page is written from `imagegen/settings.py` by `make reference`.
+This page is written from `imagegen/setting_sections.py` by `make reference`.
 """
 
 

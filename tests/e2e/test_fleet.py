@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from scripts.plan_fleet import Fleet, simulate, steady
+from scripts.fleet_simulation import Fleet, simulate, steady
 from tests.support.runpod_queue import RunPodQueue
 
 pytestmark = pytest.mark.slow  # its jobs arrive over a minute

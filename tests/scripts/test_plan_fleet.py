@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scripts import plan_fleet
-from scripts.plan_fleet import Fleet, simulate
+from scripts.fleet_simulation import Fleet, simulate
 from tests.support.fleet_in_simpy import InSimpy
 
 FLEETS = [

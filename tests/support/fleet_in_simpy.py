@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import simpy
 
-from scripts.plan_fleet import Fleet, Seconds
+from scripts.fleet_simulation import Fleet, Seconds
 
 Process = Generator[simpy.Event, Any, None]
 
