@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# One image for every door. Layers lie in the order in which they change: system, dependencies, weights, code.
+# One image for every platform. Layers are in the order in which they change: system, dependencies, weights, code.
 #
 #   docker build -t image-gen .                                            the weights come at start
 #   docker build --secret id=hf_token,env=HUGGING_FACE_TOKEN -t image-gen .    klein-9b in fp8 is in the image

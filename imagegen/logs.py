@@ -1,9 +1,9 @@
 """What the worker says of its work: one line a job, as JSON under RunPod, with the request's id; never its words.
 
-Prompts, pictures, tokens, keys and signed URLs stay out in three ways. Our own lines are written without them. Of other
-people's libraries only warnings are let through (httpx, urllib3, botocore and PIL tell URLs, headers and metadata below
+Prompts, images, tokens, keys and signed URLs stay out in three ways. Our own lines are written without them. Of
+libraries only warnings are let through (httpx, urllib3, botocore and PIL log URLs, headers and metadata below
 that; RunPod's SDK tells every output). And what is let through loses the worker's secrets, the queries of URLs,
-anything as long as a picture in base64, and the messages of exceptions, which repeat what a caller sent.
+anything as long as an image in base64, and the messages of exceptions, which repeat what a caller sent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LOUD = ("diffusers", "transformers", "huggingface_hub", "uvicorn", "uvicorn.acc
 #: They warn while they are imported: of kernels for other cards, of what they will deprecate in each other.
 _NERVOUS = ("torchao", "diffusers.quantizers.torchao", "torch.utils._pytree")
 _HIDDEN = "***"
-#: Credentials before a host, a query (with or without its URL), and what is as long as a picture or a token.
+#: Credentials before a host, a query (with or without its URL), and what is as long as an image or a token.
 _PATTERNS = (
     (re.compile(r"//[^/\s@'\"]+@"), f"//{_HIDDEN}@"),
     (re.compile(r"\?[^\s'\"<>?]*=[^\s'\"<>]*"), f"?{_HIDDEN}"),
@@ -97,7 +97,7 @@ def request(identity: str, **facts: object) -> Iterator[None]:
 
 
 def note(**facts: object) -> None:
-    """Adds to the line of the request that is being worked for, if there is one. Never words, pictures or keys."""
+    """Adds to the line of the request that is being worked for, if there is one. Never prompts, images or keys."""
     known = _request.get()
     if known is not None:
         known.update(facts)

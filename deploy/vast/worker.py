@@ -26,24 +26,24 @@ BROKEN = [
 ]
 TOLD = ['"logger": "imagegen.weights.sources", "message": "']
 
-#: What is drawn where a job does not say: klein's. A reference costs the GPU as much as the picture.
+#: What is generated if a job does not say: klein's. A reference costs the GPU as much as the image.
 _SIDE, _STEPS = 1024, 4
-#: A picture is this much work, so that the figures on Vast's pages can be read.
+#: An image is this much work, so that the figures on Vast's pages can be read.
 _UNIT = _SIDE * _SIDE * _STEPS / 100
 #: Seconds of work that may wait at a worker before Vast asks another.
 _MAX_QUEUE_SECONDS = 60.0
 
 
 def workload(job: dict[str, Any]) -> float:
-    """Work of a job, in hundredths of a picture of 1024x1024 in four steps: pixels, steps, references, pictures.
+    """Work of a job, in hundredths of an image of 1024x1024 in four steps: pixels, steps, references, images.
 
     The server checks the job afterwards; here whatever is no sensible number counts as the default.
     """
     width, height = (_number(job.get(name), _SIDE, 2048) for name in ("width", "height"))
     steps = _number(job.get("num_inference_steps"), _STEPS, 50)
-    images, pictures = job.get("images"), _number(job.get("num_images"), 1, 8)
+    images, count = job.get("images"), _number(job.get("num_images"), 1, 8)
     references = min(len(images), 4) if isinstance(images, list) else int("image" in job)
-    return width * height * steps * (1 + references) * pictures / _UNIT
+    return width * height * steps * (1 + references) * count / _UNIT
 
 
 def _number(value: object, default: int, most: int) -> int:
@@ -58,7 +58,7 @@ def benchmark() -> dict[str, Any]:
 
 def handlers() -> list[HandlerConfig]:
     """The routes: those of the server that take a job as JSON and answer it at once."""
-    # In parallel: the server has a queue of its own, and reads a job's references while another is drawn.
+    # In parallel: the server has a queue of its own, and reads a job's references while another is generated.
     common: dict[str, Any] = {
         "allow_parallel_requests": True,
         "max_queue_time": _MAX_QUEUE_SECONDS,

@@ -36,7 +36,7 @@ async def open_session(
     headers: dict[str, str] | None = None,
     decompress: bool = False,
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session for one exchange; it follows no redirect unless told to, and keeps no connection.
+    """A session for one exchange; it keeps no connection and no cookie.
 
     Args:
         trusted: the operator named the host, which may have any address.

@@ -85,16 +85,13 @@ def main() -> None:
     """Serves until the parent closes its end; then nothing of it remains."""
     try:
         _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
-    except ConnectionError:  # it has ended in the middle of a message
+    except ConnectionError:  # it has ended while this started, or in the middle of a message
         os.killpg(0, signal.SIGKILL)
 
 
 def _serve(control: socket.socket, seconds: int) -> NoReturn:
     missing = json.dumps(sandbox.confine()).encode()
-    try:
-        control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
-    except BrokenPipeError:  # the parent ended while this started
-        return
+    control.sendall(CONTROL.pack(b"R", len(missing)) + missing)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, CONTROL.size, 2)
         if len(message) < CONTROL.size:

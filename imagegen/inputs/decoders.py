@@ -192,7 +192,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a failure inside _ask kills
         self.lost, self._ready = False, False
         # Nothing of the environment, which holds keys, but where imports are.
         paths = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
@@ -224,6 +224,8 @@ class _Server:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        with self._lock:  # a thread that was waiting for an answer has its end by now
+            self._control.close()
 
     def _ask(self, operation: bytes, number: int, descriptors: list[int]) -> int:
         with self._lock:

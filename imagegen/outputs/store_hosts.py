@@ -60,7 +60,7 @@ class Host(NamedTuple):
         return cls(match["bucket"], match["store"], region, domain, domain in _KNOWN)
 
     def in_region(self, region: str) -> str | None:
-        """The store's name in another region; None where the name does not tell."""
+        """The store's name in another region; None where the name does not say."""
         if self.domain in _AWS:
             return f"s3.{region}.{self.domain}"
         if self.region is None:

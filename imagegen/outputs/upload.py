@@ -149,7 +149,7 @@ async def _send(store: ObjectStore, key: str, data: bytes, content_type: str) ->
     host = str(url.raw_host)
     headers = await asyncio.to_thread(_sign, store, key, data, content_type)
     patience = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-    # A proxy would look up the name itself, behind our back.
+    # A proxy would look up the name itself, and nobody would check the address.
     proxy = None if store.untrusted or proxy_bypass(host) else getproxies().get(url.scheme)
     trusted = store.trusts(host, url.port)
     async with (

@@ -14,6 +14,7 @@ from imagegen.engine.service import Service
 from imagegen.errors import DeliveryFailed
 from imagegen.runpod import handler
 from tests.conftest import from_base64, settings, to_base64, until
+from tests.support.faulty_store import FaultyStore
 from tests.support.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
@@ -133,6 +134,31 @@ def test_a_job_brings_a_store_of_its_own(bucket, service, monkeypatch):
     assert asyncio.run(handler.handler(job))["field"] == "delivery"  # this worker has none
     wrong = asyncio.run(handler.handler({**job, "s3Config": {**config, "bucketName": 3}}))
     assert (wrong["code"], wrong["field"]) == ("invalid_input", "s3Config.bucketName")
+
+
+@pytest.mark.parametrize("part", [b"", b"x"])
+def test_a_job_whose_store_never_ends_has_its_deadline_and_the_next_one_its_image(service, monkeypatch, part):
+    async def forever():
+        yield b"HTTP/1.1 400 Bad Request\r\n\r\n" if part else b""
+        while True:
+            await asyncio.sleep(0.05)
+            yield part
+
+    monkeypatch.setattr(handler, "service", lambda: service)
+    monkeypatch.setenv("IMAGEGEN_PRIVATE_HOSTS", "127.0.0.1")
+    job = {**PROMPT, "delivery": "url", "width": 64, "height": 64, "num_inference_steps": 1}
+
+    async def run():
+        async with FaultyStore(lambda head: forever()) as store:
+            config = {"accessId": "id", "accessSecret": "secret", "bucketName": "b", "endpointUrl": store.url}
+            slow = await handler.handler({"id": "a", "input": {**job, "timeout": 5}, "s3Config": config})
+            await asyncio.sleep(0.5)
+            assert store.connections == 0
+            return slow, await handler.handler({"id": "b", "input": {**job, "delivery": "base64"}})
+
+    slow, following = asyncio.run(run())
+    assert slow["code"] == "deadline_exceeded"
+    assert len(following["images"]) == 1
 
 
 def test_openais_and_native_http_answer_with_urls(bucket, tmp_path):

@@ -271,7 +271,7 @@ def test_what_a_decoder_sends_is_not_trusted(behaves, monkeypatch):
     made = Decoders()
     with a_decoder_that(behaves) as connection, module.shared_memory(PNG) as memory:
         with pytest.raises(module.BROKEN_ANSWER):
-            made._exchange(connection, memory, b"{}", "images[1]")
+            made._exchange(connection, memory, b"{}", "images[1]", "reference")
         with pytest.raises(PermissionError):  # which a decoder could try too
             os.ftruncate(memory, 0)
     with made._room.hold(module.MAX_MEMORY):  # what it had was given back

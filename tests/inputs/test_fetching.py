@@ -584,7 +584,7 @@ def test_every_door_fetches(trusting, monkeypatch):
 
     async def answers(url):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             job = await handler.handler({"id": "a", "input": {**fields, "image": url}})
             openai = {**fields, "size": "auto"}
             return [

@@ -58,6 +58,7 @@ def test_what_has_been_seen_not_to_fit_is_promised_no_more():
 
 
 def test_a_plan_that_fits_compiled_alone_promises_fewer_references_where_nothing_compiles():
+    assert ADA_24.card is not None
     tight = replace(ADA_24, card=replace(ADA_24.card, bytes=ADA_24.peak + RESERVE))
     assert not tight.fits(tight.card)
     assert tight.eager().references == 1

@@ -5,6 +5,7 @@ import shutil
 import struct
 import threading
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -236,7 +237,7 @@ def test_a_quantised_weight_is_pinned_with_its_scales(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
     for precision in ("fp8", "int8"):
         weight = quantized(precision)
-        copy = PinnedMemory().copy(weight)
+        copy: Any = PinnedMemory().copy(weight)
         assert type(copy) is type(weight)
         assert torch.equal(copy.dequantize(), weight.dequantize())
         assert copy.qdata.data_ptr() != weight.qdata.data_ptr()

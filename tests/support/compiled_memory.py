@@ -134,7 +134,7 @@ def _replay(code: str, tokens: int) -> int:
     def reinterpret(tensor: torch.Tensor, size: Any, stride: Any, offset: int = 0) -> torch.Tensor:
         return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
 
-    names = {name: _Kernel() for name in re.findall(r"^(\w+) = async_compile", code, re.M)}
+    names: dict[str, Any] = {name: _Kernel() for name in re.findall(r"^(\w+) = async_compile", code, re.M)}
     names |= dict.fromkeys(("assert_size_stride", "assert_alignment", "extern_kernels"), _Kernel())
     names |= {"torch": torch, "empty_strided_cpu": empty, "reinterpret_tensor": reinterpret}
     names["aoti_torch_check"] = names["copy_if_misaligned"] = lambda tensor: tensor
