@@ -10,12 +10,13 @@ import sys
 
 from imagegen.cli.main import entry
 from imagegen.errors import ConfigurationError
-from imagegen.settings import get_settings
 
 
 def main() -> int:
     """Runs a command; returns the exit status."""
     if len(sys.argv) == 1:
+        from imagegen.settings import get_settings  # half a second that `--help` does not need
+
         try:
             sys.argv.append("worker" if get_settings().serves_queue else "serve")
         except ConfigurationError as error:

@@ -6,6 +6,8 @@ import base64
 import io
 import logging
 import os
+import sys
+import threading
 import time
 
 import pytest
@@ -51,12 +53,12 @@ def from_base64(text: str) -> Image.Image:
     return picture
 
 
-def until(condition, timeout=300):
+def until(condition, timeout=300, every=0.005):
     """Waits until a condition holds, and returns what it gave; long enough for a machine that does much else."""
     end = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
+        time.sleep(every)
     return value
 
 
@@ -81,10 +83,18 @@ def service():
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was():
-    """What a test leaves in the process ends with it: the settings, and handlers whose stream pytest closes."""
-    handlers = logging.root.handlers.copy()
+    """What a test leaves in the process ends with it: the settings, and what `logs.configure` sets.
+
+    A handler that stays would write to a stream that pytest closes.
+    """
+    handlers, hooks = logging.root.handlers.copy(), (sys.excepthook, threading.excepthook)
+    levels = {logger: logger.level for logger in (logging.root, logging.getLogger("imagegen"))}
     yield
     get_settings.cache_clear()
+    sys.excepthook, threading.excepthook = hooks
+    logging.captureWarnings(False)
+    for logger, level in levels.items():
+        logger.setLevel(level)
     for handler in logging.root.handlers.copy():
         if handler not in handlers:
             logging.root.removeHandler(handler)

@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+from imagegen.contract.requests import check, parse_job
+from imagegen.errors import InvalidInput
 from imagegen.models import get_model
 from imagegen.runpod import handler
 from tests.conftest import from_base64, scene, settings, to_base64
@@ -139,3 +141,26 @@ def test_only_a_dead_gpu_asks_for_a_new_worker(service, monkeypatch, raised, cod
 
 def test_micro_is_what_is_served(service):
     assert service.spec == get_model("micro")
+
+
+def test_a_stream_s_answer_leaves_room_for_its_previews(service, monkeypatch):
+    seen = []
+
+    async def note(request, *, max_answer, **_):
+        seen.append(max_answer)
+        raise RuntimeError
+
+    monkeypatch.setattr(service, "run", note)
+    asyncio.run(handler.answer({"id": "a", "input": PROMPT}, None, 8))
+    assert seen == [8_000_000]
+
+
+@pytest.mark.parametrize(
+    ("limit", "field", "value"),
+    [({"timeout": 5}, "timeout", 6), ({"max_steps": 3}, "num_inference_steps", 4)],
+)
+def test_the_operator_s_limit_is_an_upper_bound_and_less_may_be_asked_for(limit, field, value):
+    few = settings(**limit)
+    with pytest.raises(InvalidInput, match=f"{field}: {value} .* are too many here; 1 to {value - 1} are allowed"):
+        check(parse_job({**PROMPT, field: value}), get_model("micro"), few)
+    check(parse_job({**PROMPT, "num_inference_steps": 1, field: value - 1}), get_model("micro"), few)

@@ -1,4 +1,4 @@
-"""A caller's words -> the prompt that is drawn, and what of it the model does not see."""
+"""A caller's words -> the prompt that is used, and what of it the model does not see."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
 def clean(prompt: str) -> str:
     """The prompt in Unicode's normal form C, with line breaks as a line feed.
 
-    NFC is what klein's own tokenizer makes of it, so that what is counted, recorded and drawn is one text. Not NFKC: it
-    makes "x²" into "x2", and a prompt often quotes what is to be written in the picture.
+    NFC is what klein's own tokenizer makes of it, so that what is counted, recorded and encoded is one text. Not NFKC:
+    it makes "x²" into "x2", and a prompt often quotes what is to be written in the image.
 
     Raises:
         ValueError: it is blank, too long, or holds a character that is not allowed; begins with "prompt: ".
@@ -54,7 +54,7 @@ def count_tokens(tokenizer: Any, prompt: str) -> int:
 
 
 def warnings(spec: ModelSpec, prompt: str, tokenizer: Any) -> list[str]:
-    """What of a prompt is not drawn: its end, where it is longer than the model reads; words that micro does not know.
+    """What of a prompt has no effect: its end, where it is longer than the model reads; words that micro does not know.
 
     Not safe beside another call of the same tokenizer, which keeps its settings for cutting in itself.
     """
@@ -63,7 +63,7 @@ def warnings(spec: ModelSpec, prompt: str, tokenizer: Any) -> list[str]:
     if tokens > spec.max_sequence_length:
         found.append(
             f"prompt: {tokens} tokens came, those of the model's chat template included, and {spec.name} reads the "
-            f"first {spec.max_sequence_length}; the rest is not drawn"
+            f"first {spec.max_sequence_length}; the rest is ignored"
         )
     if spec.draws is not None:
         words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))

@@ -23,7 +23,7 @@ MODES = ("generate", "edit")
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """What will run: every default resolved. Sizes in pixels, one seed a picture."""
+    """What will run: every default resolved. Sizes in pixels, one seed an image."""
 
     prompt: str
     width: int
@@ -35,7 +35,7 @@ class ResolvedRequest:
 
 
 def parse_job(job_input: Any) -> Request:
-    """Validates a job's `input`: `mode` chooses the request, "edit" where pictures are given and it is left out.
+    """Validates a job's `input`: `mode` chooses the request, "edit" where images are given and it is left out.
 
     Raises:
         InvalidInput: naming the field, what came and what is allowed.
@@ -50,7 +50,7 @@ def parse_job(job_input: Any) -> Request:
 
 
 def check_bytes(job_input: Any, most: int) -> None:
-    """Checks the size of a job that came by a door without a body of bytes: strings and names, and one for the rest.
+    """Checks the size of a job that did not come as a body of bytes: strings and names, and one for the rest.
 
     Raises:
         PayloadTooLarge: it is over `most`.
@@ -64,7 +64,7 @@ def check_bytes(job_input: Any, most: int) -> None:
             values += value
         left -= len(value) if isinstance(value, str) else 1
         if left < 0:
-            raise PayloadTooLarge(f"input: is over {most / 1e6:g} MB; send fewer or smaller pictures", "input")
+            raise PayloadTooLarge(f"input: is over {most / 1e6:g} MB; send fewer or smaller images", "input")
 
 
 def parse(schema: type[R], fields: dict[str, Any], strict: bool = True) -> R:
@@ -187,7 +187,7 @@ _KINDS: dict[type[Any], str] = {dict: "an object", list: "a list", str: "a strin
 
 
 def kind_of(value: Any) -> str:
-    """What came, without the words or pictures that it may hold."""
+    """What came, without the words or images that it may hold."""
     return _KINDS.get(type(value)) or show(value)
 
 

@@ -1,4 +1,4 @@
-"""Requests and responses, shared by both doors; OpenAPI shows them as they are here.
+"""Requests and responses, shared by every transport; OpenAPI shows them as they are here.
 
 What every model has in common is checked here; what the model's spec decides (its sizes, its defaults) in
 `imagegen.contract.requests`.

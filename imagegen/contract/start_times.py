@@ -1,4 +1,4 @@
-"""What the start of a worker took, from its process's beginning to its first picture."""
+"""What the start of a worker took, from its process's beginning to its first image."""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
 from imagegen.inputs.decoders import PROCESSES
+from imagegen.inputs.decoding import MAX_PHOTO_PIXELS
 from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
 from imagegen.settings import Settings
@@ -40,7 +41,8 @@ class Admission:
         self.draining = False
         self._admitted = 0
         places, upload_bytes = places_of(settings), upload_bytes_of(settings)
-        largest = largest_job(settings, MODELS.get(settings.model or ""))
+        named = MODELS.get(settings.model or "")
+        largest = _largest_job(settings, MODELS.values() if named is None else [named])
         self._places = SharedLimit("places", places, max(1, places - max(1, places // 4)), metrics)
         self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
@@ -199,7 +201,12 @@ def upload_bytes_of(settings: Settings) -> int:
     return int(_LARGEST_BODIES * settings.max_body_mb * 1e6)
 
 
-def largest_job(settings: Settings, spec: ModelSpec | None) -> float:
-    """Megapixels of the largest job: of the model that is served, or of any where it is not known yet."""
-    specs = MODELS.values() if spec is None else [spec]
+def delivery_megapixels_of(settings: Settings, spec: ModelSpec) -> float:
+    """Megapixels of images that are in delivery at most: of four of the model's largest jobs, or of two edits of the
+    largest photos, each of which counts as half of the limit, however large it is."""
+    return max(4 * _largest_job(settings, [spec]), 2 * settings.max_images * MAX_PHOTO_PIXELS / 1e6)
+
+
+def _largest_job(settings: Settings, specs: Iterable[ModelSpec]) -> float:
+    """Megapixels of the largest job of these models, in images of a model's own sizes."""
     return max(spec.max_size for spec in specs) ** 2 * settings.max_images / 1e6

@@ -69,11 +69,11 @@ async def to_base64(preview: Image.Image, side: int | None, file_format: str) ->
     """A preview as base64, made smaller where its longer side is over `side`."""
 
     def encode() -> str:
-        picture = preview.copy()
+        image = preview.copy()
         if side is not None:
-            picture.thumbnail((side, side))
+            image.thumbnail((side, side))
         file = io.BytesIO()
-        picture.save(file, file_format, quality=_PREVIEW_QUALITY)
+        image.save(file, file_format, quality=_PREVIEW_QUALITY)
         return base64.b64encode(file.getvalue()).decode("ascii")
 
     return await asyncio.to_thread(encode)

@@ -67,5 +67,7 @@ class Job:
         Whoever else holds the request has them no more."""
         if isinstance(self.request, EditRequest):
             self.request.images[:] = [""] * len(self.request.images)
+            if self.request.mask is not None:
+                object.__setattr__(self.request, "mask", "")  # requests are frozen, for all but their bytes
         if self.upload is not None:
             self.upload.release()

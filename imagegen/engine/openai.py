@@ -1,7 +1,7 @@
-"""OpenAI's images API in terms of this project's jobs, whichever door it comes by: fields, answers and errors.
+"""OpenAI's images API in terms of this project's jobs, whichever transport it comes by: fields, answers and errors.
 
 Fields as https://platform.openai.com/docs/api-reference/images has them. What this model cannot honour is refused by
-name where the picture would be another than the caller means, and warned of in `warnings` where it would not.
+name where the image would be another than the caller means, and warned of in `warnings` where it would not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "style": (None,),
     "input_fidelity": (None,),
 }
-#: Fields that change nothing here; the caller is told.
+#: Fields that change nothing here; a warning says so.
 _IGNORED: dict[str, tuple[Any, ...]] = {"quality": (None, "auto"), "moderation": (None, "auto")}
 _KNOWN = {
     "model", "prompt", "n", "size", "response_format", "output_format", "output_compression", "user", "stream",
@@ -207,7 +207,7 @@ USAGE = {
 
 
 def about(job: GenerateRequest | EditRequest) -> dict[str, Any]:
-    """What each event of a stream says of its picture."""
+    """What each event of a stream says of its image."""
     size = f"{job.width}x{job.height}" if job.width else "auto"
     common = {"created_at": int(time.time()), "size": size, "quality": "auto", "background": "opaque"}
     return {**common, "output_format": job.output_format}

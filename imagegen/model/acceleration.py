@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from imagegen.compat import torch as compat
 from imagegen.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -98,10 +99,8 @@ def _try_attention(backend: str, device: str) -> str | None:
 
 def compile_blocks(pipe: Any) -> None:
     """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes."""
-    from torch.fx.experimental import _config as shapes
-
     # An image of as many tokens as a layer is wide would make them one symbol, and the next size a second graph.
-    shapes.use_duck_shape = False
+    compat.treat_equal_sizes_as_different()
     pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
 
 
@@ -110,17 +109,9 @@ def can_compile(attention: Attention | None) -> bool:
     return attention != "sage"
 
 
-def compile_errors() -> tuple[type[Exception], ...]:
-    """What torch raises when something cannot be compiled: no compiler, an operation that it does not know, a limit."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
-    return TorchDynamoException, FailOnRecompileLimitHit
-
-
 def run_eagerly(pipe: Any) -> None:
-    """Takes back `compile_blocks`; torch has no call for that, so its own attribute is cleared."""
-    for module in pipe.transformer.modules():
-        module._compiled_call_impl = None
+    """Takes back `compile_blocks`."""
+    compat.forget_compiled(pipe.transformer)
 
 
 def load_decoder(path: Path, dtype: torch.dtype) -> Any:

@@ -191,10 +191,11 @@ class WeightLoader:
         self._recipe = None
         if (precision == "fp8" or precision == "int8") and not self._quantized:  # as `in`, mypy would not see it
             self._recipe = quantization.recipe(part, precision)
-        for child in module.modules():
-            for name in child._non_persistent_buffers_set:  # the others come from the files
-                child.register_buffer(name, child._buffers[name].to(home), persistent=False)
         weights_and_buffers = module.state_dict()
+        for name, buffer in list(module.named_buffers(remove_duplicate=False)):
+            if name not in weights_and_buffers:  # those that are come from the files
+                layer, _, leaf = name.rpartition(".")
+                module.get_submodule(layer).register_buffer(leaf, buffer.to(home), persistent=False)
         self.names = list(weights_and_buffers)
         for name, parameter in weights_and_buffers.items():
             pieces = self._quantized.get(name, [name])
@@ -223,7 +224,7 @@ class WeightLoader:
             child = self._module.get_submodule(layer)
             if quantization.is_quantized(weight):
                 self._module.set_submodule(layer, QuantizedLinear(weight))
-            elif leaf in child._buffers:
+            elif leaf in dict(child.named_buffers(recurse=False)):
                 child.register_buffer(leaf, weight)
             else:
                 child.register_parameter(leaf, nn.Parameter(weight, requires_grad=False))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from imagegen.compat.diffusers import execution_device
 from imagegen.model.images import to_host, to_pixels
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def shared_reference_latents(pipe: Any, references: References) -> Iterator[None
         return references.latents
 
     def preprocess(image: Image.Image, **_: Any) -> torch.Tensor | None:
-        return to_pixels(image, pipe._execution_device) if references.latents is None else None
+        return to_pixels(image, execution_device(pipe)) if references.latents is None else None
 
     stand_ins: list[tuple[Any, str, Callable[..., Any]]] = [
         (pipe, "prepare_image_latents", prepare),

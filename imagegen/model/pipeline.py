@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from PIL import Image
 
 from imagegen import logs
+from imagegen.compat.diffusers import execution_device
+from imagegen.compat.torch import errors_of_compilation
 from imagegen.contract import prompts
 from imagegen.contract.start_times import StartTimes
 from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory, Unavailable
@@ -134,7 +136,7 @@ class FluxPipeline:
             gc.collect()
             torch.cuda.empty_cache()
             raise kind(message) from error
-        self._device = pipe._execution_device
+        self._device = execution_device(pipe)
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):
             one.set_progress_bar_config(disable=not config.progress, desc="steps")
@@ -289,7 +291,7 @@ class FluxPipeline:
         it does from then on."""
         try:
             return self.translating_gpu_errors(call)
-        except acceleration.compile_errors() as error:
+        except errors_of_compilation() as error:
             if not self._compiled:
                 raise
             log.warning("blocks cannot be compiled (%s); they run without from now on", type(error).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,7 @@ class RunPodAdapter:
         finally:
             await progress.end()
 
-    async def stream(self, job: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, job: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """One job's events, with previews; the last is `done` and holds the output. None is over RunPod's megabyte:
         larger images come before it in parts, to be joined by those who read them. The job ends with its stream."""
         queue = EventQueue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any, get_args
 
@@ -103,12 +104,12 @@ async def _answer(request: Request, job: requests.Request, previews: bool) -> Re
 
 
 def _accepted(accept: str) -> str:
-    """The first of the accepted types that can be made: "json", "events", a format of pictures, or "*" for any.
+    """The most wanted of the accepted types that can be made: "json", "events", a format of images, or "*" for any.
 
     Raises:
-        InvalidInput: pictures alone are accepted, and none of a format that is made here.
+        InvalidInput: images alone are accepted, and none of a format that is made here.
     """
-    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    kinds = _by_weight(accept)
     for kind in kinds:
         name = kind.removeprefix("image/")
         if kind in ("", "*/*", "application/*", "application/json"):
@@ -121,6 +122,17 @@ def _accepted(accept: str) -> str:
         formats = ", ".join(get_args(OutputFormat))
         raise InvalidInput(f"Accept: {kinds[0][:40]} is not made here; allowed are {formats}", "Accept")
     return "json"
+
+
+def _by_weight(accept: str) -> list[str]:
+    """The types of an Accept header, the most wanted first (RFC 9110, 12.5.1); those with q=0 are not wanted."""
+    weights = []
+    for entry in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in entry.split(";"))
+        weight = next((part.removeprefix("q=") for part in parameters if part.startswith("q=")), "1")
+        weights.append((float(weight) if re.fullmatch(r"[01](\.[0-9]{0,3})?", weight) else 1.0, kind))
+    weights.sort(key=lambda one: -one[0])  # in their order where they are wanted alike
+    return [kind for weight, kind in weights if weight > 0] or [""]
 
 
 def _as_picture(job: requests.Request, wanted: str) -> requests.Request:

@@ -22,7 +22,15 @@ from tests.server.conftest import running, serving
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))
-LOW = {"max_body_mb": 0.5, "max_reference_mb": 0.03, "max_prompt": 100, "max_references": 2, "max_images": 2}
+LOW = {
+    "max_body_mb": 0.5,
+    "max_reference_mb": 0.03,
+    "max_prompt": 100,
+    "max_references": 2,
+    "max_images": 2,
+    "max_steps": 10,
+    "max_megapixel_steps": 1.0,
+}
 LIMITS = settings(**LOW)
 #: What is over each limit, in the native fields, and the code that it has.
 OVER = {
@@ -35,6 +43,8 @@ OVER = {
     "IMAGEGEN_MAX_REFERENCES": ({"prompt": PROMPT, "images": [SMALL] * 3}, "invalid_input"),
     "IMAGEGEN_MAX_PROMPT": ({"prompt": "red " * 26}, "invalid_input"),
     "IMAGEGEN_MAX_IMAGES": ({"prompt": PROMPT, "num_images": 3}, "invalid_input"),
+    "IMAGEGEN_MAX_STEPS": ({"prompt": PROMPT, "num_inference_steps": 11}, "invalid_input"),
+    "IMAGEGEN_MAX_MEGAPIXEL_STEPS": ({"prompt": PROMPT, "width": 512, "height": 512}, "invalid_input"),
     "the model's": ({"prompt": PROMPT, "width": 2048, "height": 2048}, "invalid_input"),
 }
 

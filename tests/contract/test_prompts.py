@@ -84,7 +84,7 @@ def test_a_prompt_that_is_cut_is_drawn_with_a_warning(service):
     assert tokens > spec.max_sequence_length
     assert long.warnings[0] == (
         f"prompt: {tokens} tokens came, those of the model's chat template included, and micro reads the first 32; "
-        "the rest is not drawn"
+        "the rest is ignored"
     )
     assert from_base64(long.images[0]).size == (128, 128)
     assert not run(service, prompt="a red circle on a blue background", seed=1).warnings

@@ -40,7 +40,7 @@ def api(tmp_path_factory):
                     with contextlib.suppress(httpx.TransportError):
                         return client.get("/docs")
 
-                until(is_up)
+                until(is_up, every=0.1)
                 client.headers["x-log"] = str(log)
                 yield client
         finally:

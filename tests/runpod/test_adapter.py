@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 
 import pytest
 from aiohttp import ClientSession, web
@@ -37,6 +38,7 @@ def test_a_stream_that_nobody_reads_any_more_ends_its_job(service):
         adapter = RunPodAdapter(service, answer)
         stream = adapter.stream({"id": "a", "input": {}})
         assert (await anext(stream))["event"] == "queued"
+        assert isinstance(stream, AsyncGenerator)
         await stream.aclose()
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -81,7 +81,8 @@ def test_a_form_takes_as_large_a_reference_in_base64_as_json(client):
     noise = Image.effect_noise((900, 900), 90).convert("RGB")
     text = to_base64(noise)
     assert len(text) > 1_100_000
-    answer = client.post("/edit", files=[("prompt", (None, "make the background red")), ("image", (None, text))])
+    fields = {"prompt": "make the background red", "width": "64", "height": "64", "image": text}
+    answer = client.post("/edit", files=[(name, (None, value)) for name, value in fields.items()])
     assert answer.status_code == 200, answer.text[:200]
 
 

@@ -109,9 +109,12 @@ def test_pages_and_methods_that_are_not_there(client):
         ("image/avif,image/webp,*/*", "image/webp"),
         ("text/html,application/json", "application/json"),
         ("image/png;q=0.9", "image/png"),
+        ("application/json;q=0.5, image/webp;q=0.8", "image/webp"),
+        ("image/webp;q=0, */*", "application/json"),
+        ("image/jpeg; q=rubbish, application/json;q=0.9", "image/jpeg"),
     ],
 )
-def test_the_first_accepted_type_that_can_be_made(client, accept, kind):
+def test_the_most_wanted_type_that_can_be_made(client, accept, kind):
     assert client.post("/generate", json=PROMPT, headers={"Accept": accept}).headers["content-type"] == kind
 
 

@@ -19,7 +19,8 @@ PHOTO = scene("circle", "red", "blue").resize((SIDE, SIDE), Image.Resampling.LAN
 MASK = Image.new("L", (SIDE, SIDE))
 ImageDraw.Draw(MASK).ellipse((36, 36, 164, 164), fill=255)
 KEPT = weights(MASK, (SIDE, SIDE), invert=False, grow=None, feather=None) == 0
-JOB = {"prompt": "make the circle green", "seed": 1}
+PROMPT = "make the circle green"
+JOB: dict[str, object] = {"prompt": PROMPT, "seed": 1}
 
 
 def transparent(mask):
@@ -68,7 +69,7 @@ def test_a_form_a_job_and_openais_client_edit_alike(client, ready, service, monk
     answer = ai.images.edit(
         image=("a.png", io.BytesIO(to_bytes(PHOTO)), "image/png"),
         mask=("mask.png", io.BytesIO(to_bytes(transparent(MASK))), "image/png"),
-        prompt=JOB["prompt"],
+        prompt=PROMPT,
         size="1024x1024",
         extra_body={"seed": 1},
     )

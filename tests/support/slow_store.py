@@ -23,6 +23,7 @@ def slow_store() -> Iterator[tuple[dict[str, Any], list[str], threading.Event]]:
             arrived.append(self.path)
             release.wait(120)
             self.send_response(200)
+            self.send_header("ETag", '"0"')
             self.send_header("Content-Length", "0")
             self.end_headers()
 

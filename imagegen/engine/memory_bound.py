@@ -1,0 +1,37 @@
+"""How much main memory callers can make a worker use, beside its model: computed from its settings."""
+
+from __future__ import annotations
+
+from imagegen.engine.admission import delivery_megapixels_of, places_of, upload_bytes_of
+from imagegen.inputs.decoders import PROCESSES
+from imagegen.inputs.decoding import MAX_MEMORY, MAX_PHOTO_PIXELS
+from imagegen.models import MEGAPIXEL, ModelSpec
+from imagegen.settings import Settings
+
+#: A body while its texts are cut out of it: itself (a bytearray grows by an eighth ahead), and the texts.
+_BODY_COPIES = 2.125
+#: A reference on its way into a decoder: its text, and that text as bytes, in this process and in the decoder's, which
+#: also has the file.
+_REFERENCE_COPIES = 4 / 3 * 4 + 1
+#: Pillow keeps RGB in 4 bytes a pixel, L in 1.
+_RGB, _L = 4, 1
+#: An image on its way out: its pixels, its file (3.1 bytes a pixel if it is noise), base64 of it, the answer's JSON as
+#: text and as bytes.
+_OUT = _RGB + 3.1 * (1 + 3 * 4 / 3)
+
+
+def memory_bound(settings: Settings, spec: ModelSpec) -> dict[str, int]:
+    """Bytes that each kind of work takes at most, all limits reached at once; their sum is the worker's bound.
+
+    The model, the libraries and the temporary files of forms are not in it.
+    """
+    places, references = places_of(settings), min(spec.max_references, settings.max_references)
+    waiting = max(references * MEGAPIXEL * _RGB, MAX_PHOTO_PIXELS * (_RGB + _L) + references * MEGAPIXEL * _RGB)
+    bounds = {
+        "bodies": upload_bytes_of(settings) * _BODY_COPIES,
+        "decoders": 2 * MAX_MEMORY + PROCESSES * settings.max_reference_mb * 1e6 * _REFERENCE_COPIES,
+        "decoded references": places * waiting,
+        "images in delivery": delivery_megapixels_of(settings, spec) * 1e6 * _OUT,
+        "embeddings of prompts": settings.prompt_cache_mb * 1e6,
+    }
+    return {name: int(value) for name, value in bounds.items()}
