@@ -2,9 +2,9 @@
 
     python -m scripts.reference           (`make reference`)
 
-`.env.example` and docs/settings.md come from imagegen/setting_sections.py, docs/api-fields.md from the OpenAPI document of the
-HTTP server, and so from imagegen/contract/schemas.py and the routes; docs/decisions/README.md lists the pages beside
-it. tests/docs/test_reference.py fails where a committed file is not what this writes.
+`.env.example` and docs/settings.md come from imagegen/setting_sections.py, docs/api-fields.md from the OpenAPI document
+of the HTTP server, and so from imagegen/contract/schemas.py and the routes; docs/decisions/README.md lists the pages
+beside it. tests/docs/test_reference.py fails where a committed file is not what this writes.
 """
 
 from __future__ import annotations
