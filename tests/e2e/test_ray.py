@@ -33,7 +33,7 @@ def url():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IMAGEGEN_MAX_QUEUE", str(LOAD))
+        patch.setenv("IMAGEGEN_MAX_QUEUE", str(2 * LOAD))  # three quarters are for one caller
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(num_cpus=4, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
         try:
