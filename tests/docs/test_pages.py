@@ -28,7 +28,8 @@ ELSEWHERE = {
     "docker": "tests/image.py; compose.yaml: tests/deploy/test_image_files.py",
     "python": "handler.py: tests/docs/test_readme.py; scripts.plan_fleet: below; pip",
     "nvidia-smi": "a machine with a GPU",
-    "sudo": "a machine with a GPU",
+    "sed": "the gateway: tests/deploy/test_gateway.py",
+    "sudo": "a machine with a GPU; nginx: tests/deploy/test_gateway.py",
     "modal": "Modal; the application: tests/deploy/test_modal.py",
     "kubectl": "Kubernetes; the manifest: tests/e2e/test_ray.py",
 }
