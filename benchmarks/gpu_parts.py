@@ -158,7 +158,7 @@ class Benchmark:
             self._add(row)
 
     def _fp8_under_a_cap(self) -> None:
-        """What a card of 24 GB gets: four references, and the time of a picture from words."""
+        """What a GPU of 24 GB gets: four references, and the time of a picture from words."""
         with self.device.capped(self.device.card(_GPU_GB)):
             pipeline, plan = self._open("fp8", gigabytes=_GPU_GB, compile=self.compiled)
             with pipeline:
@@ -168,14 +168,14 @@ class Benchmark:
                 self._fp8 = self._picture(runner, "text to image, 4 steps, fp8", 0.40)
 
     def _offload_under_a_cap(self) -> None:
-        """bf16 of which each part is fetched for its turn, not compiled, as others fit a card of 24 GB, against fp8 on
-        the card."""
+        """bf16 of which each part is fetched for its turn, not compiled, as others fit a GPU of 24 GB, against fp8 on
+        the GPU."""
         with self.device.capped(self.device.card(_GPU_GB)):
             pipeline, plan = self._open("bf16", "model", _GPU_GB)
             with pipeline:
                 slow = Runner(pipeline, plan, self.device).case("offload", (self._side, self._side))
         row = Row(
-            "fp8 on the card against bf16 with model offload and not compiled, 24 GB",
+            "fp8 on the GPU against bf16 with model offload and not compiled, 24 GB",
             "3 times as fast or more",
             unit="times",
         )
@@ -222,7 +222,7 @@ class Benchmark:
             return
         without: dict[str, dict[str, Any]] = {
             "compiled blocks": {"compile": False},
-            "the card's kernel for attention": {"compile": self.compiled, "attention": "native"},
+            "the GPU's kernel for attention": {"compile": self.compiled, "attention": "native"},
         }
         for lever, levers in without.items():
             pipeline, plan = self._open("bf16", **levers)
@@ -304,7 +304,7 @@ class Benchmark:
         spec: ModelSpec | None = None,
         **levers: Any,
     ) -> tuple[FluxPipeline, MemoryPlan]:
-        """A pipeline as the worker would have it on a card of `gigabytes`; on a CPU in full precision."""
+        """A pipeline as the worker would have it on a GPU of `gigabytes`; on a CPU in full precision."""
         spec, card = spec or self.spec, self.device.card(gigabytes)
         plan = choose(spec, None)
         if card is not None:

@@ -1,4 +1,4 @@
-"""What the benchmarks of the card share: the machine in words, a card with its memory counted and capped, one case."""
+"""What the benchmarks of the GPU share: the machine in words, a GPU with its memory counted and capped, one case."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPT = "a red fox asleep on a stack of old books, morning light from a tall wi
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The card, its driver, and the versions of what computes."""
+    """The GPU, its driver, and the versions of what computes."""
     import torch
 
     facts: dict[str, Any] = {
@@ -62,7 +62,7 @@ def _driver() -> str | None:
 
 
 class Device:
-    """A card, or the CPU, which counts no bytes."""
+    """A GPU, or the CPU, which counts no bytes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -76,14 +76,14 @@ class Device:
         return torch.bfloat16 if self.is_cuda else torch.float32
 
     def synchronize(self) -> None:
-        """Waits for the card."""
+        """Waits for the GPU."""
         if self.is_cuda:
             import torch
 
             torch.cuda.synchronize(self.name)
 
     def card(self, gigabytes: float | None = None) -> Card | None:
-        """The card as it is, or one of `gigabytes` of the same kind; None for the CPU."""
+        """The GPU as it is, or one of `gigabytes` of the same kind; None for the CPU."""
         if not self.is_cuda:
             return None
         card = read_card(self.name)
@@ -91,7 +91,7 @@ class Device:
 
     @contextmanager
     def capped(self, card: Card | None) -> Iterator[None]:
-        """While it is open, torch can have of the card what a smaller one would have."""
+        """While it is open, torch can have of the GPU what a smaller one would have."""
         if card is None or not self.is_cuda:
             yield
             return
@@ -123,7 +123,7 @@ class Device:
         return torch.cuda.max_memory_allocated(self.name), torch.cuda.max_memory_reserved(self.name)
 
     def memory_summary(self) -> str:
-        """What torch knows of the card's memory, as a table of its own; empty on the CPU."""
+        """What torch knows of the GPU's memory, as a table of its own; empty on the CPU."""
         if not self.is_cuda:
             return ""
         import torch

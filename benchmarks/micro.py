@@ -269,7 +269,7 @@ def contact_sheet(trials: Sequence[Trial], columns: int = 10) -> Image.Image:
 
 
 def write_card(path: Path, figures: str) -> None:
-    """Replaces what stands between the marks of the card."""
+    """Replaces what stands between the marks of the GPU."""
     card = path.read_text(encoding="utf-8")
     before, _, rest = card.partition(_BEGIN)
     _, _, after = rest.partition(_END)

@@ -4,7 +4,7 @@
 
 Each word is a precision of the transformer, after a plus that of the text encoder too. Beside them stands the noise
 floor: how far pictures drift by a change that means nothing, bf16 instead of float32 on a CPU, compiled instead of not
-on a card. Where the model is micro, what each picture shows is read from its pixels too. Prints Markdown for
+on a GPU. Where the model is micro, what each picture shows is read from its pixels too. Prints Markdown for
 docs/benchmarks.md and writes DIR/compare.png.
 
 LPIPS is not among the figures: its package brings the last layers alone, and the network under them is a download.

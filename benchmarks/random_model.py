@@ -219,7 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="klein-9b, klein-4b, micro ...")
     parser.add_argument("folder", type=Path, help="where the model is written")
-    parser.add_argument("--device", default="cpu", help="where the random numbers are drawn; a card is much faster")
+    parser.add_argument("--device", default="cpu", help="where the random numbers are drawn; a GPU is much faster")
     args = parser.parse_args()
     print(write_model(get_model(args.model), args.folder, args.device))
     return 0

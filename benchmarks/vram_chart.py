@@ -1,4 +1,4 @@
-"""The chart of the estimate: for each card its plan, part by part up to the peak, against what the card has."""
+"""The chart of the estimate: for each GPU its plan, part by part up to the peak, against what the GPU has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PARTS = {
     "references": ("Activations of the references", "#f8d7a4"),
 }
 _WHERE = {
-    "none": "all on the card",
+    "none": "all on the GPU",
     "embeddings": "embeddings on the CPU",
     "text_encoder": "text encoder fetched",
     "model": "parts fetched",
@@ -30,7 +30,7 @@ _WHERE = {
 
 
 def segments(row: dict[str, Any], context: int) -> list[tuple[str, int]]:
-    """What is on a card at the peak of its plan, from left to right, in bytes; together they are the peak."""
+    """What is on a GPU at the peak of its plan, from left to right, in bytes; together they are the peak."""
     plan = row["plan"]
     parts, peak, bare = plan["parts"], plan["peak"], plan["peak_by_references"]["0"]
     if plan["offload"] == "none":
@@ -68,7 +68,7 @@ def draw_chart(estimated: dict[str, Any], file: Path) -> None:
     def box(left: float, top: float, right: float, bottom: float, colour: str) -> None:
         draw.rectangle([round(edge * _SCALE) for edge in (left, top, right, bottom)], colour)
 
-    text((24, 34), f"{estimated['model']}: what is on the card, by card (an estimate)", 22)
+    text((24, 34), f"{estimated['model']}: what is on the GPU, by card (an estimate)", 22)
     text(
         (24, 64),
         "GiB at the peak of a 1024x1024 picture with four references; the frame is what a process can have",

@@ -122,7 +122,7 @@ def memory(count: int, folder: Path) -> list[float]:
 
 def draw(runs: dict[str, Run], path: Path, seconds: float = 12.0) -> None:
     """The first seconds of each run: for every job its wait in the worker (grey), the GPU (green), its sending (blue),
-    and above them the GPU's lane."""
+    and above them the GPU thread."""
     scale, row, left = 100, 14, 130
     rows = {name: sum(begin - run.begun[0] < seconds for begin in run.begun) for name, run in runs.items()}
     height = sum(rows.values()) * row + len(runs) * 70

@@ -36,7 +36,7 @@ _OURS = ("imagegen", "handler")
 _KNOWN = ("uvicorn", "runpod")
 #: Libraries that write to stderr by themselves once they are imported.
 _LOUD = ("diffusers", "transformers", "huggingface_hub", "uvicorn", "uvicorn.access", "uvicorn.error")
-#: They warn while they are imported: of kernels for other cards, of what they will deprecate in each other.
+#: They warn while they are imported: of kernels for other GPUs, of what they will deprecate in each other.
 _NERVOUS = ("torchao", "diffusers.quantizers.torchao", "torch.utils._pytree")
 _HIDDEN = "***"
 #: Credentials before a host, a query (with or without its URL), and what is as long as an image or a token.

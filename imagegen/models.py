@@ -105,7 +105,7 @@ class ModelSpec:
 
     @property
     def width_ratio(self) -> float:
-        """The transformer's hidden width against klein-9b's; what a token needs of the card grows with it."""
+        """The transformer's hidden width against klein-9b's; what a token needs of the GPU grows with it."""
         return self.architecture.hidden / _KLEIN_9B.hidden
 
 

@@ -1,12 +1,12 @@
-"""Memory of the card: estimated for every size of card, and measured where there is one.
+"""Memory of the GPU: estimated for every size of GPU, and measured where there is one.
 
-    python -m scripts.benchmark_vram --estimate                          no card: table, JSON and chart
-    python -m scripts.benchmark_vram                                     on a card, with the model's own weights
+    python -m scripts.benchmark_vram --estimate                          no GPU: table, JSON and chart
+    python -m scripts.benchmark_vram                                     on a GPU, with the model's own weights
     python -m scripts.benchmark_vram --random-weights [--cap-gb 24]      the full-size architecture, no download
 
 Writes benchmark_vram.json (one file, bytes as integers), benchmark_vram.png and, of what was drawn, pictures into
 --output. Measured are loading, with the plan's offload and with each part fetched for its turn; pictures from words at
-several sizes; edits with 1 to 4 references, and more of them until the card is full. Beside each peak stands the
+several sizes; edits with 1 to 4 references, and more of them until the GPU is full. Beside each peak stands the
 estimate's error.
 """
 
@@ -39,7 +39,7 @@ from imagegen.models import ModelSpec, Size, get_model
 from imagegen.settings import get_settings
 from imagegen.weights.sources import find_weights
 
-#: Cards that are estimated: GB and the compute capability of such a card. 12: RTX 4070, 16: RTX 4080, 24: RTX 4090,
+#: Cards that are estimated: GB and the compute capability of such a GPU. 12: RTX 4070, 16: RTX 4080, 24: RTX 4090,
 #: 32: RTX 5090, 48: L40S, 80: H100.
 CARDS: list[tuple[int, tuple[int, int]]] = [
     (12, (8, 9)),
@@ -49,7 +49,7 @@ CARDS: list[tuple[int, tuple[int, int]]] = [
     (48, (8, 9)),
     (80, (9, 0)),
 ]
-#: What may be made of the text encoder: its name, its precision, trimmed, embeddings on the card.
+#: What may be made of the text encoder: its name, its precision, trimmed, embeddings on the GPU.
 TEXT_ENCODERS: list[tuple[str, Precision, bool, bool]] = [
     ("bf16, whole", "bf16", False, True),
     ("bf16, 27 layers", "bf16", True, True),
@@ -63,7 +63,7 @@ _MOST_REFERENCES = 16
 
 
 def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
-    """Every combination of transformer and text encoder: bytes of the parts, on the card, and at the peak of a picture
+    """Every combination of transformer and text encoder: bytes of the parts, on the GPU, and at the peak of a picture
     of the default size without references, with one and with the most."""
     rows = []
     for transformer in TRANSFORMERS:
@@ -89,7 +89,7 @@ def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
 
 
 def estimate(spec: ModelSpec) -> dict[str, Any]:
-    """The plan's figures for every card, and beside it every combination and whether it fits; bytes as integers."""
+    """The plan's figures for every GPU, and beside it every combination and whether it fits; bytes as integers."""
     every = combinations(spec)
     cards = []
     for gigabytes, capability in CARDS:
@@ -156,7 +156,7 @@ def show_estimate(estimated: dict[str, Any]) -> str:
         peaks = row["peak_by_references"]
         peak = [gib(size) for size in (row["resident"], peaks["0"], peaks[most])]
         rows.append([row["transformer"], row["text_encoder"], *peak, f"{fit[0]} GB" if fit else "none"])
-    second = ["transformer", "text encoder", "weights on the card", "peak, no reference", f"peak, {most} references"]
+    second = ["transformer", "text encoder", "weights on the GPU", "peak, no reference", f"peak, {most} references"]
     return f"{table(heads, plans)}\n\n{table([*second, 'fits from'], rows)}"
 
 
@@ -231,12 +231,12 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="klein-9b", help="the model to measure; default: %(default)s")
-    parser.add_argument("--estimate", action="store_true", help="the plan's figures alone; needs no card")
+    parser.add_argument("--estimate", action="store_true", help="the plan's figures alone; needs no GPU")
     parser.add_argument(
         "--random-weights", action="store_true", help="the architecture with random weights, no download"
     )
     parser.add_argument("--weights", type=Path, metavar="DIR", help="where random weights are kept; else they go again")
-    parser.add_argument("--cap-gb", type=float, metavar="N", help="behave like a card of N GB")
+    parser.add_argument("--cap-gb", type=float, metavar="N", help="behave like a GPU of N GB")
     parser.add_argument("--device", default="cuda", help="the torch device; default: cuda")
     parser.add_argument("--minutes", type=float, default=60, help="no case begins later")
     parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")

@@ -1,5 +1,5 @@
 """The bytes of a model's parts in each precision, and those that a picture needs beside them: arithmetic from the few
-figures of `Architecture`, which knows no card and loads nothing.
+figures of `Architecture`, which knows no GPU and loads nothing.
 
 The parts' bytes are exact: `tests/memory/test_footprint.py` builds the real classes on the meta device and compares. A
 picture's are fitted to traces of klein-9b on meta tensors with flash attention, and grow with the model's widths.

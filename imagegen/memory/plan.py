@@ -1,4 +1,4 @@
-"""What fits a card: where each part of a model lives and in which precision, chosen before anything is loaded, and the
+"""What fits a GPU: where each part of a model lives and in which precision, chosen before anything is loaded, and the
 largest picture that the plan has room for."""
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from imagegen.memory.footprint import (
 from imagegen.memory.types import Offload, Precision
 from imagegen.models import MEGAPIXEL, MULTIPLE, ModelSpec, Size
 
-#: Bytes of a CUDA context with its libraries' handles (about 0.5 GiB on cards of the last generations).
+#: Bytes of a CUDA context with its libraries' handles (about 0.5 GiB on GPUs of the last generations).
 CONTEXT = 2**29
 #: Bytes that must be left over: torch's allocator takes memory in blocks, and some of it fits nothing.
 RESERVE = 2**29
-#: What of a card of N GB a process can have: an RTX 4090 of 24 has 23.6 GiB, an RTX 5090 of 32 has 31.4, an H100 of 80
+#: What of a GPU of N GB a process can have: an RTX 4090 of 24 has 23.6 GiB, an RTX 5090 of 32 has 31.4, an H100 of 80
 #: 79.1, and the driver keeps a little.
 USABLE = 0.98
 #: The largest reference that reaches the model, a megapixel.
@@ -33,14 +33,14 @@ REFERENCE: Size = (math.isqrt(MEGAPIXEL), math.isqrt(MEGAPIXEL))
 
 @dataclass(frozen=True)
 class Card:
-    """A card: the bytes that this process can have of it, its context included, and its compute capability."""
+    """A GPU: the bytes that this process can have of it, its context included, and its compute capability."""
 
     bytes: int
     capability: tuple[int, int]
 
     @classmethod
     def of(cls, gigabytes: float, capability: tuple[int, int]) -> Card:
-        """A card as it is sold, empty."""
+        """A GPU as it is sold, empty."""
         return cls(int(gigabytes * 2**30 * USABLE), capability)
 
 
@@ -66,7 +66,7 @@ class MemoryPlan:
 
     @property
     def resident(self) -> int:
-        """Bytes of the weights that stay on the card."""
+        """Bytes of the weights that stay on the GPU."""
         parts = self.parts
         kept: dict[Offload, int] = {
             "none": parts.total,
@@ -77,11 +77,11 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """Estimated bytes of the card in use at most, for what the plan is made for."""
+        """Estimated bytes of the GPU in use at most, for what the plan is made for."""
         return self.peak_of(self.size, [REFERENCE] * self.references)
 
     def peak_of(self, size: Size, references: Sequence[Size]) -> int:
-        """Estimated bytes of the card in use at most while a picture is made: weights, activations, CUDA's context."""
+        """Estimated bytes of the GPU in use at most while a picture is made: weights, activations, CUDA's context."""
         parts = self.parts
         needs = activations(self.spec, size, references, self.transformer, self.compiled)
         if self.offload in ("none", "embeddings"):
@@ -139,14 +139,14 @@ class MemoryPlan:
         return replace(self, card=card, references=max(0, references), why="less fits than was estimated")
 
     def largest(self, size: Size, references: Sequence[Size], available: int) -> Size | None:
-        """The largest picture of the shape of `size`, and smaller than it, for which `available` bytes of the card do.
+        """The largest picture of the shape of `size`, and smaller than it, for which `available` bytes of the GPU do.
 
         None where not even the smallest fits.
         """
         return _largest(self.spec, size, lambda smaller: self.peak_of(smaller, references) + RESERVE <= available)
 
     def check(self, size: Size, references: Sequence[Size]) -> None:
-        """Checks that a picture can fit, before the card works for it.
+        """Checks that a picture can fit, before the GPU works for it.
 
         Raises:
             OutOfMemory: it cannot by the estimate; with the largest size that can.
@@ -175,11 +175,11 @@ class MemoryPlan:
             kept = "float32" if self.transformer == "bf16" else self.transformer
             return f"{self.spec.name} on the CPU: {kept}, {gib(self.parts.total)} of weights; {self.why}"
         where = {
-            "none": "all on the card",
-            "embeddings": "all on the card but the embeddings",
-            "text_encoder": "all on the card, the text encoder for its turn",
-            "model": "each on the card for its turn",
-            "group": "on the card layer by layer",
+            "none": "all on the GPU",
+            "embeddings": "all on the GPU but the embeddings",
+            "text_encoder": "all on the GPU, the text encoder for its turn",
+            "model": "each on the GPU for its turn",
+            "group": "on the GPU layer by layer",
         }[self.offload]
         parts = self.parts
         return (
@@ -222,20 +222,20 @@ def out_of_memory(plan: MemoryPlan | None, size: Size, references: Sequence[Size
 def _out_of_memory(size: Size, references: Sequence[Size], smaller: Size | None) -> OutOfMemory:
     came = describe(size, len(references))
     if smaller is not None:
-        return OutOfMemory(f"width: {came} does not fit the card's memory; {smaller[0]}x{smaller[1]} does", "width")
+        return OutOfMemory(f"width: {came} does not fit the GPU's memory; {smaller[0]}x{smaller[1]} does", "width")
     advice = "fewer references" if references else "a smaller size"
-    return OutOfMemory(f"{came} does not fit the card's memory; ask for {advice}")
+    return OutOfMemory(f"{came} does not fit the GPU's memory; ask for {advice}")
 
 
 def available_bytes(device: str) -> int:
-    """Bytes of a card that this process can have in all, its context, which is there already, included."""
+    """Bytes of a GPU that this process can have in all, its context, which is there already, included."""
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0]) + int(torch.cuda.memory_reserved(device)) + CONTEXT
 
 
 def read_card(device: str) -> Card | None:
-    """The card as it is now, after a small calculation on it; None for a CPU.
+    """The GPU as it is now, after a small calculation on it; None for a CPU.
 
     Raises:
         ConfigurationError: it does not work.
@@ -247,8 +247,8 @@ def read_card(device: str) -> Card | None:
     try:
         torch.ones(64, 64, device=device).matmul(torch.ones(64, 64, device=device)).sum().item()
         return Card(available_bytes(device), torch.cuda.get_device_capability(device))
-    except Exception as error:  # a driver too old, a card that is gone, a card that another process holds
+    except Exception as error:  # a driver too old, a GPU that is gone, a GPU that another process holds
         raise ConfigurationError(
-            f"the card does not work ({type(error).__name__}); torch was built for CUDA {torch.version.cuda}: "
+            f"the GPU does not work ({type(error).__name__}); torch was built for CUDA {torch.version.cuda}: "
             "choose a host whose driver is new enough, or another machine"
         ) from error

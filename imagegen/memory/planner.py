@@ -1,4 +1,4 @@
-"""Which plan a card gets: the best that fits, or what the settings ask for."""
+"""Which plan a GPU gets: the best that fits, or what the settings ask for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagegen.memory.plan import Card, MemoryPlan, describe, gib
 from imagegen.memory.types import Offload, Precision
 from imagegen.models import ModelSpec, Size
 
-#: From this compute capability on a card multiplies fp8.
+#: From this compute capability on a GPU multiplies fp8.
 FP8_CAPABILITY = (8, 9)
 Pair = tuple[Precision, Precision]
 
@@ -22,7 +22,7 @@ Pair = tuple[Precision, Precision]
 def candidates(capability: tuple[int, int]) -> Iterator[tuple[Precision, Precision, Offload]]:
     """Precision of the transformer and of the text encoder, and offload, from what is best to what needs least.
 
-    All on the card comes before a text encoder that is fetched for each new prompt, and that before 4 bits; parts that
+    All on the GPU comes before a text encoder that is fetched for each new prompt, and that before 4 bits; parts that
     are fetched for each picture come after them, and layers that are fetched for each step last. Inside of each, what
     is most exact comes first: the other precisions are measured against bf16, and are chosen where they buy room, or by
     whoever wants their speed (IMAGEGEN_PRECISION=fp8).
@@ -58,7 +58,7 @@ def choose(
     nf4: bool = True,
     compiled: bool = True,
 ) -> MemoryPlan:
-    """The plan for a card: the first of `candidates` that fits.
+    """The plan for a GPU: the first of `candidates` that fits.
 
     Args:
         card: None: a CPU.
@@ -114,17 +114,17 @@ def _with(
     stored: tuple[Precision | None, Precision | None],
     capability: tuple[int, int],
 ) -> list[tuple[Precision, Precision, Offload]]:
-    """The candidates of a card, and where another 8-bit precision is asked for than the card's own, those with that."""
+    """The candidates of a GPU, and where another 8-bit precision is asked for than the GPU's own, those with that."""
     named = {precision, *stored}
     if "int8" in named and "fp8" not in named:
-        capability = (0, 0)  # int8 runs on every card
+        capability = (0, 0)  # int8 runs on every GPU
     return list(candidates(capability))
 
 
 def _check_runs(precision: str, stored: Sequence[str | None], capability: tuple[int, int]) -> None:
     if "fp8" not in (precision, *stored) or capability >= FP8_CAPABILITY:
         return
-    needs = f"fp8 needs compute capability {_dotted(FP8_CAPABILITY)}, and the card has {_dotted(capability)}"
+    needs = f"fp8 needs compute capability {_dotted(FP8_CAPABILITY)}, and the GPU has {_dotted(capability)}"
     if "fp8" in stored:  # no setting changes what the folder holds
         raise ConfigurationError(
             f"{needs}; these weights are stored in fp8: use an image with PRECISION=int8, or the weights as published"
@@ -145,7 +145,7 @@ def _why(found: MemoryPlan, wanted: Sequence[MemoryPlan], asked: str) -> str:
     if asked:
         return f"as {asked} asks"
     if found is wanted[0]:
-        return "the card has room for the model as it is"
+        return "the GPU has room for the model as it is"
     before = wanted[wanted.index(found) - 1]
     return (
         f"the best that fits; the next better one (transformer {before.transformer}, text encoder "
@@ -155,7 +155,7 @@ def _why(found: MemoryPlan, wanted: Sequence[MemoryPlan], asked: str) -> str:
 
 def _too_large(best: MemoryPlan, card: Card, asked: str, nearest: MemoryPlan | None) -> str:
     text = (
-        f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.needed)} of the card's memory for "
+        f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.needed)} of the GPU's memory for "
         f"{describe(best.size, best.references)}, and {gib(card.bytes)} can be had"
     )
     advice = []
@@ -168,7 +168,7 @@ def _too_large(best: MemoryPlan, card: Card, asked: str, nearest: MemoryPlan | N
         if needed <= card.bytes:
             advice.append(f"IMAGEGEN_MAX_REFERENCES={fewer} needs {gib(needed)}")
             break
-    return f"{text}; {' or '.join(advice) or 'choose a larger card, or a smaller model'}"
+    return f"{text}; {' or '.join(advice) or 'choose a larger GPU, or a smaller model'}"
 
 
 def stored_precisions(path: Path) -> tuple[Precision | None, Precision | None]:

@@ -42,16 +42,16 @@ def is_installed(package: str) -> bool:
 def choose_attention(
     capability: tuple[int, int] | None, installed: Callable[[str], bool] = is_installed
 ) -> tuple[Attention, str]:
-    """The kernel for attention on a card, and why.
+    """The kernel for attention on a GPU, and why.
 
     Never `sage`: it computes in 8 bits, and the pictures would be others.
 
     Args:
-        capability: of the card, such as (8, 9); None: there is no CUDA card.
+        capability: of the GPU, such as (8, 9); None: there is no CUDA GPU.
         installed: tells whether a package is there.
     """
     if capability is None:
-        return "native", "there is no CUDA card"
+        return "native", "there is no CUDA GPU"
     name = f"{capability[0]}.{capability[1]}"
     if capability[0] == 9 and installed("flash_attn_interface"):
         return "flash3", f"compute capability {name} and FlashAttention 3 is installed"
@@ -84,7 +84,7 @@ def use_attention(pipe: Any, attention: Attention, device: str, capability: tupl
 
 
 def _try_attention(backend: str, device: str) -> str | None:
-    """What keeps a kernel from running on a device, None where nothing does; it is run, since a card, its driver and a
+    """What keeps a kernel from running on a device, None where nothing does; it is run, since a GPU, its driver and a
     package must agree. (B, tokens, heads, klein's 128)."""
     import torch
     from diffusers.models.attention_dispatch import dispatch_attention_fn

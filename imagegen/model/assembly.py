@@ -257,7 +257,7 @@ def read_tensor(stored: weight_files.Stored, pin: bool) -> torch.Tensor:
     """A tensor of a file, in memory of its own: no mapped page waits to be read from the disk when it is used.
 
     Args:
-        pin: in memory that the card can copy from while this thread reads on.
+        pin: in memory that the GPU can copy from while this thread reads on.
     """
     buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8, pin_memory=pin)
     view = memoryview(buffer.numpy().data)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class PromptCache:
-    """Embeddings of the prompts that came last, by their text, in the main memory: a card has none to spare, and a copy
-    to it takes milliseconds where the text encoder takes its 5.3 TFLOP, and its way to the card where it is offloaded.
+    """Embeddings of the prompts that came last, by their text, in the main memory: a GPU has none to spare, and a copy
+    to it takes milliseconds where the text encoder takes its 5.3 TFLOP, and its way to the GPU where it is offloaded.
 
     Any thread may call. A prompt of klein-9b has 512 x 12,288 numbers of 2 bytes: 12.6 MB.
 

@@ -19,8 +19,8 @@ class FluxConfig:
     Args:
         spec: the model.
         path: a diffusers folder with its weights.
-        device: "cuda", "cuda:1", "cpu"; None: a CUDA card where there is one.
-        dtype: of the weights; None: bfloat16 on a card, float32 on a CPU.
+        device: "cuda", "cuda:1", "cpu"; None: a CUDA GPU where there is one.
+        dtype: of the weights; None: bfloat16 on a GPU, float32 on a CPU.
         transformer, text_encoder: the precision in which each runs. A folder that was quantised has its own; one that
             was not is quantised while it is loaded. "bf16" leaves the weights as they are, in `dtype`.
         offload: what waits on the CPU. "none": nothing; "embeddings": the text encoder's embedding table, of which a
@@ -31,7 +31,7 @@ class FluxConfig:
         attention: the transformer's kernel for attention; None: diffusers' own choice.
         compile: the transformer's blocks, when they first run. (The VAE's decoder would be anew for each size.)
         decoder: a folder with a VAE to use in place of the model's own, FLUX.2-small-decoder for one.
-        kv: whether edits with klein-9b-kv cache their references' keys and values; None: where that fits the card.
+        kv: whether edits with klein-9b-kv cache their references' keys and values; None: where that fits the GPU.
         prompt_cache: bytes of main memory for the embeddings of the prompts that came last.
     """
 

@@ -11,7 +11,7 @@ _VERSION_FILE = Path("/proc/driver/nvidia/version")
 
 
 def find_fault(cuda: str | None, version_file: Path = _VERSION_FILE) -> str | None:
-    """What keeps torch from using a card of this host, and what to do; None where the driver is not the reason.
+    """What keeps torch from using a GPU of this host, and what to do; None where the driver is not the reason.
 
     Args:
         cuda: what torch was built with, such as "13.0"; None: without.

@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def choose_model(settings: Settings) -> ModelSpec:
-    """The model that the settings name; else klein-9b where there is a card, and micro, said aloud, without one.
+    """The model that the settings name; else klein-9b where there is a GPU, and micro, said aloud, without one.
 
     Raises:
-        ConfigurationError: there is no such model, or it needs a card and there is none: a container with a broken GPU
+        ConfigurationError: there is no such model, or it needs a GPU and there is none: a container with a broken GPU
             fails instead of drawing for an hour on its CPU.
     """
     micro = get_model("micro")
@@ -41,11 +41,11 @@ def choose_model(settings: Settings) -> ModelSpec:
     why = _why_no_card()
     if spec is not None:
         raise ConfigurationError(
-            f"{spec.name} needs a CUDA card and none can be used{why}; IMAGEGEN_MODEL=micro draws without one, "
+            f"{spec.name} needs a CUDA GPU and none can be used{why}; IMAGEGEN_MODEL=micro runs without one, "
             "IMAGEGEN_DEVICE=cpu insists"
         )
     log.warning(
-        "no CUDA card was found%s: serving micro, a miniature that draws coloured shapes; IMAGEGEN_MODEL chooses", why
+        "no CUDA GPU was found%s: serving micro, a miniature that generates colored shapes; IMAGEGEN_MODEL chooses", why
     )
     return micro
 
@@ -58,7 +58,7 @@ def _why_no_card() -> str:
 
 
 def default_device() -> str:
-    """A CUDA card where there is one."""
+    """A CUDA GPU where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,7 +89,7 @@ def plan(
         compiled: whether blocks can be compiled.
 
     Raises:
-        ConfigurationError: what the settings ask for does not fit the card.
+        ConfigurationError: what the settings ask for does not fit the GPU.
     """
     return choose(
         spec,
@@ -120,7 +120,7 @@ def load(
         times: of the start until now.
 
     Raises:
-        ConfigurationError: the weights cannot be had or loaded, or do not fit the card.
+        ConfigurationError: the weights cannot be had or loaded, or do not fit the GPU.
     """
     times = times or StartTimes()
     decoder = None
@@ -139,7 +139,7 @@ def load(
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     with times.importing():
         device = settings.device or default_device()
-    note("checking the card")
+    note("checking the GPU")
     with times.measure("check"):
         card = read_card(device)
         attention = _attention(settings, device)
@@ -171,7 +171,7 @@ def load(
         # No caller's words can be in this one, and the operator needs it.
         log.exception("loading %s from %s failed: %s", spec.name, path, error.__cause__ or error)
         with suppress(Exception):
-            pipeline.unload()  # a second try finds the card free
+            pipeline.unload()  # a second try finds the GPU free
         raise
     # deploy/vast/worker.py waits for this line. The seconds are those since the process began, as the stages' are.
     log.info("loaded %s on %s in %.1f s: %s", spec.name, pipeline.device, times.total, times.show())
@@ -193,7 +193,7 @@ def _can_compile(settings: Settings, device: str, attention: Attention | None) -
 
 
 def _attention(settings: Settings, device: str) -> Attention | None:
-    """The kernel for attention that is asked for, else the card's; None on a CPU, where there is one alone."""
+    """The kernel for attention that is asked for, else the GPU's; None on a CPU, where there is one alone."""
     if settings.attention != "auto":
         return settings.attention
     if not device.startswith("cuda"):

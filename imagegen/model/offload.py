@@ -1,4 +1,4 @@
-"""Weights that wait on the CPU. Nothing that draws has to know: ids and states go in and come out on the card."""
+"""Weights that wait on the CPU. Nothing that draws has to know: ids and states go in and come out on the GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ALIGNMENT = 512
 class CpuEmbedding(torch.nn.Module):
     """An embedding table that stays where it is, whatever device the model around it is moved to.
 
-    A prompt reads 512 of its 151,936 rows: those go to the card, and not 1.2 GB.
+    A prompt reads 512 of its 151,936 rows: those go to the GPU, and not 1.2 GB.
     """
 
     def __init__(self, weight: torch.Tensor, device: str) -> None:

@@ -57,13 +57,13 @@ def layer_config(recipe: FqnToConfig, name: str) -> Any:
 def quantize(weight: torch.Tensor, config: Any) -> torch.Tensor:
     """The weight (out, in) as torchao's `quantize_` would leave it, made on the device that it is on.
 
-    `quantize_` refuses fp8 where there is no card that could run it; the weight itself can be made anywhere.
+    `quantize_` refuses fp8 where there is no GPU that could run it; the weight itself can be made anywhere.
     """
     import torch
     from torchao.quantization import Float8Tensor, Int8DynamicActivationInt8WeightConfig, Int8Tensor
     from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs, QuantizeTensorToInt8Kwargs
 
-    weight = weight.to(torch.bfloat16)  # what it is quantised from on a card, and what PerRow asks for
+    weight = weight.to(torch.bfloat16)  # what it is quantised from on a GPU, and what PerRow asks for
     activations, weights = config.granularity if isinstance(config.granularity, list) else [config.granularity] * 2
     if isinstance(config, Int8DynamicActivationInt8WeightConfig):
         int8 = QuantizeTensorToInt8Kwargs(

@@ -87,7 +87,7 @@ class Delivery:
 
         Args:
             answer: whole but for its pictures.
-            limit: bytes that the door can carry; None: any.
+            limit: bytes that the endpoint can carry; None: any.
             job_id: names the objects in the store, so that a job done twice leaves one of each.
 
         Raises:

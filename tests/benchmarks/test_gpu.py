@@ -29,10 +29,10 @@ ROWS = [
     "load to card",
     "24 GB, 4 references",
     "text to image, 4 steps, fp8, 128x128",
-    "fp8 on the card against bf16 with model offload",
+    "fp8 on the GPU against bf16 with model offload",
     "cached keys and values",
     "compiled blocks against none",
-    "the card's kernel for attention against none",
+    "the GPU's kernel for attention against none",
 ]
 
 
@@ -64,7 +64,7 @@ def test_every_promise_is_measured(report):
 @pytest.mark.slow  # the whole benchmark, with micro
 def test_a_missed_target_says_where_the_time_goes(report):
     result, text = report
-    row = next(row for row in result["rows"] if row["what"].startswith("fp8 on the card against"))
+    row = next(row for row in result["rows"] if row["what"].startswith("fp8 on the GPU against"))
     assert row["met"] is False  # on a CPU both are the same
     assert {"operation", "milliseconds", "share", "calls"} == set(row["profile"][0])
     assert f"Where the time goes: {row['what']}" in text

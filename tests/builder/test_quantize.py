@@ -96,7 +96,7 @@ def test_a_weight_is_what_torchao_makes_on_a_card(whole, tmp_path, monkeypatch, 
     result = quantized(whole, tmp_path / precision, precision)
     loaded = Flux2Transformer2DModel.from_pretrained(result / "transformer", dtype=torch.bfloat16)
     expected = Flux2Transformer2DModel.from_pretrained(whole / "transformer", dtype=torch.bfloat16)
-    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)  # there is no card here
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)  # there is no GPU here
     quantize_(expected, quantization.recipe("transformer", precision), filter_fn=None)
     count = 0
     for name, weight in expected.named_parameters():

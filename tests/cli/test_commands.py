@@ -196,7 +196,7 @@ def test_doctor_finds_nothing_wrong_here(command, monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({"IMAGEGEN_MODEL": "klein-9b", "IMAGEGEN_DEVICE": ""}, "WRONG  GPU: klein-9b needs a CUDA card"),
+        ({"IMAGEGEN_MODEL": "klein-9b", "IMAGEGEN_DEVICE": ""}, "WRONG  GPU: klein-9b needs a CUDA GPU"),
         ({"IMAGEGEN_MODEL_PATH": "/nowhere"}, "WRONG  weights: IMAGEGEN_MODEL_PATH: "),
         ({"BUCKET_NAME": "images"}, "WRONG  outputs: BUCKET_ENDPOINT_URL: is missing"),
         (

@@ -341,7 +341,7 @@ def test_a_load_that_failed_is_tried_again_with_the_next_job(monkeypatch):
 
 def test_a_real_model_without_a_card_fails_loudly(tmp_path):
     service = Service(settings(model="klein-9b", device=None, hf_home=tmp_path))
-    with pytest.raises(LoadFailed, match="klein-9b needs a CUDA card and none can be used"):
+    with pytest.raises(LoadFailed, match="klein-9b needs a CUDA GPU and none can be used"):
         run(service)
     service.close()
 
@@ -362,7 +362,7 @@ def test_a_picture_that_cannot_fit_is_refused_before_the_card_works_for_it(servi
     monkeypatch.setattr(service.executor, "run", None)  # nothing comes as far as the lane
     with pytest.raises(OutOfMemory) as caught:
         run(service, width=1024, height=1024)
-    assert caught.value.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"
+    assert caught.value.message == "width: 1024x1024 does not fit the GPU's memory; 800x800 does"
     assert caught.value.field == "width"
 
 

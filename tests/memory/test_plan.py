@@ -73,7 +73,7 @@ def test_a_picture_that_fits_is_let_through():
 def test_a_picture_that_cannot_fit_is_refused_with_the_largest_size_that_does():
     with pytest.raises(OutOfMemory) as caught:
         ADA_24.check((2048, 2048), [])
-    assert caught.value.message == "width: 2048x2048 does not fit the card's memory; 1632x1632 does"
+    assert caught.value.message == "width: 2048x2048 does not fit the GPU's memory; 1632x1632 does"
     assert caught.value.field == "width"
     ADA_24.check((1632, 1632), [])
     with pytest.raises(OutOfMemory, match="^1024x1024 with 30 references does not fit .*; ask for fewer references$"):
@@ -112,12 +112,12 @@ def test_what_can_be_had_of_a_gpu(card):
 def test_out_of_memory_on_the_gpu_names_the_largest_size_that_should_fit_now(card):
     card.setattr(memory_plan, "available_bytes", lambda device: ADA_24.peak_of((800, 800), []) + RESERVE)
     error = memory_plan.out_of_memory(ADA_24, SQUARE, [], "cuda")
-    assert error.message == "width: 1024x1024 does not fit the card's memory; 800x800 does"
+    assert error.message == "width: 1024x1024 does not fit the GPU's memory; 800x800 does"
     assert error.field == "width"
     error = memory_plan.out_of_memory(ADA_24, SQUARE, [SQUARE] * 4, "cuda")
-    assert error.message == "1024x1024 with 4 references does not fit the card's memory; ask for fewer references"
+    assert error.message == "1024x1024 with 4 references does not fit the GPU's memory; ask for fewer references"
     error = memory_plan.out_of_memory(None, SQUARE, [], "cuda")
-    assert error.message == "1024x1024 does not fit the card's memory; ask for a smaller size"
+    assert error.message == "1024x1024 does not fit the GPU's memory; ask for a smaller size"
 
 
 def test_a_gpu_is_read_after_a_calculation_on_it(card):
@@ -128,5 +128,5 @@ def test_a_gpu_is_read_after_a_calculation_on_it(card):
 
 
 def test_a_gpu_that_does_not_work_is_named_before_the_weights_are_read():
-    with pytest.raises(ConfigurationError, match=r"the card does not work \(\w+\).*driver"):
+    with pytest.raises(ConfigurationError, match=r"the GPU does not work \(\w+\).*driver"):
         memory_plan.read_card("cuda")

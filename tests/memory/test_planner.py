@@ -83,12 +83,12 @@ def test_a_forced_plan_that_cannot_fit_says_what_it_needs_and_the_nearest_that_f
     with pytest.raises(ConfigurationError) as caught:
         choose(KLEIN, Card.of(24, ADA), precision="bf16", offload="none")
     assert str(caught.value) == (
-        "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=none: klein-9b needs 32.4 GiB of the card's memory for 1024x1024 "
+        "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=none: klein-9b needs 32.4 GiB of the GPU's memory for 1024x1024 "
         "with 4 references, and 23.5 GiB can be had; IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=embeddings needs 23.3 GiB"
     )
     with pytest.raises(ConfigurationError, match=r"; .* or IMAGEGEN_MAX_REFERENCES=3 needs 12\.7 GiB$"):
         choose(KLEIN, Card.of(13, ADA), offload="none")
-    with pytest.raises(ConfigurationError, match=r"klein-9b needs .* and 2\.0 GiB can be had; choose a larger card"):
+    with pytest.raises(ConfigurationError, match=r"klein-9b needs .* and 2\.0 GiB can be had; choose a larger GPU"):
         choose(KLEIN, Card.of(2, ADA))
 
 
@@ -113,7 +113,7 @@ def test_the_nearest_plan_of_an_error_can_be_asked_for():
 
 
 def test_fp8_is_refused_where_the_card_cannot_multiply_it():
-    with pytest.raises(ConfigurationError, match=r"fp8 needs compute capability 8\.9, and the card has 8\.6; int8"):
+    with pytest.raises(ConfigurationError, match=r"fp8 needs compute capability 8\.9, and the GPU has 8\.6; int8"):
         choose(KLEIN, Card.of(24, AMPERE), precision="fp8")
 
 
@@ -122,7 +122,7 @@ def test_weights_in_fp8_are_refused_there_with_what_to_do_whatever_the_setting(p
     with pytest.raises(ConfigurationError) as caught:
         choose(KLEIN, Card.of(24, AMPERE), precision=precision, stored=("fp8", None))
     assert str(caught.value) == (
-        "fp8 needs compute capability 8.9, and the card has 8.6; these weights are stored in fp8: use an image with "
+        "fp8 needs compute capability 8.9, and the GPU has 8.6; these weights are stored in fp8: use an image with "
         "PRECISION=int8, or the weights as published"
     )
     assert choose(KLEIN, Card.of(24, AMPERE), stored=("int8", None)).transformer == "int8"
@@ -150,7 +150,7 @@ def test_a_cpu_has_room_for_everything_in_float32():
 def test_the_line_of_a_plan():
     assert str(choose(KLEIN, Card.of(24, ADA))) == (
         "klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB, embeddings 1.2 GiB, VAE 160 MiB, "
-        "all on the card but the embeddings; peak 21.3 GiB of 23.5 GiB for 1024x1024 with 4 references; "
+        "all on the GPU but the embeddings; peak 21.3 GiB of 23.5 GiB for 1024x1024 with 4 references; "
         "the best that fits; the next better one (transformer fp8, text encoder bf16, offload none) would need 24.4 GiB"
     )
 

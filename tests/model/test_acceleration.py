@@ -16,7 +16,7 @@ MEGAPIXEL = (1024, 1024)
 @pytest.mark.parametrize(
     ("capability", "packages", "wanted", "says"),
     [
-        (None, {"flash_attn_interface", "sageattention"}, "native", "no CUDA card"),
+        (None, {"flash_attn_interface", "sageattention"}, "native", "no CUDA GPU"),
         ((8, 0), set(), "native", "8.0"),  # A100
         ((8, 9), {"flash_attn", "sageattention"}, "native", "8.9"),  # RTX 4090; sage would draw other pictures
         ((9, 0), set(), "cudnn", "9.0"),  # H100

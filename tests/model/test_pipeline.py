@@ -132,7 +132,7 @@ def test_out_of_memory_gives_the_memory_back_before_the_next_job(pipeline, monke
     alive = []
 
     def fail(*_, **__):
-        tensor = torch.zeros(1000)  # what the failed call held on the card
+        tensor = torch.zeros(1000)  # what the failed call held on the GPU
         alive.append(weakref.ref(tensor))
         raise torch.OutOfMemoryError("CUDA out of memory")
 

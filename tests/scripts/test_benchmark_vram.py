@@ -61,7 +61,7 @@ def test_a_run_draws_words_and_edits_until_it_is_out_of_memory(monkeypatch, tmp_
 
     def full(self, prompt, images, **options):
         if len(images) > 3:
-            raise OutOfMemory("the picture does not fit the card's memory")
+            raise OutOfMemory("the picture does not fit the GPU's memory")
         return edit(self, prompt, images, **options)
 
     monkeypatch.setattr(FluxPipeline, "edit", full)

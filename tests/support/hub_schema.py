@@ -24,7 +24,7 @@ def _pools(text: str) -> str:
     """Pools, separated by commas, the best first; "-NVIDIA ..." leaves out one of their GPUs."""
     for name in text.split(","):
         if name not in POOLS and not name.startswith("-NVIDIA "):
-            raise ValueError(f"{name} is no pool of cards")
+            raise ValueError(f"{name} is no pool of GPUs")
     return text
 
 
