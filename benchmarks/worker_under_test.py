@@ -85,7 +85,8 @@ def simulate(watch: Watch, seconds: float) -> None:
             return type("Output", (), {"images": [picture]})
 
     def load(self: pipeline.FluxPipeline) -> None:
-        self._pipe = type("Pipe", (), {"_execution_device": __import__("torch").device("cpu")})
+        self._device = __import__("torch").device("cpu")
+        self._pipe = type("Pipe", (), {"_execution_device": self._device})
 
     def generate(self: pipeline.FluxPipeline, *_: Any, on_step: Any, **__: Any) -> Any:
         def steps() -> None:
