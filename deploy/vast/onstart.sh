@@ -19,7 +19,9 @@ serve() {
     export IMAGEGEN_SERVE=http IMAGEGEN_LOG_FORMAT=json LOG_LEVEL=INFO IMAGEGEN_HOST=127.0.0.1 PORT="${PORT:-18000}"
     status=0
     python -m imagegen || status=$?
-    echo "{\"level\": \"CRITICAL\", \"logger\": \"onstart\", \"message\": \"the server ended with status $status\"}"
+    # Vast shows the last of the lines that it knows: a model that could not be loaded says why, and this would hide it.
+    grep -q '"message": "the model could not be loaded' "$MODEL_LOG" ||
+        echo "{\"level\": \"CRITICAL\", \"logger\": \"onstart\", \"message\": \"the server ended with status $status\"}"
 }
 serve >>"$MODEL_LOG" 2>&1 &
 
