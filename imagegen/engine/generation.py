@@ -11,8 +11,8 @@ from PIL import Image
 from imagegen.contract.events import Step
 from imagegen.contract.requests import ResolvedRequest
 from imagegen.engine.job import Job
-from imagegen.model.caches import References
 from imagegen.model.images import GeneratedImage
+from imagegen.model.inputs import References
 from imagegen.model.pipeline import FluxPipeline
 
 #: Called with the seed and the image as each is done.
