@@ -91,7 +91,8 @@ def _encoded(pipe: Any, references: References) -> tuple[torch.Tensor, torch.Ten
     if references.ids is None:
         return None
     if references.latents is None:
-        images = (to_pixels(pixels).to(pipe.vae.dtype) for pixels in references.pixels)
-        references.latents = torch.cat([encode_image(pipe, image) for image in images], dim=1)
+        dtype = pipe.vae.dtype
+        images = (one if one.is_floating_point() else to_pixels(one) for one in references.pixels)
+        references.latents = torch.cat([encode_image(pipe, image.to(dtype)) for image in images], dim=1)
         references.pixels = []
     return references.latents, references.ids

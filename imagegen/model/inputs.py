@@ -11,7 +11,7 @@ from PIL import Image
 
 from imagegen.compat import diffusers as compat
 from imagegen.contract import prompts
-from imagegen.model.images import image_to_bytes
+from imagegen.model.images import image_to_bytes, to_pixels
 from imagegen.model.transfer import pin, send
 from imagegen.models import MULTIPLE, ModelSpec, Size
 
@@ -35,7 +35,7 @@ class References:
 
     Args:
         images: RGB, sides multiples of 16 and at most a megapixel.
-        pixels: of each, (1, height, width, 3) bytes.
+        pixels: of each, (1, height, width, 3) bytes; for a CPU what `to_pixels` makes of them.
         ids: positions (1, tokens, 4) of their latents.
         latents: (1, tokens, C), on the device.
     """
@@ -112,6 +112,7 @@ class Preparation:
 
     def __init__(self, pipe: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
         self._pipe, self._spec, self._device, self._dtype = pipe, spec, device, dtype
+        self._on_cpu = device.type == "cpu"  # where other threads can do what a GPU does itself
         self._tokenizing = threading.Lock()  # a tokenizer keeps its settings for cutting in itself
 
     def tokens(self, prompt: str) -> Tokens:
@@ -154,7 +155,7 @@ class Preparation:
             timesteps=self._pin(timesteps),
             sigmas=self._pin(sigmas),
         )
-        if self._device.type == "cpu":
+        if self._on_cpu:
             inputs.noise = {seed: self.noise((width, height), seed) for seed in seeds}
         return inputs
 
@@ -170,7 +171,8 @@ class Preparation:
     def _read(self, references: References) -> None:
         """Makes references' bytes and positions."""
         if references.images and references.ids is None:
-            references.pixels = [self._pin(image_to_bytes(image)) for image in references.images]
+            pixels = [image_to_bytes(image) for image in references.images]
+            references.pixels = [to_pixels(one) if self._on_cpu else self._pin(one) for one in pixels]
             references.ids = self._pin(compat.reference_ids([_tokens_of(image.size) for image in references.images]))
 
     def _noise_levels(self, tokens: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -210,7 +210,7 @@ class FluxPipeline:
         """
         return self.edit(
             prompt,
-            References([]),
+            [],
             width=width,
             height=height,
             num_inference_steps=num_inference_steps,

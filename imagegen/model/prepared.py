@@ -52,12 +52,26 @@ class _ImageProcessor:
         """Nothing: `prepare_image_latents` needs none."""
 
 
+class _Transformer:
+    """The transformer, with its type at hand: diffusers walks through all its modules for it, in each step."""
+
+    def __init__(self, transformer: Any) -> None:
+        self._transformer, self.dtype = transformer, transformer.dtype
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        return self._transformer(*arguments, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transformer, name)
+
+
 class _Prepared:
     """Of a diffusers pipeline of FLUX.2 klein. Without `prepared` it is that pipeline."""
 
     prepared: OnDevice | None = None
     scheduler: PreparedScheduler
     image_processor: Any
+    transformer: Any
 
     @property
     def _execution_device(self) -> torch.device:
@@ -97,14 +111,14 @@ class _Prepared:
     @contextmanager
     def using(self, prepared: OnDevice) -> Iterator[None]:
         """While it is open, a call computes none of it."""
-        processor = self.image_processor
+        processor, transformer = self.image_processor, self.transformer
         self.prepared = self.scheduler.prepared = prepared
-        self.image_processor = _ImageProcessor()
+        self.image_processor, self.transformer = _ImageProcessor(), _Transformer(transformer)
         try:
             yield
         finally:
             self.prepared = self.scheduler.prepared = None
-            self.image_processor = processor
+            self.image_processor, self.transformer = processor, transformer
 
 
 @cache
