@@ -212,10 +212,11 @@ class EditRequest(_Request):
 
 
 class Timings(BaseModel):
-    """Seconds of each stage. `denoise` includes encoding the reference images. `composite` is the time to put an edit
-    back into its photo, beside the GPU. `total` is the time in the worker; it is less than the sum if stages
-    overlapped."""
+    """Seconds of each stage. `load` is the wait for a model that was not loaded yet. `denoise` includes encoding the
+    reference images. `composite` is the time to put an edit back into its photo, beside the GPU. `total` is the time in
+    the worker; it is less than the sum if stages overlapped."""
 
+    load: float = 0.0
     queue: float = 0.0
     references: float = 0.0
     encode_prompt: float = 0.0
