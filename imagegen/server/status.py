@@ -10,7 +10,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from imagegen import __version__
-from imagegen.contract.schemas import AspectRatio, HealthResponse, OutputFormat, PublicHealth
+from imagegen.contract.fields import AspectRatio, OutputFormat
+from imagegen.contract.responses import HealthResponse, PublicHealth
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady
 from imagegen.models import MODELS, MULTIPLE
