@@ -8,14 +8,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from imagegen import __version__
-from imagegen.contract.schemas import (
-    AspectRatio,
-    EditRequest,
-    GenerateRequest,
-    HealthResponse,
-    OutputFormat,
-    PublicHealth,
-)
+from imagegen.contract.fields import AspectRatio, OutputFormat
+from imagegen.contract.responses import HealthResponse, PublicHealth
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady
 from imagegen.models import MODELS, MULTIPLE
@@ -101,4 +96,5 @@ async def capabilities(service: _Service) -> dict[str, Any]:
 @router.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
 async def metrics(service: _Service) -> Response:
     """Metrics for Prometheus."""
+    service.record_state()
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
