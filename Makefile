@@ -147,8 +147,8 @@ licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that
 
 $(VENV)/.slow: $(VENV)/.dev $(VAST)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,modal,ray]'
-	{ command -v chromium && command -v curl && command -v nginx; } >/dev/null || \
-	  { apt-get update -qq && apt-get install -y -qq chromium curl nginx-light >/dev/null; }
+	{ command -v chromium && command -v curl && command -v nginx && command -v promtool; } >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq chromium curl nginx-light prometheus >/dev/null; }
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev

@@ -18,10 +18,10 @@ from imagegen.engine.generation import Finished, Prepared, generate_images, prep
 from imagegen.engine.job import Job
 from imagegen.errors import GpuFailed, OutOfMemory
 from imagegen.memory import plan as memory_plan
-from imagegen.metrics import Metrics
 from imagegen.model.images import GeneratedImage
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.model.prompt import Prompt
+from imagegen.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -87,6 +87,7 @@ class GpuExecutor:
         turn.prepared = await asyncio.to_thread(prepare, job, plan, pipeline)
         with self._lock:
             self._ready.put(job.caller, job.begun, turn)
+        self._metrics.gpu_time.change(ready=1)
         self.submit(self._run_next)
         generated = asyncio.wrap_future(turn.future)
         try:
@@ -130,6 +131,7 @@ class GpuExecutor:
         """A job's turn, in the GPU's thread."""
         with self._lock:
             turn = self._ready.get()
+        self._metrics.gpu_time.change(ready=-1)
         if turn.future.set_running_or_notify_cancel():
             turn.context.run(self._generate, turn)
 
@@ -139,6 +141,7 @@ class GpuExecutor:
         with self._lock:
             self._turns += 1
             turn.begun = self._moved = time.monotonic()
+            self._metrics.gpu_time.change(busy=True)
         job.timings.queue += turn.begun - turn.queued
 
         def queued(seed: int, image: GeneratedImage) -> None:
@@ -162,6 +165,7 @@ class GpuExecutor:
         turn.job.timings.denoise += image.denoise
         turn.job.timings.decode += image.decode
         self._note_step()
+        self._metrics.generated.inc()
         turn.finished(seed, image.image)
 
     def _end(self, turn: _Turn, prompt: Prompt | None, failure: BaseException | None) -> None:
@@ -182,10 +186,12 @@ class GpuExecutor:
             self.mean_gpu_seconds += (busy - self.mean_gpu_seconds) * weight
         with self._lock:
             self._turns -= 1
-            self._moved = None if self._turns == 0 else self._moved
+            if self._turns == 0:
+                self._moved = None
+                self._metrics.gpu_time.change(busy=False)
         if job.prompt_cached is not None:
             self._metrics.prompts.labels(str(job.prompt_cached).lower()).inc()
-        self._metrics.gpu_busy.inc(busy)
+        job.spend(busy, self._metrics)
         self._metrics.gpu_memory.set(turn.pipeline.gpu_memory() or 0)
         job.notify(Generated())
         if failure is None:

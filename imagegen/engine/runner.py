@@ -15,7 +15,8 @@ from PIL import Image
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import References
-from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
+from imagegen.contract.responses import EditResponse, GenerateResponse, Timings
+from imagegen.contract.schemas import EditRequest
 from imagegen.contract.start_times import StartTimes
 from imagegen.editing.photo import PhotoEdit, plan_edit
 from imagegen.engine.admission import Admission
@@ -30,6 +31,7 @@ from imagegen.models import ModelSpec
 from imagegen.outputs import delivery
 from imagegen.outputs.signing import Signer, load_signer
 from imagegen.settings import Settings
+from imagegen.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +71,16 @@ class LocalRunner:
         progress: show bars for loading and steps on stderr.
     """
 
-    def __init__(self, settings: Settings, executor: GpuExecutor, admission: Admission, progress: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        executor: GpuExecutor,
+        admission: Admission,
+        metrics: Metrics,
+        progress: bool = False,
+    ) -> None:
         self._settings, self._executor, self._admission = settings, executor, admission
-        self._progress = progress
+        self._metrics, self._progress = metrics, progress
         self.mean_prepare_seconds = 0.0
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         self._decoders = Decoders()
@@ -93,6 +102,7 @@ class LocalRunner:
             host.spec = choose_model(self._settings)
         self._signer = load_signer(self._settings)
         self._pipeline = load(host.spec, self._settings, self._progress, host.note_stage, path, times)
+        self._metrics.gpu_time.begin()
         return self._pipeline
 
     async def run(self, job: Job) -> GenerateResponse:
@@ -194,6 +204,8 @@ class LocalRunner:
         if is_url(value):
             fetching = await asyncio.to_thread(_import_fetching)
             source = await fetching.fetch(value, field, self._settings)
+        size = len(source) if isinstance(source, bytes) else len(source) * 3 // 4  # base64
+        self._metrics.reference_bytes.labels("url" if isinstance(source, bytes) else "request").inc(size)
         limit = int(self._settings.max_reference_mb * 1e6)
         async with self._admission.decoding(caller):
             return await asyncio.wrap_future(self._decoders.submit(source, field, limit, purpose))

@@ -12,7 +12,7 @@ from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.service import Service
 from imagegen.errors import GpuFailed
-from imagegen.metrics import Metrics
+from imagegen.telemetry.metrics import Metrics
 from tests.conftest import settings, until
 
 REQUEST = parse_job({"prompt": "a red circle on a blue background"})

@@ -10,8 +10,8 @@ from imagegen.contract.requests import parse_job, plan
 from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.errors import GpuFailed
-from imagegen.metrics import Metrics
 from imagegen.models import get_model
+from imagegen.telemetry.metrics import Metrics
 
 REQUEST = parse_job({"prompt": "x", "num_images": 2, "num_inference_steps": 2})
 
