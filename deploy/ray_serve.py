@@ -28,7 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import Event, Queued
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import ModelHost

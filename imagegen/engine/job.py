@@ -12,7 +12,8 @@ from PIL import Image
 
 from imagegen.contract.events import Event, Generated, Listener
 from imagegen.contract.requests import Request
-from imagegen.contract.schemas import EditRequest, Timings
+from imagegen.contract.responses import Timings
+from imagegen.contract.schemas import EditRequest
 from imagegen.editing.photo import PhotoEdit
 from imagegen.engine.admission import Place, Upload
 from imagegen.outputs.object_store import ObjectStore

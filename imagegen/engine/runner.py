@@ -15,7 +15,8 @@ from PIL import Image
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import References
-from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
+from imagegen.contract.responses import EditResponse, GenerateResponse, Timings
+from imagegen.contract.schemas import EditRequest
 from imagegen.contract.start_times import StartTimes
 from imagegen.editing.photo import PhotoEdit, plan_edit
 from imagegen.engine.admission import Admission

@@ -18,7 +18,7 @@ from typing import Any
 from imagegen import __version__, logs
 from imagegen.contract import requests
 from imagegen.contract.events import Listener, Queued
-from imagegen.contract.schemas import GenerateResponse, HealthResponse, QueueState
+from imagegen.contract.responses import GenerateResponse, HealthResponse, QueueState
 from imagegen.engine.admission import Admission, Upload
 from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.engine.job import Job

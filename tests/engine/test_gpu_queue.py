@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from imagegen.contract.schemas import Timings
+from imagegen.contract.responses import Timings
 from imagegen.engine.generation import generate_images
 
 

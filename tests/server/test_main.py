@@ -4,7 +4,7 @@ import threading
 import httpx
 import pytest
 
-from imagegen.contract.schemas import EditResponse, GenerateResponse, HealthResponse
+from imagegen.contract.responses import EditResponse, GenerateResponse, HealthResponse
 from imagegen.model.pipeline import FluxPipeline
 from tests.conftest import scene, to_base64, to_bytes
 from tests.server.conftest import events, serving, shows
