@@ -104,6 +104,8 @@ def test_a_load_that_ends_after_the_service_was_closed_leaves_nothing_in_memory(
         return Model()
 
     class Model:
+        device = None
+
         def unload(self):
             unloaded.append(self)
 
