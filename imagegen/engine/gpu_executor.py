@@ -142,7 +142,7 @@ class GpuExecutor:
             self._turns += 1
             turn.begun = self._moved = time.monotonic()
             self._metrics.gpu_time.change(busy=True)
-        job.timings.queue += turn.begun - turn.queued
+        job.spent("queue", turn.begun - turn.queued)
 
         def queued(seed: int, image: GeneratedImage) -> None:
             turn.images.append(self._taking.submit(turn.context.copy().run, self._take, turn, seed, image))
@@ -162,8 +162,8 @@ class GpuExecutor:
 
     def _take(self, turn: _Turn, seed: int, image: GeneratedImage) -> None:
         """Waits for an image, in the thread for that."""
-        turn.job.timings.denoise += image.denoise
-        turn.job.timings.decode += image.decode
+        turn.job.spent("denoise", image.denoise, ago=image.decode)
+        turn.job.spent("decode", image.decode)
         self._note_step()
         self._metrics.generated.inc()
         turn.finished(seed, image.image)
@@ -175,7 +175,7 @@ class GpuExecutor:
             for image in turn.images:
                 image.result()
             if prompt is not None:
-                job.timings.encode_prompt = prompt.seconds
+                job.spent("encode_prompt", prompt.seconds, ago=now - turn.begun - prompt.seconds)
         except BaseException as error:  # noqa: BLE001 - as above
             failure = failure or error
             self._note_failure(error)

@@ -18,6 +18,7 @@ from imagegen.editing.photo import PhotoEdit
 from imagegen.engine.admission import Place, Upload
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.telemetry.metrics import Metrics
+from imagegen.telemetry.tracing import JobTrace
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Job:
     #: Of its first reference, at that one's own size; None where the whole image is the answer.
     edit: PhotoEdit | None = None
     warnings: list[str] = field(default_factory=list)
+    trace: JobTrace = field(default_factory=lambda: JobTrace("job"))
     #: ok or an error's code, once it has ended.
     outcome: str | None = None
     #: Whether the cache had the prompt's embeddings; None before they are there.
@@ -55,6 +57,11 @@ class Job:
     #: Seconds of the GPU that are not counted yet.
     _gpu_seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spent(self, stage: str, seconds: float, ago: float = 0.0) -> None:
+        """Part of a stage took `seconds` and ended `ago` seconds before now: for the job's timings and its trace."""
+        setattr(self.timings, stage, getattr(self.timings, stage) + seconds)
+        self.trace.stage(stage, seconds, ago)
 
     def spend(self, seconds: float, metrics: Metrics) -> None:
         """The GPU has worked for it; counted by its outcome, also where that was known before the GPU was done."""

@@ -28,6 +28,7 @@ from imagegen.errors import DeadlineExceeded, ImageGenError, InvalidInput, NotRe
 from imagegen.models import ModelSpec
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import Settings
+from imagegen.telemetry import tracing
 from imagegen.telemetry.metrics import Metrics, size_class
 
 
@@ -43,6 +44,7 @@ class Service:
     def __init__(self, settings: Settings, progress: bool = False, runner: Runner | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        tracing.configure(settings)
         self.executor = GpuExecutor(settings.stall_timeout, self.metrics)
         self.admission = Admission(settings, self.metrics, lambda: self.executor.mean_gpu_seconds)
         self.runner: Runner = runner or LocalRunner(settings, self.executor, self.admission, self.metrics, progress)
@@ -79,6 +81,7 @@ class Service:
         self.drain()
         self.host.close()
         self.runner.close()
+        tracing.close()
 
     def health(self) -> HealthResponse:
         """The state that the service is in; it can take a job while idle, ready or busy."""
@@ -86,13 +89,25 @@ class Service:
         queue = QueueState(running=admission.running, waiting=admission.waiting, limit=admission.max_queue)
         state = HealthResponse(status="idle", model="unknown", version=__version__, queue=queue)
         self.host.describe(state)
+        if self.metrics.device is not None:
+            state.gpu = self.metrics.device.state
         if state.status == "ready" and admission.running:
             state.status = "busy"
         if admission.draining and state.status != "failed":
             state.status = "draining"
         return state
 
-    def record_state(self) -> None:
+    def metrics_text(self) -> bytes:
+        """The metrics of this moment, in Prometheus' text format."""
+        self._record_state()
+        return self.metrics.text()
+
+    def figures(self) -> dict[str, float]:
+        """The same by name and labels."""
+        self._record_state()
+        return self.metrics.figures()
+
+    def _record_state(self) -> None:
         """Brings the metrics that are a state, and no count of events, up to date."""
         state, metrics, admission = self.health(), self.metrics, self.admission
         metrics.state.state(state.status)
@@ -182,6 +197,7 @@ class Service:
             max_answer=max_answer,
             store=store or self.store,
             upload=upload,
+            trace=tracing.JobTrace(request.mode, model=self.spec.name if self.spec else "unknown"),
         )
         outcome = "ok"
         try:
@@ -205,6 +221,7 @@ class Service:
             if upload is not None:
                 upload.release()
             job.end(outcome, self.metrics)
+            job.trace.end(outcome, **logs.noted("images", "size", "steps", "requestId"))
             logs.note(outcome=outcome, timings={name: round(value, 4) for name, value in job.timings if value})
 
     def _count(self, mode: str, answer: GenerateResponse) -> None:
@@ -239,8 +256,8 @@ class Service:
         job.notify(Queued(job.place.ahead if job.place else 0))
         clock = time.monotonic()
         await self.host.ready()
-        job.timings.load = time.monotonic() - clock
+        job.spent("load", time.monotonic() - clock)
         if self.spec is not None:  # it may have been chosen only now
             requests.check(request, self.spec, self.settings)
-        job.timings.queue = time.monotonic() - job.begun - job.timings.load
+        job.spent("queue", time.monotonic() - job.begun - job.timings.load)
         return await self.runner.run(job)
