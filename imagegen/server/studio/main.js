@@ -3,6 +3,7 @@
 import { renderActions, saveAll } from "./actions.js";
 import { ApiError, key } from "./api.js";
 import { $, button } from "./dom.js";
+import * as edit from "./edit.js";
 import { examplesFor } from "./examples.js";
 import * as form from "./form.js";
 import { fromLink } from "./link.js";
@@ -24,7 +25,10 @@ function open(entry, index = 0) {
   render();
   const { answer } = entry;
   const times = Object.entries(answer.timings).filter(([, seconds]) => seconds > 0);
-  const facts = [`${answer.width}×${answer.height}`, ...times.map(([name, s]) => `${name.replace("_", " ")} ${s.toFixed(2)} s`)];
+  const facts = [
+    `${answer.width}×${answer.height}`,
+    ...times.map(([name, s]) => `${name.replace("_", " ")} ${s.toFixed(2)} s`),
+  ];
   $("facts").textContent = facts.join(" · ");
 }
 
@@ -55,17 +59,26 @@ async function forget(entry) {
 async function again(entry) {
   form.write({ ...entry.fields, seed: entry.answer.seeds[0] });
   await references.replace(entry.references);
+  edit.restore(entry);
   $("prompt").focus();
 }
 
-const vary = (entry) => generate({ ...entry.fields, num_images: 4, seed: form.randomSeed() }, entry.references, entry.mask);
+const vary = (entry) =>
+  generate({ ...entry.fields, num_images: 4, seed: form.randomSeed() }, entry.references, entry.mask);
 
 /** A new job of the settings as they are. */
 function submit() {
   form.clearErrors();
-  const fields = form.read();
+  const used = [...references.references.list];
+  const fields = { mode: used.length ? "edit" : "generate", ...form.read() };
   if (fields.seed === undefined) fields.seed = form.randomSeed(); // so that a job that is sent again is the same
-  generate({ mode: references.references.list.length ? "edit" : "generate", ...fields }, [...references.references.list], null);
+  try {
+    if (used.length) Object.assign(fields, edit.editFields());
+  } catch (error) {
+    return form.showError(error);
+  }
+  if (fields.expand) for (const name of ["aspect_ratio", "width", "height"]) delete fields[name];
+  generate(fields, used, edit.mask());
 }
 
 async function generate(fields, used, mask) {
@@ -132,6 +145,7 @@ function serviceChanged() {
   const first = offered === null;
   offered = capabilities;
   form.offer();
+  edit.render();
   $("demo").hidden = !capabilities.draws;
   $("demo").textContent = capabilities.draws ? t("demo", { model: capabilities.model }) : "";
   $("model-note").textContent = t("model_note", { model: capabilities.model, licence: capabilities.licence });
@@ -158,6 +172,7 @@ function listen() {
   form.listen(() => shown.entry?.answer.seeds[shown.index] ?? null);
   references.listen(() => shown.dragged);
   references.references.addEventListener("change", chips);
+  references.references.addEventListener("change", edit.render);
   service.addEventListener("change", serviceChanged);
   service.addEventListener("strip", render);
   $("view").addEventListener("selected", render);
