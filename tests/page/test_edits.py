@@ -68,7 +68,7 @@ def test_a_painted_area_is_edited_and_the_rest_kept_to_the_bit(page, photo):
     slider.press("Home")
     assert page.locator(".slider .before").evaluate("e => e.style.clipPath") == "inset(0px 100% 0px 0px)"
     slider.press("End")
-    assert page.locator(".slider .before").evaluate("e => e.style.clipPath") == "inset(0px)"
+    assert page.locator(".slider .before").evaluate("e => e.style.clipPath") == "inset(0px 0% 0px 0px)"
 
 
 def test_brush_erase_invert_undo_and_sizes_by_keys(page, photo):
