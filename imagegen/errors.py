@@ -10,6 +10,10 @@
         ├── Unauthorized          unauthorized 401        no API key, or a wrong one
         ├── Forbidden             forbidden 403           the Host header or the page's origin is not allowed
         ├── NotFound              not_found 404           there is no such page or job
+        ├── Conflict              conflict 409            the job is in no state for this
+        ├── Expired               expired 410             the job's result was kept for as long as was promised
+        ├── IdempotencyKeyReuse   idempotency_key_reuse 422  the Idempotency-Key came before with another body
+        ├── StoreFailed           store_failed 507        the store of jobs cannot be written to: its disk is full
         ├── MethodNotAllowed      method_not_allowed 405  the page is there, and not for this method
         ├── UnsupportedMediaType  unsupported_media_type 415  the body is neither JSON nor a form
         ├── Overloaded            overloaded 429          the queue is full; Retry-After says when it may not be
@@ -127,6 +131,30 @@ class NotFound(ImageGenError):
     """There is no such page or job."""
 
     code, status = "not_found", 404
+
+
+class Conflict(ImageGenError):
+    """The job is in no state for this."""
+
+    code, status = "conflict", 409
+
+
+class Expired(ImageGenError):
+    """The job's result was kept for as long as was promised, and is gone."""
+
+    code, status = "expired", 410
+
+
+class IdempotencyKeyReuse(ImageGenError):
+    """The Idempotency-Key came before with another body."""
+
+    code, status = "idempotency_key_reuse", 422
+
+
+class StoreFailed(ImageGenError):
+    """The store of jobs cannot be written to: its disk is full, or broken."""
+
+    code, status, retryable = "store_failed", 507, True
 
 
 class MethodNotAllowed(ImageGenError):

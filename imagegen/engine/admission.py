@@ -58,15 +58,21 @@ class Admission:
         """Jobs behind the one that runs."""
         return max(0, self._admitted - 1)
 
-    def upload(self, caller: str | None, length: int) -> Upload:
+    def upload(self, caller: str | None, length: int, stored: bool = False) -> Upload:
         """A body of `length` bytes is going to be read; 0 where the length is not known.
+
+        Args:
+            stored: its job will wait in a store, and not here.
 
         Raises:
             NotReady: the worker is ending.
             Overloaded: there is no place for its job, or too much is being read.
         """
-        self._take_place(caller)
-        upload = Upload(caller, self._places, self._upload_bytes)
+        if stored:
+            self._check_draining()
+        else:
+            self._take_place(caller)
+        upload = Upload(caller, None if stored else self._places, self._upload_bytes)
         try:
             upload.grow(length)
         except Overloaded:
@@ -115,9 +121,12 @@ class Admission:
         finally:
             self._delivery.give_back(caller, amount)
 
-    def _take_place(self, caller: str | None) -> None:
+    def _check_draining(self) -> None:
         if self.draining:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
+
+    def _take_place(self, caller: str | None) -> None:
+        self._check_draining()
         excess = self._places.try_take(caller, 1)
         if excess is not None:
             seconds = max(1, math.ceil(self._seconds_per_job()))
@@ -147,9 +156,9 @@ class Place:
 
 
 class Upload:
-    """A body, from its first byte until nobody needs it any more."""
+    """A body, from its first byte until nobody needs it any more; `places` is None where it takes none."""
 
-    def __init__(self, caller: str | None, places: SharedLimit, upload_bytes: SharedLimit) -> None:
+    def __init__(self, caller: str | None, places: SharedLimit | None, upload_bytes: SharedLimit) -> None:
         self._caller, self._places, self._limit = caller, places, upload_bytes
         self._reading, self._bytes, self._received = True, 0, 0
 
@@ -179,7 +188,7 @@ class Upload:
 
     def done(self) -> None:
         """It is read; its job takes a place of its own. A second call does nothing."""
-        if self._reading:
+        if self._reading and self._places is not None:
             self._reading = False
             self._places.give_back(self._caller, 1)
 

@@ -99,12 +99,13 @@ class Service:
             return self.executor.dead
         return None if self.settings.keep_failed else self.host.failed
 
-    def upload(self, caller: str | None, length: int = 0, wait_for_model: bool = True) -> Upload:
+    def upload(self, caller: str | None, length: int = 0, wait_for_model: bool = True, stored: bool = False) -> Upload:
         """A transport is going to read a job's body: not one of a job that would be refused.
 
         Args:
             caller, wait_for_model: as for `run`.
             length: bytes of it, where that is known.
+            stored: its job will wait in a store.
 
         Raises:
             NotReady: the worker is ending, or loading and the job would not wait for that.
@@ -113,7 +114,7 @@ class Service:
         with self._counting_refusals():
             if not wait_for_model:
                 self.host.check_loaded()
-            return self.admission.upload(caller, length)
+            return self.admission.upload(caller, length, stored)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:
