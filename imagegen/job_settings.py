@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
+
+_PREFIX = "whsec_"
+#: Bytes of a webhook's secret, as the Standard Webhooks specification has it.
+_SECRET_BYTES = (24, 64)
+
+
+def is_secret(text: str) -> bool:
+    """Whether it is a webhook's secret as the specification writes it: whsec_ and base64."""
+    try:
+        size = len(base64.b64decode(text.removeprefix(_PREFIX), validate=True))
+    except (binascii.Error, ValueError):
+        return False
+    return text.startswith(_PREFIX) and _SECRET_BYTES[0] <= size <= _SECRET_BYTES[1]
 
 
 class JobSettings(BaseSettings):
@@ -44,3 +59,10 @@ class JobSettings(BaseSettings):
         description="Signs the webhooks of jobs that bring no secret of their own: whsec_ and 24 to 64 bytes in "
         "base64. Unset: each webhook needs a secret of its job.",
     )
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_secret(value.get_secret_value()):
+            raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
+        return value

@@ -16,6 +16,7 @@ from imagegen.contract.requests import Request, check
 from imagegen.contract.schemas import GenerateResponse
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, Conflict, Expired, InvalidInput, NotFound, NotReady, StoreFailed
+from imagegen.jobs import webhooks
 from imagegen.jobs.archive import Archive
 from imagegen.jobs.events import EVENTS_OF_A_START, Signal, from_json
 from imagegen.jobs.runner import Runner
@@ -45,12 +46,15 @@ class Jobs:
         #: Fired whenever a job begins, ends or is cancelled.
         self._moved = Signal()
         self._runner = Runner(self._archive, service, self._moved)
+        self._webhooks = webhooks.Webhooks(self._archive, settings, self.state)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begins to run jobs, those that the last process left first."""
         await self._archive.begin()
-        self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), self._keep_house())]
+        self._tasks = [
+            asyncio.create_task(work) for work in (self._runner.run(), self._webhooks.run(), self._keep_house())
+        ]
 
     async def close(self) -> None:
         """Waits for the jobs that run; those that wait are for the next process, if there is a folder."""
@@ -105,10 +109,16 @@ class Jobs:
         return row
 
     def hook(self, url: Any, secret: Any) -> tuple[str, str] | None:
-        """Where a job's end is told, and the secret that signs it; None where nothing is to be told."""
-        if url is not None or secret is not None:
-            raise InvalidInput("webhook_url: is not known yet", "webhook_url")
-        return None
+        """Where a job's end is told, and the secret that signs it; None where nothing is to be told.
+
+        Raises:
+            InvalidInput: one of the two is not what it must be, or is missing.
+        """
+        if url is None and secret is not None:
+            raise InvalidInput("webhook_secret: needs a webhook_url", "webhook_secret")
+        if url is None:
+            return None
+        return webhooks.check_url(url, self._settings), webhooks.check_secret(secret, self._settings)
 
     async def get(self, job_id: str, owner: str) -> Row:
         """A job of this owner.
