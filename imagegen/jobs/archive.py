@@ -18,7 +18,8 @@ from typing import ParamSpec, TypeVar
 
 from imagegen.contract import requests
 from imagegen.contract.requests import Request
-from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse
+from imagegen.contract.responses import EditResponse, GenerateResponse
+from imagegen.contract.schemas import EditRequest
 from imagegen.errors import StoreFailed
 from imagegen.jobs.database import SqliteDatabase
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name

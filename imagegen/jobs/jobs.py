@@ -13,7 +13,7 @@ from typing import Any
 
 from imagegen.contract.events import Event, Queued
 from imagegen.contract.requests import Request, check
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, Conflict, Expired, InvalidInput, NotFound, NotReady, StoreFailed
 from imagegen.jobs import webhooks

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 
 from imagegen import logs
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, GpuFailed, ImageGenError, NotReady, Overloaded, StoreFailed, internal
 from imagegen.jobs.archive import Archive

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from imagegen.contract.events import Step
-from imagegen.contract.schemas import ErrorObject, GenerateResponse, OutputFormat, Timings
+from imagegen.contract.fields import OutputFormat
+from imagegen.contract.responses import ErrorObject, GenerateResponse, Timings
 from imagegen.errors import ImageGenError, Internal
 from imagegen.jobs.store import Row
 

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from imagegen.contract import requests
-from imagegen.contract.schemas import EditRequest, ErrorResponse
+from imagegen.contract.responses import ErrorResponse
+from imagegen.contract.schemas import EditRequest
 from imagegen.engine.event_queue import event_fields
 from imagegen.errors import Expired, ImageGenError, InvalidInput
 from imagegen.jobs.jobs import Jobs

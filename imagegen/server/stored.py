@@ -10,7 +10,7 @@ from fastapi import Request
 
 from imagegen.contract.events import Event
 from imagegen.contract.requests import Request as Job
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.job import let_go_of_references
 from imagegen.jobs.jobs import Jobs
 from imagegen.jobs.store import Row

@@ -11,7 +11,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from imagegen.contract.schemas import MAX_IMAGES, MAX_PROMPT, MAX_REFERENCES
+from imagegen.contract.editing import MAX_REFERENCES
+from imagegen.contract.fields import MAX_IMAGES
+from imagegen.contract.prompts import MAX_PROMPT
 from imagegen.runpod import handler
 from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol

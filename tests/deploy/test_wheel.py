@@ -65,7 +65,7 @@ def test_the_wheel_holds_the_package_and_no_module_beside_it(wheel):
         described = email.message_from_bytes(archive.read(metadata))
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"imagegen"}
     wanted = ("py.typed", "micro/model_index.json", "micro/transformer/diffusion_pytorch_model.safetensors")
-    assert {f"imagegen/{name}" for name in (*wanted, "server/playground/index.html")} <= set(names)
+    assert {f"imagegen/{name}" for name in (*wanted, "server/studio/index.html", "server/studio/main.js")} <= set(names)
     assert not [name for name in names if "/tests/" in name or "__pycache__" in name]
     assert wheel.stat().st_size < 10e6
     assert described["Author"]

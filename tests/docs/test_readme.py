@@ -22,7 +22,7 @@ from PIL import Image
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.cli.inspect import read
 from imagegen.cli.main import main
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model

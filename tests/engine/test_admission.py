@@ -38,7 +38,7 @@ def test_one_caller_cannot_take_every_place(idle):
         upload.release()
     assert idle.admission._places.taken == 0
     outcomes = idle.metrics.text().decode()
-    assert 'imagegen_jobs_total{outcome="overloaded"} 2.0' in outcomes
+    assert 'imagegen_jobs_total{mode="unknown",outcome="overloaded"} 2.0' in outcomes
 
 
 def test_bodies_of_one_caller_are_bounded_in_bytes_and_leave_room_for_others(idle):

@@ -1,4 +1,4 @@
-"""kill -9 at each moment of a job: none is lost, none that was stored is generated again, and each webhook is delivered."""
+"""kill -9 at each moment of a job: none is lost, none that was stored is generated again, each webhook is delivered."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class JobsServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process = None
+        self.process: subprocess.Popen | None = None
 
     def start(self, *kill):
         words = [sys.executable, "-m", "tests.support.jobs_server", str(self.port), self.folder, self.record, *kill]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegen.contract.schemas import GenerateResponse, Timings
+from imagegen.contract.responses import GenerateResponse, Timings
 from imagegen.outputs import delivery
 from imagegen.outputs.provenance import Provenance
 from tests.conftest import scene

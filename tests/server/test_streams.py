@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from imagegen.contract.events import Step
-from imagegen.contract.schemas import EditResponse
+from imagegen.contract.responses import EditResponse
 from imagegen.engine.event_queue import EventQueue
 from tests.conftest import scene, to_base64
 from tests.server.conftest import events, shows
