@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
-_PREFIX = "whsec_"
+#: What a webhook's secret begins with.
+PREFIX = "whsec_"
 #: Bytes of a webhook's secret, as the Standard Webhooks specification has it.
 _SECRET_BYTES = (24, 64)
 
@@ -17,10 +18,10 @@ _SECRET_BYTES = (24, 64)
 def is_secret(text: str) -> bool:
     """Whether it is a webhook's secret as the specification writes it: whsec_ and base64."""
     try:
-        size = len(base64.b64decode(text.removeprefix(_PREFIX), validate=True))
+        size = len(base64.b64decode(text.removeprefix(PREFIX), validate=True))
     except (binascii.Error, ValueError):
         return False
-    return text.startswith(_PREFIX) and _SECRET_BYTES[0] <= size <= _SECRET_BYTES[1]
+    return text.startswith(PREFIX) and _SECRET_BYTES[0] <= size <= _SECRET_BYTES[1]
 
 
 class JobSettings(BaseSettings):
@@ -52,6 +53,12 @@ class JobSettings(BaseSettings):
         le=100_000,
         validation_alias="IMAGEGEN_JOBS_MAX_WAITING",
         description="Jobs of /jobs that may wait; one caller may have three quarters of them.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        validation_alias="IMAGEGEN_API_KEYS",
+        description="A TOML file with more keys, by their SHA-256, and what each may have; it is read again when it "
+        "changes. Unset: only the keys of IMAGEGEN_API_KEY.",
     )
     webhook_secret: SecretStr | None = Field(
         None,

@@ -51,7 +51,12 @@ class Settings(ModelSettings, LimitSettings, ServerSettings, JobSettings, RunPod
     @property
     def listen_host(self) -> str:
         """The address that the HTTP server listens on: without a key, nobody but this machine reaches it."""
-        return self.host or ("127.0.0.1" if self.api_key is None else "0.0.0.0")
+        return self.host or ("0.0.0.0" if self.needs_key else "127.0.0.1")
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers of the HTTP server must send a key."""
+        return self.api_key is not None or self.api_keys_file is not None
 
     @property
     def ports(self) -> list[int]:

@@ -50,6 +50,14 @@ class Admission:
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
 
+    def limit_places(self, share_of: Callable[[str], float | None]) -> None:
+        """Gives callers fewer places than their share.
+
+        Args:
+            share_of: the places of a caller; None: its share.
+        """
+        self._places.share_of = share_of
+
     @property
     def running(self) -> int:
         """Jobs that run: 0 or 1."""
@@ -88,21 +96,29 @@ class Admission:
         return upload
 
     @contextmanager
-    def place(self, caller: str | None) -> Iterator[Place]:
+    def place(self, caller: str | None, stored: bool = False) -> Iterator[Place]:
         """A job's place, until the block ends or it is given back.
+
+        Args:
+            stored: it comes from a store, where it has waited for its turn: it takes no place of those that hold a
+                connection.
 
         Raises:
             NotReady: the worker is ending.
             Overloaded: there is none.
         """
-        self._take_place(caller)
+        if stored:
+            self._check_draining()
+        else:
+            self._take_place(caller)
         ahead = self._admitted
         begun = time.monotonic()
         self._begun.append(begun)
         self._count(1)
 
         def give_back() -> None:
-            self._places.give_back(caller, 1)
+            if not stored:
+                self._places.give_back(caller, 1)
             self._begun.remove(begun)
             self._count(-1)
 
@@ -141,10 +157,9 @@ class Admission:
         if excess is not None:
             seconds = max(1, math.ceil(self._seconds_per_job()))
             full = f"{self.waiting} jobs wait already"
-            if excess == "share":
-                full = (
-                    f"this caller has {self._places.share:g} jobs here already, and {self._places.share:g} are allowed"
-                )
+            if excess == "share" and caller is not None:
+                share = self._places.share_for(caller)
+                full = f"this caller has {share:g} jobs here already, and {share:g} are allowed"
             raise Overloaded(f"queue: {full}; try again in {seconds} s", retry_after=seconds)
 
     def _count(self, jobs: int) -> None:

@@ -168,6 +168,7 @@ class Service:
         store: ObjectStore | None = None,
         upload: Upload | None = None,
         wait_for_model: bool = True,
+        stored: bool = False,
         listener: Listener | None = None,
         previews: int = 0,
     ) -> GenerateResponse:
@@ -181,6 +182,7 @@ class Service:
             store: the job's own object store; None: the worker's, if it has one.
             upload: its body, released as soon as nobody needs it, with the request's references.
             wait_for_model: False: a job that comes while the model is loading is refused with NotReady.
+            stored: it has waited in a store of jobs, and takes no place of those that hold a connection.
             listener: notified of what happens.
             previews: how often it is shown each image as it forms.
 
@@ -204,7 +206,7 @@ class Service:
         try:
             if not wait_for_model:
                 self.host.check_loaded()
-            with self.admission.place(caller) as job.place:
+            with self.admission.place(caller, stored) as job.place:
                 answer = await self._run_in_time(job)
             self._count(request.mode, answer)
             return answer

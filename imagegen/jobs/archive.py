@@ -23,7 +23,8 @@ from imagegen.contract.schemas import EditRequest
 from imagegen.errors import StoreFailed
 from imagegen.jobs.database import SqliteDatabase
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
-from imagegen.jobs.store import NewJob, Room, Row, Store
+from imagegen.jobs.rows import NewJob, Room, Row
+from imagegen.jobs.store import Store
 from imagegen.outputs.delivery import EXTENSIONS
 from imagegen.settings import Settings
 

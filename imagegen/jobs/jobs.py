@@ -7,6 +7,7 @@ import json
 import math
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -19,9 +20,11 @@ from imagegen.errors import Cancelled, Conflict, Expired, InvalidInput, NotFound
 from imagegen.jobs import webhooks
 from imagegen.jobs.archive import Archive
 from imagegen.jobs.events import EVENTS_OF_A_START, Signal, from_json
+from imagegen.jobs.keys import Keys
+from imagegen.jobs.limits import KeyLimits
+from imagegen.jobs.rows import OPEN, NewJob, Room, Row
 from imagegen.jobs.runner import Runner
 from imagegen.jobs.state import JobState, error_of, state_of
-from imagegen.jobs.store import OPEN, NewJob, Room, Row
 from imagegen.settings import Settings
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -45,7 +48,10 @@ class Jobs:
         self._archive = Archive(settings)
         #: Fired whenever a job begins, ends or is cancelled.
         self._moved = Signal()
-        self._runner = Runner(self._archive, service, self._moved)
+        keys = Keys(settings)
+        self.limits = KeyLimits(self._archive, keys, service)
+        service.admission.limit_places(self._places_of)
+        self._runner = Runner(self._archive, service, self.limits, self._moved)
         self._webhooks = webhooks.Webhooks(self._archive, settings, self.state)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -85,7 +91,7 @@ class Jobs:
         Raises:
             InvalidInput: the served model cannot do it; the key is none.
             IdempotencyKeyReuse: the key came with another body.
-            NotReady, Overloaded, StoreFailed: no job is taken now.
+            NotReady, Overloaded, LimitExceeded, StoreFailed: no job is taken now.
         """
         if self._service.admission.draining:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
@@ -96,20 +102,31 @@ class Jobs:
         if request.delivery == "url" and self._service.store is None:
             text = "delivery: 'url' needs an object store, and there is none; 'base64' is allowed"
             raise InvalidInput(text, "delivery")
+        key_of_owner = self.limits.keys.get(owner)
         job = NewJob(
             job_id,
             owner,
             secrets.randbelow(2**32),
+            priority=key_of_owner.priority if key_of_owner else 0,
             previews=previews,
+            megapixels=await self.limits.reserve(owner, request),
             webhook_url=hook and hook[0],
             webhook_secret=hook and hook[1],
         )
-        row, _ = await self._archive.add(job, request, self._room(), key)
+        new = False
+        try:
+            row, new = await self._archive.add(job, request, self._room(owner), key)
+        finally:
+            if not new:
+                await self.limits.settle(owner, job.megapixels, time.time(), None)
         self._runner.wake()
         return row
 
-    def hook(self, url: Any, secret: Any) -> tuple[str, str] | None:
+    def hook(self, url: Any, secret: Any, checked: bool = False) -> tuple[str, str] | None:
         """Where a job's end is told, and the secret that signs it; None where nothing is to be told.
+
+        Args:
+            checked: the secret is one that need not be as long as the specification asks for.
 
         Raises:
             InvalidInput: one of the two is not what it must be, or is missing.
@@ -118,16 +135,17 @@ class Jobs:
             raise InvalidInput("webhook_secret: needs a webhook_url", "webhook_secret")
         if url is None:
             return None
-        return webhooks.check_url(url, self._settings), webhooks.check_secret(secret, self._settings)
+        url = webhooks.check_url(url, self._settings)
+        return url, secret if checked and secret else webhooks.check_secret(secret, self._settings)
 
-    async def get(self, job_id: str, owner: str) -> Row:
-        """A job of this owner.
+    async def get(self, job_id: str, owner: str | None = None) -> Row:
+        """A job of this owner; None: of any.
 
         Raises:
             NotFound: there is none with this id, or it is another owner's.
         """
         row = await self._archive.rows(self._archive.store.get, job_id) if _ID.fullmatch(job_id) else None
-        if row is None or row.owner != owner:
+        if row is None or owner not in (None, row.owner):
             raise NotFound("there is no such job")
         return row
 
@@ -153,10 +171,11 @@ class Jobs:
             raise Expired("the job has expired")
         if row.state == "running":
             if not self._runner.cancel(job_id):
-                raise Conflict("the job is ending: its images are being stored; ask again")
+                raise Conflict("the job is ending; ask again")
         elif row.state == "queued":
             if not await self._archive.end(row, "cancelled", error=_CANCELLED):
                 return await self.cancel(job_id, owner)  # it was begun meanwhile
+            await self.limits.settle(owner, row.megapixels, row.created, None)
             self._moved.fire()
         else:
             await self._archive.forget(row)
@@ -168,6 +187,10 @@ class Jobs:
         log = self._runner.logs.get(row.id)
         step = log.step if log is not None else None
         return state_of(row, self._settings.jobs_keep_hours * 3600, place, step, self._seconds_per_job)
+
+    async def secret(self) -> str:
+        """A secret of this server's jobs, for URLs that need no key; the same for as long as the jobs are kept."""
+        return await self._archive.rows(self._archive.store.secret)
 
     async def image(self, row: Row, number: int) -> tuple[bytes | str, str]:
         """An image of a job: its bytes, or the URL where it is; and its type, such as image/png.
@@ -267,9 +290,17 @@ class Jobs:
     def _seconds_per_job(self) -> float:
         return self._service.executor.mean_gpu_seconds
 
-    def _room(self) -> Room:
-        most = self._settings.jobs_max_waiting
-        return Room(most, max(1, most - max(1, most // 4)), max(1, math.ceil(self._seconds_per_job)))
+    def _room(self, owner: str) -> Room:
+        most, key = self._settings.jobs_max_waiting, self.limits.keys.get(owner)
+        share = max(1, most - max(1, most // 4))
+        if key is not None and key.jobs_waiting is not None:
+            share = key.jobs_waiting
+        return Room(most, share, max(1, math.ceil(self._seconds_per_job)))
+
+    def _places_of(self, caller: str) -> float | None:
+        """Places of the engine that a key's jobs of connections may have: one that runs, and those that may wait."""
+        key = self.limits.keys.get(caller)
+        return None if key is None or key.jobs_waiting is None else key.jobs_waiting + 1
 
     async def _keep_house(self) -> None:
         """Lets jobs expire that are kept long enough."""

@@ -10,10 +10,11 @@ from collections import Counter
 from imagegen import logs
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
-from imagegen.errors import Cancelled, GpuFailed, ImageGenError, NotReady, Overloaded, StoreFailed, internal
+from imagegen.errors import Cancelled, GpuFailed, ImageGenError, NotReady, StoreFailed, internal
 from imagegen.jobs.archive import Archive
 from imagegen.jobs.events import Log, Signal
-from imagegen.jobs.store import Row
+from imagegen.jobs.limits import KeyLimits
+from imagegen.jobs.rows import Row
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 _NEWCOMERS = 2
 #: Starts after which a job counts as what ends the process, and is begun no more.
 MAX_STARTS = 10
-#: Seconds between two tries to take a job that the engine had no place for, or to store an answer on a full disk.
+#: Seconds between two looks for a job, and between two tries to store an answer on a full disk.
 _PAUSE = 1.0
 #: Turns of owners that are remembered.
 _MAX_TURNS = 10_000
@@ -34,8 +35,8 @@ class Runner:
         moved: fired whenever a job begins or ends.
     """
 
-    def __init__(self, archive: Archive, service: Service, moved: Signal) -> None:
-        self._archive, self._service, self._moved = archive, service, moved
+    def __init__(self, archive: Archive, service: Service, limits: KeyLimits, moved: Signal) -> None:
+        self._archive, self._service, self._limits, self._moved = archive, service, limits, moved
         #: Of the jobs that run here, by id.
         self.logs: dict[str, Log] = {}
         self._tasks: dict[str, asyncio.Task[GenerateResponse]] = {}
@@ -101,32 +102,30 @@ class Runner:
             del self._turns[next(iter(self._turns))]
         self._running[row.owner] += 1
         self.logs[row.id] = Log()
-        work = asyncio.create_task(self._work(row))
+        task = self._tasks[row.id] = asyncio.create_task(self._generate(row))
+        work = asyncio.create_task(self._work(row, task))
         self._works.add(work)
         work.add_done_callback(self._works.discard)
 
-    async def _work(self, row: Row) -> None:
+    async def _work(self, row: Row, task: asyncio.Task[GenerateResponse]) -> None:
         """One start of a job, from the store to the store."""
         self._moved.fire()
         try:
-            with logs.request(row.id, path="/jobs", caller=row.owner):
-                await self._run(row)
+            await self._run(row, task)
         finally:
+            task.cancel()
             self._running -= Counter([row.owner])  # which drops zeros
             self.logs.pop(row.id).moved.fire()
             self._moved.fire()
             self._more.fire()
 
-    async def _run(self, row: Row) -> None:
-        task = self._tasks[row.id] = asyncio.create_task(self._generate(row))
+    async def _run(self, row: Row, task: asyncio.Task[GenerateResponse]) -> None:
         try:
             try:
                 answer = await task
             finally:
                 del self._tasks[row.id]
-                task.cancel()
-        except (Overloaded, NotReady):
-            await asyncio.sleep(_PAUSE)
+        except NotReady:  # the process is about to end
             await self._archive.rows(self._archive.store.put_back, row.id, False)
         except asyncio.CancelledError:
             if self._ending:
@@ -140,16 +139,18 @@ class Runner:
             await self._save(row, answer)
 
     async def _generate(self, row: Row) -> GenerateResponse:
-        if row.starts > MAX_STARTS:
-            raise GpuFailed(f"the worker ended {MAX_STARTS} times while it ran this job")
-        return await self._service.run(
-            await self._archive.request_of(row),
-            caller=row.owner,
-            job_id=row.id,
-            default_seed=row.seed,
-            listener=self.logs[row.id].listen,
-            previews=row.previews,
-        )
+        with logs.request(row.id, path="/jobs", caller=row.owner):
+            if row.starts > MAX_STARTS:
+                raise GpuFailed(f"the worker ended {MAX_STARTS} times while it ran this job")
+            return await self._service.run(
+                await self._archive.request_of(row),
+                caller=row.owner,
+                job_id=row.id,
+                default_seed=row.seed,
+                stored=True,
+                listener=self.logs[row.id].listen,
+                previews=row.previews,
+            )
 
     async def _save(self, row: Row, answer: GenerateResponse) -> None:
         """Stores an answer, however long the disk is full: it is not drawn again for that."""
@@ -157,6 +158,7 @@ class Runner:
         while True:
             try:
                 await self._archive.save(row, answer, events)
+                await self._limits.settle(row.owner, row.megapixels, row.created, answer)
                 return
             except StoreFailed:
                 await asyncio.sleep(_PAUSE)
@@ -172,6 +174,7 @@ class Runner:
         while True:
             try:
                 await self._archive.end(row, state, error=json.dumps(error.body()), events=events)
+                await self._limits.settle(row.owner, row.megapixels, row.created, None)
                 return
             except StoreFailed:
                 await asyncio.sleep(_PAUSE)

@@ -55,5 +55,18 @@ _JOBS = (
     "CREATE INDEX idempotency_created ON idempotency (created)",
 )
 
+_LIMITS = (
+    """
+    CREATE TABLE used (
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        start BIGINT NOT NULL,
+        amount DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (owner, name)
+    )
+    """,
+    "ALTER TABLE jobs ADD COLUMN megapixels DOUBLE PRECISION NOT NULL DEFAULT 0",
+)
+
 #: The statements that lead from each version to the next, beginning with an empty database.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS, _LIMITS)

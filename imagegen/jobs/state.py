@@ -12,7 +12,7 @@ from imagegen.contract.events import Step
 from imagegen.contract.fields import OutputFormat
 from imagegen.contract.responses import ErrorObject, GenerateResponse, Timings
 from imagegen.errors import ImageGenError, Internal
-from imagegen.jobs.store import Row
+from imagegen.jobs.rows import Row
 
 
 class WebhookState(BaseModel):

@@ -7,101 +7,17 @@ of references and images are `imagegen.jobs.files`.
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
-from imagegen.errors import IdempotencyKeyReuse, Overloaded
+from imagegen.errors import IdempotencyKeyReuse, LimitExceeded, Overloaded
 from imagegen.jobs.database import Database
+from imagegen.jobs.rows import COLUMNS, NewJob, Room, Row
 
-#: States of a job that has not ended, and of one that has.
-OPEN, DONE = ("queued", "running"), ("succeeded", "failed", "cancelled")
 #: Seconds for which an idempotency key is remembered, and an expired job's row is kept after it has expired.
 KEY_SECONDS, EXPIRED_SECONDS = 86_400.0, 7 * 86_400.0
-
-
-@dataclass
-class Row:
-    """A job as it is stored. Times are seconds since 1970.
-
-    Args:
-        seq: its place in the order of arrival.
-        id: 32 hexadecimal digits.
-        owner: the caller's name, who alone sees it.
-        priority: of its owner; the highest goes first.
-        state: queued, running, succeeded, failed, cancelled or expired.
-        fields: of its request, without its reference images.
-        seed: of its images, where its request names none.
-        starts: how often it was begun.
-        worker: the process that runs it.
-        result: the answer without its images; error: the error's body; each in JSON.
-        events: what happened, in JSON, once it has ended.
-        files: the names of its bytes, in JSON; `bytes`: how many they are.
-        webhook_state: None where there is none; pending, delivered or failed.
-        webhook_next: when it is tried next.
-    """
-
-    seq: int
-    id: str
-    owner: str
-    priority: int
-    state: str
-    mode: str
-    fields: str
-    seed: int
-    previews: int
-    created: float
-    started: float | None
-    finished: float | None
-    starts: int
-    worker: str | None
-    result: str | None
-    error: str | None
-    events: str | None
-    files: str
-    bytes: int
-    webhook_url: str | None
-    webhook_secret: str | None
-    webhook_state: str | None
-    webhook_tries: int
-    webhook_next: float | None
-    webhook_error: str | None
-
-    @property
-    def names(self) -> list[str]:
-        """The names of its bytes."""
-        names: list[str] = json.loads(self.files)
-        return names
-
-
-_COLUMNS = ", ".join(field.name for field in fields(Row))
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A job that is to be stored; see Row. The archive fills in what follows from its request."""
-
-    id: str
-    owner: str
-    seed: int
-    priority: int = 0
-    previews: int = 0
-    webhook_url: str | None = None
-    webhook_secret: str | None = None
-    mode: str = ""
-    fields: str = "{}"
-    files: tuple[str, ...] = ()
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Room:
-    """How many jobs may wait: in all, and of one owner; and seconds until there may be room again."""
-
-    total: int
-    share: int
-    seconds: int
 
 
 class Store:
@@ -150,10 +66,10 @@ class Store:
             self._check_room(job.owner, room)
             self._execute(
                 "INSERT INTO jobs (id, owner, priority, state, mode, fields, seed, previews, created, starts, files, "
-                "bytes, webhook_url, webhook_secret, webhook_tries) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0)",
+                "bytes, webhook_url, webhook_secret, webhook_tries, megapixels) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?)",
                 job.id, job.owner, job.priority, job.mode, job.fields, job.seed, job.previews, now,
-                json.dumps(job.files), job.bytes, job.webhook_url, job.webhook_secret,
+                json.dumps(job.files), job.bytes, job.webhook_url, job.webhook_secret, job.megapixels,
             )  # fmt: skip
             row = self._get(job.id)
         if row is None:
@@ -178,7 +94,7 @@ class Store:
         return [
             Row(**row)
             for row in self._execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE owner = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
+                f"SELECT {COLUMNS} FROM jobs WHERE owner = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
                 owner, 2**62 if before is None else before, limit,
             )
         ]  # fmt: skip
@@ -221,7 +137,7 @@ class Store:
             with self._database.transaction():
                 rows = self._execute(
                     "UPDATE jobs SET state = 'running', started = ?, starts = starts + 1, worker = ? "
-                    f"WHERE seq = ? AND state = 'queued' RETURNING {_COLUMNS}",
+                    f"WHERE seq = ? AND state = 'queued' RETURNING {COLUMNS}",
                     time.time(), self._worker, owner["seq"],
                 )  # fmt: skip
             if rows:  # else another process was faster
@@ -293,7 +209,7 @@ class Store:
         return [
             Row(**{name: value for name, value in row.items() if name != "nth"})
             for row in self._execute(
-                f"SELECT * FROM (SELECT {_COLUMNS}, "
+                f"SELECT * FROM (SELECT {COLUMNS}, "
                 "ROW_NUMBER() OVER (PARTITION BY owner ORDER BY webhook_next) AS nth "
                 "FROM jobs WHERE webhook_state = 'pending' AND webhook_next <= ?) AS due "
                 "WHERE nth <= ? ORDER BY webhook_next LIMIT ?",
@@ -311,6 +227,38 @@ class Store:
                 state, error, next_try, state, job,
             )  # fmt: skip
 
+    def use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:
+        """Counts what an owner has had of a limit in the window that begins at `start`.
+
+        Args:
+            most: what it may have; None: an amount that was counted before is corrected, if its window still runs.
+
+        Returns:
+            What it has had, where `amount` would be too much and is not counted; else None.
+        """
+        with self._database.transaction():
+            rows = self._execute("SELECT start, amount FROM used WHERE owner = ? AND name = ?", owner, name)
+            had = rows[0]["amount"] if rows and rows[0]["start"] == start else 0.0
+            if most is not None and had + amount > most:
+                return float(had)
+            if most is not None or (rows and rows[0]["start"] == start):
+                self._execute(
+                    "INSERT INTO used (owner, name, start, amount) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (owner, name) DO UPDATE SET start = excluded.start, amount = excluded.amount",
+                    owner, name, start, max(0.0, had + amount),
+                )  # fmt: skip
+        return None
+
+    def secret(self) -> str:
+        """A secret of this store, made at the first call."""
+        with self._database.transaction():
+            rows = self._execute(
+                "INSERT INTO meta (name, value) VALUES ('secret', ?) "
+                "ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING value",
+                secrets.token_hex(32),
+            )
+        return str(rows[0]["value"])
+
     def bytes_kept(self) -> int:
         """Bytes of all jobs."""
         return int(self._execute("SELECT COALESCE(SUM(bytes), 0) AS n FROM jobs WHERE bytes > 0")[0]["n"])
@@ -320,7 +268,7 @@ class Store:
         return [
             Row(**row)
             for row in self._execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND bytes > 0 "
+                f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND bytes > 0 "
                 "ORDER BY finished LIMIT ?",
                 limit,
             )
@@ -331,7 +279,7 @@ class Store:
         return [
             Row(**row)
             for row in self._execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND finished < ? "
+                f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND finished < ? "
                 "ORDER BY finished LIMIT ?",
                 before, limit,
             )
@@ -363,16 +311,16 @@ class Store:
 
     def _check_room(self, owner: str, room: Room) -> None:
         waiting = self.waiting()
+        again = f"try again in {room.seconds} s"
         if waiting.get(owner, 0) >= room.share:
             cause = f"this caller has {waiting[owner]} jobs waiting, and {room.share} are allowed"
-        elif sum(waiting.values()) >= room.total:
+            raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
+        if sum(waiting.values()) >= room.total:
             cause = f"{sum(waiting.values())} jobs wait already"
-        else:
-            return
-        raise Overloaded(f"jobs_waiting: {cause}; try again in {room.seconds} s", retry_after=room.seconds)
+            raise Overloaded(f"jobs_waiting: {cause}; {again}", retry_after=room.seconds)
 
     def _get(self, job: str) -> Row | None:
-        rows = self._execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", job)
+        rows = self._execute(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", job)
         return Row(**rows[0]) if rows else None
 
     def _execute(self, statement: str, *values: Any) -> list[dict[str, Any]]:

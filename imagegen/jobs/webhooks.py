@@ -22,8 +22,8 @@ from imagegen.errors import InvalidInput, StoreFailed
 from imagegen.inputs import addresses, urls
 from imagegen.job_settings import is_secret
 from imagegen.jobs.archive import Archive
+from imagegen.jobs.rows import Row
 from imagegen.jobs.state import JobState
-from imagegen.jobs.store import Row
 from imagegen.settings import Settings
 
 log = logging.getLogger(__name__)

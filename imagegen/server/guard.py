@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen import logs
 from imagegen.errors import ImageGenError, NotFound, PayloadTooLarge, internal
+from imagegen.jobs.limits import KeyLimits
 from imagegen.server.access import Access, network_of
 from imagegen.server.http import error_response
 from imagegen.settings import Settings
@@ -28,10 +29,11 @@ class Guard:
     - `authorized`: whether this caller may have a job.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, limits: KeyLimits) -> None:
         self._app = app
         self._metrics = metrics
-        self._access = Access(settings)
+        self._access = Access(settings, limits.keys)
+        self._limits = limits
         self._metrics_port = settings.metrics_port
         self._limit = int(settings.max_body_mb * 1e6)
 
@@ -104,6 +106,8 @@ class Guard:
         if key is not None:
             state["caller"] = key
             logs.note(caller=key)
+            if scope["method"] == "POST":
+                await self._limits.count_request(key)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()

@@ -26,7 +26,7 @@ from imagegen import __version__, logs
 from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput
 from imagegen.jobs.jobs import Jobs
-from imagegen.server import http, native, openai, status
+from imagegen.server import bfl, http, native, openai, status
 from imagegen.server import jobs as jobs_routes
 from imagegen.server.guard import Guard
 from imagegen.server.page import FILES_PATH, PageFiles
@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
     app.state.jobs = jobs
     #: Jobs of a connection, and whose they are, by the ids of their requests.
     app.state.running = {}
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics)
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, limits=jobs.limits)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -101,7 +101,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
         name = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return http.error_response(InvalidInput(f"{name}: {first['msg']}", name), request.url.path)
 
-    for module in (status, native, jobs_routes, openai):
+    for module in (status, native, jobs_routes, bfl, openai):
         app.include_router(module.router)
     app.mount(FILES_PATH, PageFiles())
     return app

@@ -13,7 +13,7 @@ from imagegen.contract.requests import Request as Job
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.job import let_go_of_references
 from imagegen.jobs.jobs import Jobs
-from imagegen.jobs.store import Row
+from imagegen.jobs.rows import Row
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -79,7 +79,7 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
         wait_for_model=not service.settings.preload_models,
         **options,
     )
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(stored.jobs_of(request).limits.counted(request.state.caller, job, work))
     state.running[request.state.request_id] = (request.state.caller, task)
     task.add_done_callback(lambda _: state.running.pop(request.state.request_id, None))
     return task
