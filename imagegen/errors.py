@@ -17,7 +17,7 @@
         ├── MethodNotAllowed      method_not_allowed 405  the page is there, and not for this method
         ├── UnsupportedMediaType  unsupported_media_type 415  the body is neither JSON nor a form
         ├── Overloaded            overloaded 429          the queue is full; Retry-After says when it may not be
-        │   └── LimitExceeded     limit_exceeded 429      the key has had what it may have in this time
+        ├── LimitExceeded         limit_exceeded 429      the key has had what it may have in this time
         ├── NotReady              not_ready 503           the model is loading, or the worker is ending
         ├── LoadFailed            load_failed 503         the model cannot be loaded; the message says what to do
         ├── ResultTooLarge        result_too_large 413    the answer would be over the limit of its transport
@@ -176,10 +176,10 @@ class Overloaded(ImageGenError):
     code, status, retryable = "overloaded", 429, True
 
 
-class LimitExceeded(Overloaded):
+class LimitExceeded(ImageGenError):
     """The key has had as much as it may in this time; `field` is the limit's name."""
 
-    code = "limit_exceeded"
+    code, status, retryable = "limit_exceeded", 429, True
 
 
 class NotReady(ImageGenError):

@@ -102,7 +102,7 @@ class Archive:
         names = {input_name(job.id, field): text for field, text in references.items()}
         job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
         try:
-            fingerprint = await asyncio.to_thread(_fingerprint, job, references) if key is not None else ""
+            fingerprint = await asyncio.to_thread(_fingerprint, job, request, references) if key is not None else ""
             for name, text in names.items():
                 await asyncio.to_thread(self._files.write, name, text.encode())
             row, new = await self.rows(self._store.add, job, room, None if key is None else (key, fingerprint))
@@ -146,7 +146,9 @@ class Archive:
             await asyncio.to_thread(self._files.write, names[-1], data)
             size += len(data)
         result = answer.model_dump_json(exclude={"images"})
-        await self.end(row, "succeeded", result=result, events=events, files=names, size=size)
+        await self.end(
+            row, "succeeded", result=result, events=events, files=names, size=size, megapixels=megapixels_of(answer)
+        )
 
     async def end(
         self,
@@ -157,8 +159,12 @@ class Archive:
         events: str | None = None,
         files: list[str] | None = None,
         size: int = 0,
+        megapixels: float = 0.0,
     ) -> bool:
         """Ends a job that waits or runs; False where it had ended. Its references go.
+
+        Args:
+            megapixels: of its images, in place of those that were counted when it was accepted.
 
         Raises:
             StoreFailed: the disk is full, or broken.
@@ -172,6 +178,7 @@ class Archive:
             events=events,
             files=files or [],
             size=size,
+            megapixels=megapixels,
         )
         if ended:
             self._bytes += size - row.bytes
@@ -244,6 +251,11 @@ class Archive:
             log.warning("files of a job could not be deleted")
 
 
+def megapixels_of(answer: GenerateResponse) -> float:
+    """Megapixels of all images of an answer."""
+    return answer.width * answer.height * len(answer.seeds) / 1e6
+
+
 def _references(request: Request) -> dict[str, str]:
     """A request's references by field, with their places: images.0, mask."""
     if not isinstance(request, EditRequest):
@@ -252,9 +264,11 @@ def _references(request: Request) -> dict[str, str]:
     return named if request.mask is None else {**named, "mask": request.mask}
 
 
-def _fingerprint(job: NewJob, references: dict[str, str]) -> str:
-    """What two requests have in common that ask for the same."""
-    digest = hashlib.sha256(json.dumps([job.mode, job.fields, job.webhook_url, job.webhook_secret]).encode())
+def _fingerprint(job: NewJob, request: Request, references: dict[str, str]) -> str:
+    """What two requests have in common that ask for the same; a field that says what it would be anyway is none."""
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude=set(_REFERENCES))
+    asked = json.dumps([request.mode, fields, job.webhook_url, job.webhook_secret], sort_keys=True)
+    digest = hashlib.sha256(asked.encode())
     for field, text in sorted(references.items()):
         digest.update(f"\n{field} {len(text)} ".encode())
         digest.update(text.encode())

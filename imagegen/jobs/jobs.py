@@ -51,7 +51,7 @@ class Jobs:
         keys = Keys(settings)
         self.limits = KeyLimits(self._archive, keys, service)
         service.admission.limit_places(self._places_of)
-        self._runner = Runner(self._archive, service, self.limits, self._moved)
+        self._runner = Runner(self._archive, service, self._moved)
         self._webhooks = webhooks.Webhooks(self._archive, settings, self.state)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -175,7 +175,6 @@ class Jobs:
         elif row.state == "queued":
             if not await self._archive.end(row, "cancelled", error=_CANCELLED):
                 return await self.cancel(job_id, owner)  # it was begun meanwhile
-            await self.limits.settle(owner, row.megapixels, row.created, None)
             self._moved.fire()
         else:
             await self._archive.forget(row)

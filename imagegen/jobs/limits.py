@@ -12,11 +12,12 @@ from imagegen.contract.requests import Request, plan
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
 from imagegen.errors import LimitExceeded
-from imagegen.jobs.archive import Archive
+from imagegen.jobs.archive import Archive, megapixels_of
 from imagegen.jobs.keys import Keys
+from imagegen.jobs.store import DAY, DAYS_MEGAPIXELS
 
 #: Seconds of each limit's window, which begins at a multiple of it since 1970, in UTC.
-_WINDOWS = {"requests_per_minute": 60, "megapixels_per_day": 86_400}
+_WINDOWS = {"requests_per_minute": 60, DAYS_MEGAPIXELS: DAY}
 
 
 class KeyLimits:
@@ -47,21 +48,21 @@ class KeyLimits:
             return 0.0
         planned = plan(request, self._service.spec, None, 0)
         megapixels = planned.width * planned.height * len(planned.seeds) / 1e6
-        await self._take(name, "megapixels_per_day", megapixels, key.megapixels_per_day)
+        await self._take(name, DAYS_MEGAPIXELS, megapixels, key.megapixels_per_day)
         return megapixels
 
     async def settle(self, name: str, reserved: float, begun: float, answer: GenerateResponse | None) -> None:
-        """Counts the megapixels that a job has had in place of those that were reserved; none where it failed.
+        """Counts the megapixels that a job of a connection has had in place of those that were reserved; none where it
+        failed.
 
         Args:
             begun: when they were reserved, in seconds since 1970.
         """
         if not reserved:
             return
-        images = 0 if answer is None else len(answer.seeds)
-        had = answer.width * answer.height * images / 1e6 if answer is not None else 0.0
-        start = int(begun) // 86_400 * 86_400
-        await self._archive.rows(self._archive.store.use, name, "megapixels_per_day", start, had - reserved, None)
+        had = 0.0 if answer is None else megapixels_of(answer)
+        start = int(begun) // DAY * DAY
+        await self._archive.rows(self._archive.store.use, name, DAYS_MEGAPIXELS, start, had - reserved, None)
 
     async def counted(
         self, name: str, request: Request, work: Coroutine[Any, Any, GenerateResponse]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import Counter
 
 from imagegen import logs
@@ -13,7 +14,6 @@ from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, GpuFailed, ImageGenError, NotReady, StoreFailed, internal
 from imagegen.jobs.archive import Archive
 from imagegen.jobs.events import Log, Signal
-from imagegen.jobs.limits import KeyLimits
 from imagegen.jobs.rows import Row
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class Runner:
         moved: fired whenever a job begins or ends.
     """
 
-    def __init__(self, archive: Archive, service: Service, limits: KeyLimits, moved: Signal) -> None:
-        self._archive, self._service, self._limits, self._moved = archive, service, limits, moved
+    def __init__(self, archive: Archive, service: Service, moved: Signal) -> None:
+        self._archive, self._service, self._moved = archive, service, moved
         #: Of the jobs that run here, by id.
         self.logs: dict[str, Log] = {}
         self._tasks: dict[str, asyncio.Task[GenerateResponse]] = {}
@@ -46,6 +46,7 @@ class Runner:
         self._turn = 0
         self._more = Signal()
         self._ending = False
+        self._not_before = 0.0
 
     def wake(self) -> None:
         """There may be a job to begin."""
@@ -85,7 +86,8 @@ class Runner:
         await asyncio.gather(*self._works, return_exceptions=True)
 
     def _may_begin(self) -> bool:
-        return not self._service.admission.draining and self._service.fatal is None
+        ready = time.monotonic() >= self._not_before
+        return ready and not self._service.admission.draining and self._service.fatal is None
 
     async def _next(self) -> Row | None:
         most = self._service.runner.jobs_at_once
@@ -125,7 +127,8 @@ class Runner:
                 answer = await task
             finally:
                 del self._tasks[row.id]
-        except NotReady:  # the process is about to end
+        except NotReady as error:  # the process is about to end, or the model cannot be loaded for now
+            self._not_before = time.monotonic() + (error.retry_after or _PAUSE)
             await self._archive.rows(self._archive.store.put_back, row.id, False)
         except asyncio.CancelledError:
             if self._ending:
@@ -158,7 +161,6 @@ class Runner:
         while True:
             try:
                 await self._archive.save(row, answer, events)
-                await self._limits.settle(row.owner, row.megapixels, row.created, answer)
                 return
             except StoreFailed:
                 await asyncio.sleep(_PAUSE)
@@ -174,7 +176,6 @@ class Runner:
         while True:
             try:
                 await self._archive.end(row, state, error=json.dumps(error.body()), events=events)
-                await self._limits.settle(row.owner, row.megapixels, row.created, None)
                 return
             except StoreFailed:
                 await asyncio.sleep(_PAUSE)

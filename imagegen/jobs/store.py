@@ -16,6 +16,8 @@ from imagegen.errors import IdempotencyKeyReuse, LimitExceeded, Overloaded
 from imagegen.jobs.database import Database
 from imagegen.jobs.rows import COLUMNS, NewJob, Room, Row
 
+#: Seconds of a day, and the limit that is counted by the day.
+DAY, DAYS_MEGAPIXELS = 86_400, "megapixels_per_day"
 #: Seconds for which an idempotency key is remembered, and an expired job's row is kept after it has expired.
 KEY_SECONDS, EXPIRED_SECONDS = 86_400.0, 7 * 86_400.0
 
@@ -174,15 +176,17 @@ class Store:
         events: str | None = None,
         files: Collection[str] = (),
         size: int = 0,
+        megapixels: float = 0.0,
     ) -> bool:
-        """Ends a job that waits or runs, and makes its webhook due; False where it had ended already."""
+        """Ends a job that waits or runs, makes its webhook due, and corrects what was counted of its owner's limit;
+        False where it had ended already."""
         now = time.time()
         with self._database.transaction():
             rows = self._execute(
                 "UPDATE jobs SET state = ?, finished = ?, worker = NULL, result = ?, error = ?, events = ?, "
                 "files = ?, bytes = ?, webhook_next = ?, "
                 "webhook_state = CASE WHEN webhook_url IS NULL THEN NULL ELSE 'pending' END "
-                "WHERE id = ? AND state IN ('queued', 'running') RETURNING seq",
+                "WHERE id = ? AND state IN ('queued', 'running') RETURNING owner, created, megapixels",
                 state,
                 now,
                 result,
@@ -193,6 +197,10 @@ class Store:
                 now,
                 job,
             )  # fmt: skip
+            for row in rows:
+                if row["megapixels"]:
+                    start = int(row["created"]) // DAY * DAY
+                    self._use(row["owner"], DAYS_MEGAPIXELS, start, megapixels - row["megapixels"], None)
         return bool(rows)
 
     def forget(self, job: str) -> None:
@@ -237,17 +245,7 @@ class Store:
             What it has had, where `amount` would be too much and is not counted; else None.
         """
         with self._database.transaction():
-            rows = self._execute("SELECT start, amount FROM used WHERE owner = ? AND name = ?", owner, name)
-            had = rows[0]["amount"] if rows and rows[0]["start"] == start else 0.0
-            if most is not None and had + amount > most:
-                return float(had)
-            if most is not None or (rows and rows[0]["start"] == start):
-                self._execute(
-                    "INSERT INTO used (owner, name, start, amount) VALUES (?, ?, ?, ?) "
-                    "ON CONFLICT (owner, name) DO UPDATE SET start = excluded.start, amount = excluded.amount",
-                    owner, name, start, max(0.0, had + amount),
-                )  # fmt: skip
-        return None
+            return self._use(owner, name, start, amount, most)
 
     def secret(self) -> str:
         """A secret of this store, made at the first call."""
@@ -308,6 +306,19 @@ class Store:
                 "AND (webhook_state IS NULL OR webhook_state <> 'pending')",
                 oldest,
             )
+
+    def _use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:
+        rows = self._execute("SELECT start, amount FROM used WHERE owner = ? AND name = ?", owner, name)
+        had = rows[0]["amount"] if rows and rows[0]["start"] == start else 0.0
+        if most is not None and had + amount > most:
+            return float(had)
+        if most is not None or (rows and rows[0]["start"] == start):
+            self._execute(
+                "INSERT INTO used (owner, name, start, amount) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (owner, name) DO UPDATE SET start = excluded.start, amount = excluded.amount",
+                owner, name, start, max(0.0, had + amount),
+            )  # fmt: skip
+        return None
 
     def _check_room(self, owner: str, room: Room) -> None:
         waiting = self.waiting()

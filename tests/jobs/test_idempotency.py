@@ -79,7 +79,7 @@ def test_another_body_is_refused(client):
 
 
 def test_openais_client_sends_one(client):
-    images = openai.OpenAI(base_url=f"{client.base_url}v1", api_key="none").images
+    images = openai.OpenAI(base_url=f"{str(client.base_url).rstrip('/')}/v1", api_key="none").images
 
     def generate():
         return images.generate(prompt=PROMPT, size="128x128", extra_headers={"Idempotency-Key": "openai"})

@@ -72,7 +72,7 @@ def test_another_keys_job_does_not_exist(server):
 
 def test_another_keys_running_request_is_not_cancelled(server):
     with callers(server[0]) as (alice, bob, _):
-        body = {**JOB, "num_images": 8, "num_inference_steps": 20}
+        body = {**JOB, "num_images": 8, "num_inference_steps": 50}
         with alice.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as stream:
             identity = stream.headers["x-request-id"]
             next(stream.iter_lines())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,50 +15,19 @@ import pytest
 from tests.conftest import until
 from tests.support import ROOT
 from tests.support.jobs_server import MOMENTS
+from tests.support.killable import KillableServer
 from tests.support.webhook_receiver import SECRET, receiving
 
 JOB = {"prompt": "a red circle on a blue background", "width": 64, "height": 64, "webhook_secret": SECRET}
 
 
-class JobsServer:
-    """A server that can be killed and started again, with one folder, port and record."""
-
-    def __init__(self, folder) -> None:
-        self.folder, self.record = folder / "jobs", folder / "record"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen | None = None
-
-    def start(self, *kill):
-        words = [sys.executable, "-m", "tests.support.jobs_server", str(self.port), self.folder, self.record, *kill]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-        until(lambda: self.answers() or self.process.poll() is not None)
-
-    def answers(self):
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/ping").status_code in (200, 204)
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
-
-    def moments(self, name):
-        """The jobs of a moment, in order."""
-        lines = self.record.read_text().split("\n") if self.record.exists() else []
-        return [line.split()[1] for line in lines if line.startswith(name)]
-
-
 @pytest.fixture
 def server(tmp_path):
-    one = JobsServer(tmp_path)
+    one = KillableServer(tmp_path)
     try:
         yield one
     finally:
-        if one.process is not None:
-            one.kill()
+        one.kill()
 
 
 @pytest.mark.slow  # each moment starts two servers
@@ -77,7 +45,7 @@ def test_killed_at_a_moment(server, moment):
         assert server.process.returncode == -signal.SIGKILL
         before = server.moments("stored")
         server.start()
-        states = until(lambda: ended(server.url, accepted))
+        states = until(lambda: ended(server, accepted))
         assert [state["status"] for state in states] == ["succeeded"] * len(accepted)
         assert [state["result"]["seeds"] for state in states] == [[i] for i in range(len(accepted))]
         for state in states:
@@ -94,9 +62,9 @@ def test_killed_at_a_moment(server, moment):
     assert set(server.moments("accepted")) == set(server.moments("stored"))
 
 
-def ended(url, jobs):
+def ended(server, jobs):
     """The jobs' states, once all have ended."""
-    states = [httpx.get(f"{url}/jobs/{job}", timeout=60).json() for job in jobs]
+    states = server.states(jobs)
     return states if all(state["finished_at"] for state in states) else None
 
 
@@ -117,14 +85,14 @@ def test_sigterm_ends_soon_and_the_next_process_goes_on(server):
     server.process.wait(120)
     assert server.process.returncode == 0
     server.start()
-    states = until(lambda: ended(server.url, jobs))
+    states = until(lambda: ended(server, jobs))
     assert [state["status"] for state in states] == ["succeeded"] * 4
 
 
 @pytest.mark.slow  # starts servers
 def test_a_second_server_may_not_have_the_folder(server):
     server.start()
-    other = JobsServer(server.folder.parent)
+    other = KillableServer(server.folder.parent)
     words = [sys.executable, "-m", "imagegen", "serve", "--port", str(other.port)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMAGEGEN_JOBS_DIR": str(server.folder)}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

@@ -3,7 +3,7 @@
     python -m tests.support.jobs_server PORT FOLDER RECORD [MOMENT COUNT]
 
 Each line of RECORD is a moment and a job's id: `accepted`, `running`, `generated`, `stored`, `told`. At the COUNT-th
-time of MOMENT the process ends by SIGKILL, before anything else happens.
+time of MOMENT the process ends by SIGKILL, before anything else happens. A file keys.toml beside FOLDER has its keys.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def main() -> None:
 
     archive.Archive.add, archive.Archive.save = noted_add, noted_save
     runner.Runner._begin, webhooks.Webhooks._note = noted_begin, noted_told
-    serve_http(
-        settings(port=int(port), host="127.0.0.1", jobs_dir=Path(folder), private_hosts="127.0.0.1", max_steps=50)
-    )
+    keys = Path(folder).parent / "keys.toml"
+    changes = {"port": int(port), "host": "127.0.0.1", "jobs_dir": Path(folder), "private_hosts": "127.0.0.1"}
+    serve_http(settings(**changes, api_keys_file=keys if keys.exists() else None))
 
 
 if __name__ == "__main__":
