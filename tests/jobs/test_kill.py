@@ -76,10 +76,11 @@ def test_sigterm_ends_soon_and_the_next_process_goes_on(server):
     del long["webhook_secret"]
     jobs = [httpx.post(f"{server.url}/jobs", json={**long, "num_images": 1}).json()["id"] for _ in range(4)]
     with httpx.stream("GET", f"{server.url}/jobs/{jobs[3]}/events", timeout=60) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         server.process.terminate()
         begun = time.monotonic()
-        for _ in stream.iter_lines():
+        for _ in lines:
             pass  # the stream of what waits ends
         assert time.monotonic() - begun < 60
     server.process.wait(120)
