@@ -190,7 +190,7 @@ import asyncio, resource, sys, time
 from pathlib import Path
 from imagegen.engine.service import Service
 from imagegen.jobs.jobs import Jobs
-from tests.conftest import settings
+from tests.support import settings
 
 async def main():
     chosen = settings(jobs_dir=Path(sys.argv[1]))

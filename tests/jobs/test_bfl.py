@@ -9,9 +9,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.conftest import scene, to_base64, until
 from tests.jobs.test_jobs import ended
 from tests.server.conftest import serving
+from tests.support import until
+from tests.support.images import scene, to_base64
 from tests.support.webhook_receiver import receiving
 
 KEY = "a-key-of-the-tests"

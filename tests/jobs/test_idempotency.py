@@ -10,9 +10,9 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.conftest import scene, to_base64, to_bytes
 from tests.jobs.test_jobs import ended
 from tests.server.conftest import events, serving
+from tests.support.images import scene, to_base64, to_bytes
 
 PROMPT = "a red circle on a blue background"
 #: Without a seed two jobs are two images.

@@ -9,8 +9,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.conftest import scene, to_base64, until
 from tests.server.conftest import events, serving
+from tests.support import until
+from tests.support.images import scene, to_base64
 
 JOB = {"prompt": "a red circle on a blue background", "seed": 42, "width": 128, "height": 128}
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from imagegen.jobs import database, files, jobs, runner
-from tests.conftest import to_base64, until
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
+from tests.support import until
+from tests.support.images import to_base64
 
 #: A reference of about 200 KB as it is sent.
 LARGE = to_base64(Image.effect_noise((384, 384), 80).convert("RGB"))

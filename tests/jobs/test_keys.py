@@ -13,9 +13,9 @@ import pytest
 from imagegen.errors import ConfigurationError
 from imagegen.jobs import keys, limits
 from imagegen.server.main import create_app
-from tests.conftest import settings, until
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
+from tests.support import settings, until
 
 #: The callers' keys, by their names.
 KEYS = {name: f"the-key-of-{name}" * 2 for name in ("alice", "bob", "carol")}

@@ -12,8 +12,7 @@ import time
 import httpx
 import pytest
 
-from tests.conftest import until
-from tests.support import ROOT
+from tests.support import ROOT, until
 from tests.support.jobs_server import MOMENTS
 from tests.support.killable import KillableServer
 from tests.support.webhook_receiver import SECRET, receiving

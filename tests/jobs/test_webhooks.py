@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from imagegen.jobs import webhooks
-from tests.conftest import until
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
+from tests.support import until
 from tests.support.webhook_receiver import SECRET, receiving
 
 

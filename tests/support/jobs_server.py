@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imagegen.cli.serve import serve_http
 from imagegen.jobs import archive, runner, webhooks
-from tests.conftest import settings
+from tests.support import settings
 
 MOMENTS = ("accepted", "running", "generated", "stored", "told")
 
