@@ -36,8 +36,11 @@ class ResolvedRequest:
     warnings: tuple[str, ...] = ()
 
 
-def parse_job(job_input: Any) -> Request:
+def parse_job(job_input: Any, strict: bool = True) -> Request:
     """Validates a job's `input`: `mode` chooses the request, "edit" where images are given and it is left out.
+
+    Args:
+        strict: as for `parse`.
 
     Raises:
         InvalidInput: naming the field, what came and what is allowed.
@@ -48,7 +51,7 @@ def parse_job(job_input: Any) -> Request:
     mode = fields.pop("mode", "edit" if "images" in fields or "image" in fields else "generate")
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
-    return parse(EditRequest, fields) if mode == "edit" else parse(GenerateRequest, fields)
+    return parse(EditRequest, fields, strict) if mode == "edit" else parse(GenerateRequest, fields, strict)
 
 
 def check_bytes(job_input: Any, most: int) -> None:

@@ -96,5 +96,4 @@ async def capabilities(service: _Service) -> dict[str, Any]:
 @router.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
 async def metrics(service: _Service) -> Response:
     """Metrics for Prometheus."""
-    service.record_state()
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
