@@ -8,7 +8,7 @@ import { examplesFor } from "./examples.js";
 import * as form from "./form.js";
 import { fromLink } from "./link.js";
 import * as references from "./references.js";
-import { run } from "./runner.js";
+import { drop, run } from "./runner.js";
 import { refresh, service } from "./service.js";
 import { withImages } from "./snippets.js";
 import * as stage from "./stage.js";
@@ -50,6 +50,7 @@ function compare(one, other) {
 
 async function forget(entry) {
   await store.remove(entry);
+  if (entry.job) drop(entry.job);
   const next = store.all().find((one) => one.images.length);
   if (next) return open(next);
   stage.showNothing();
@@ -116,7 +117,7 @@ function report(entry, state) {
 async function keep(entry, { images, ...answer }) {
   const mime = `image/${answer.output_format}`;
   const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  Object.assign(entry, { job: null, answer, images: images.map((text) => new Blob([bytes(text)], { type: mime })) });
+  Object.assign(entry, { answer, images: images.map((text) => new Blob([bytes(text)], { type: mime })) });
   await store.put(entry);
   open(entry);
 }
@@ -154,8 +155,8 @@ function serviceChanged() {
   const linked = fromLink();
   if (linked) form.write(linked);
   else if (capabilities.draws && !$("prompt").value) $("prompt").value = examplesFor(capabilities.model, 0)[0];
-  const left = store.all().find((entry) => entry.job);
-  if (left && capabilities.jobs) finish(left);
+  const left = store.all().find((entry) => !entry.answer);
+  if (left) finish(left);
 }
 
 function chips() {
@@ -191,6 +192,7 @@ function listen() {
   $("compare").onclick = () => setComparing(!isComparing());
   $("save-all").onclick = () => saveAll(store.all().filter((entry) => entry.images.length));
   $("clear").onclick = async () => {
+    for (const { job } of store.all()) if (job) drop(job);
     await store.clear();
     stage.showNothing();
     render();

@@ -61,7 +61,7 @@ export default {
   notice_away: "The connection to the server is lost. This page connects again by itself.",
   notice_draining: "The server is stopping and takes no new jobs.",
   notice_loading: "The model is loading. {stage}",
-  begins_when_ready: "Starts by itself when the model is ready ({stage}).",
+  begins_when_ready: "Starts by itself when the model is ready. {stage}",
   sent: "Sent.",
   starting: "Starting.",
   waiting: ["Waiting: {n} job before this one.", "Waiting: {n} jobs before this one."],
