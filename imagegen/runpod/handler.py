@@ -14,7 +14,8 @@ from typing import Any
 
 from imagegen import logs
 from imagegen.contract.events import Listener
-from imagegen.contract.requests import check_bytes, parse_job, show
+from imagegen.contract.requests import check_bytes, limits, parse_job
+from imagegen.contract.showing import show
 from imagegen.engine import openai
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, LoadFailed, internal
@@ -74,7 +75,8 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
             options["store"] = ObjectStore.from_job(job["s3Config"], get_settings())
         if isinstance(job_input, dict) and "openai_route" in job_input:
             return await openai.answer_job(service(), job_input, options)
-        response = await service().run(parse_job(job_input), **options)
+        request = parse_job(job_input, limits(service().spec, get_settings()))
+        response = await service().run(request, **options)
         return response.model_dump()
     except ImageGenError as error:
         return error.output()
