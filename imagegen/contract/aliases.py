@@ -123,6 +123,11 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "output_megapixels": (1, "1"),
     "resolution": ("1k", "1K"),
 }
+#: Fields of RunPod's public endpoints alone: whoever sends one reads the answer as theirs, its image in `image_url`.
+_RUNPODS = {
+    "guidance", "image_format", "enable_safety_checker", "disable_safety_checker", "enable_base64_output",
+    "enable_sync_mode",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -200,3 +205,8 @@ def is_image(name: str) -> bool:
 def is_mask(name: str) -> bool:
     """Whether a field, under any of its names, holds a mask."""
     return name == "mask" or (name in ALIASES and ALIASES[name].field == "mask")
+
+
+def wants_image_url(job_input: dict[str, Any]) -> bool:
+    """Whether a job speaks as to one of RunPod's public endpoints, whose clients read `output.image_url`."""
+    return not _RUNPODS.isdisjoint(job_input)

@@ -104,7 +104,7 @@ async def answer_job(service: Service, job_input: dict[str, Any], options: dict[
     job, warnings = translate(fields, route.endswith("edits"), served(service), service.settings)
     if any(streaming(fields)):
         warnings.append("stream: changes nothing in a job; the answer comes whole")
-    return answer(await service.run(job, **options), warnings)
+    return answer(await service.run(job, **options), warnings, wants_urls(fields))
 
 
 class _Streaming(Fields):
@@ -162,6 +162,13 @@ def translate(
     return job, warnings
 
 
+def wants_urls(fields: dict[str, Any]) -> bool:
+    """Whether images are to be URLs though nothing says so: DALL-E answers with URLs, and its clients read nothing
+    else."""
+    model = fields.get("model")
+    return isinstance(model, str) and model.lower().startswith("dall-e") and not is_given(fields.get("response_format"))
+
+
 def served(service: Service) -> ModelSpec:
     """The model that is served.
 
@@ -189,11 +196,14 @@ def about(job: Request) -> dict[str, Any]:
     return {**common, "output_format": job.output_format}
 
 
-def answer(answer: GenerateResponse, warnings: list[str]) -> dict[str, Any]:
-    """The response object; `warnings` are of the translation."""
+def answer(answer: GenerateResponse, warnings: list[str], by_url: bool = False) -> dict[str, Any]:
+    """The response object; `warnings` are of the translation. `by_url`: images that are no objects in a store are data:
+    URIs."""
+    start = f"data:image/{answer.output_format};base64,"
+    images = [{"url": start + image} if by_url else {"b64_json": image} for image in answer.images]
     return {
         "created": int(time.time()),
-        "data": [{"url": url} for url in answer.urls] or [{"b64_json": image} for image in answer.images],
+        "data": [{"url": url} for url in answer.urls] or images,
         "size": f"{answer.width}x{answer.height}",
         "quality": "auto",
         "background": "opaque",

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from imagegen import logs
+from imagegen.contract import aliases
 from imagegen.contract.events import Listener
 from imagegen.contract.requests import check_bytes, limits, parse_job
 from imagegen.contract.showing import show
@@ -76,8 +77,15 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
         if isinstance(job_input, dict) and "openai_route" in job_input:
             return await openai.answer_job(service(), job_input, options)
         request = parse_job(job_input, limits(service().spec, get_settings()))
+        wants_url = aliases.wants_image_url(job_input) and not get_settings().stream
+        if wants_url:
+            options["max_answer"] //= 2  # one image may be in it twice
         response = await service().run(request, **options)
-        return response.model_dump()
+        output = response.model_dump()
+        if wants_url:
+            image = f"data:image/{response.output_format};base64,{response.images[0]}" if response.images else None
+            output["image_url"] = image or response.urls[0]
+        return output
     except ImageGenError as error:
         return error.output()
     except ConfigurationError as error:

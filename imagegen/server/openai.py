@@ -144,12 +144,13 @@ async def _images(request: Request, edit: bool) -> Response:
     fields, form = await read_fields(request)
     job, warnings = openai.translate(fields, edit, openai.served(service), service.settings, strict=not form)
     stream, partial = openai.streaming(fields, strict=not form)
+    by_url = openai.wants_urls(fields)
     del fields  # its references are the job's alone to keep
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")
     if not stream:
         answer = await streams.result_or_disconnect(request, streams.start(request, job))
-        return JSONResponse(openai.answer(answer, warnings))
+        return JSONResponse(openai.answer(answer, warnings, by_url))
 
     if job.delivery == "url":
         name = job.spoken.name("delivery")

@@ -1,0 +1,44 @@
+"""Every block of docs/clients.md, as it stands there."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from tests.clients.conftest import shows
+from tests.docs.pages import PAGES, section
+
+pytestmark = pytest.mark.slow  # `make slow` installs the clients
+
+SECTIONS = [
+    title
+    for title in re.findall(r"^## (.+)$", PAGES["docs/clients.md"], re.MULTILINE)
+    if re.search(r"^```(python|js|sh)$", section("docs/clients.md", title), re.MULTILINE)
+]
+
+
+def test_every_client_has_a_section():
+    assert len(SECTIONS) >= 10
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_what_the_page_shows_works(run, endpoint, tmp_path, title):
+    text = section("docs/clients.md", title)
+    ((language, program),) = re.findall(r"^```(python|js|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    program = program.replace("https://api.runpod.ai/v2/ENDPOINT_ID", f"{endpoint}/endpoint")
+    program = program.replace("ENDPOINT_ID", "endpoint")
+    if "RunPod's SDK for Python" in title:
+        program = program.replace("import runpod\n", f"import runpod\nrunpod.endpoint_url_base = {endpoint!r}\n")
+    if "RunPod's SDK for JavaScript" in title:
+        program = program.replace('runpodSdk("your-runpod-api-key"', f'runpodSdk("key", {{ baseUrl: "{endpoint}" }}')
+    printed = run(language, program + ('\nprint(url[:22], end="")' if "url = " in program else ""))
+    if "url = " in program:
+        assert printed == "data:image/png;base64,"
+        return
+    assert shows(Image.open(tmp_path / "circle.png")) == ("blue", "red")
+    if (tmp_path / "green.png").exists() or "green" in program:
+        assert shows(Image.open(tmp_path / "green.png")) == ("blue", "green")
+    if "stream" in program:
+        assert "image_generation.completed" in printed
+    if "partial_images" in program:
+        assert printed.count("image_generation.partial_image") == 2
