@@ -35,7 +35,7 @@ def endpoint(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, server):
-    """Runs a program in this language, in an empty folder in which the clients' packages are found; gives its output."""
+    """Runs a program in an empty folder in which the clients' packages are found; gives what it prints."""
 
     def run_program(language: str, text: str) -> str:
         text = text.replace("http://localhost:7000", server)
