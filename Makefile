@@ -85,7 +85,7 @@ lint: $(LINT)/.done
 
 lock: $(LINT)/.done ## locks/: what the images install, with hashes, from pyproject.toml and constraints.txt
 	echo torch | $(COMPILE) -c constraints.txt - -o locks/torch.txt
-	$(COMPILE) -c constraints.txt pyproject.toml --extra c2pa -o locks/worker.txt $(call WITHOUT,locks/torch.txt)
+	$(COMPILE) -c constraints.txt pyproject.toml --extra c2pa --extra nvml --extra otel -o locks/worker.txt $(call WITHOUT,locks/torch.txt)
 	$(COMPILE) -c constraints.txt pyproject.toml --extra ray -o locks/ray.txt \
 	  $(call WITHOUT,locks/torch.txt locks/worker.txt)
 	grep -oE '^[A-Za-z0-9._-]+==[^ ]+' deploy/vast/requirements.txt | $(COMPILE) --no-deps - -o deploy/vast/requirements.txt

@@ -39,11 +39,11 @@ class ResolvedRequest:
     warnings: tuple[str, ...] = ()
 
 
-def parse_job(job_input: Any, most: Mapping[str, float] | None = None) -> Request:
+def parse_job(job_input: Any, strict: bool = True, most: Mapping[str, float] | None = None) -> Request:
     """Validates a job's `input`: `mode` chooses the request, "edit" where images are given and it is left out.
 
     Args:
-        most: what is allowed here (`limits`), for messages.
+        strict, most: as for `parse`.
 
     Raises:
         InvalidInput: naming the field, what came and what is allowed.
@@ -57,7 +57,9 @@ def parse_job(job_input: Any, most: Mapping[str, float] | None = None) -> Reques
         mode = "edit" if edit else "generate"
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
-    return parse(EditRequest, fields, most=most) if mode == "edit" else parse(GenerateRequest, fields, most=most)
+    if mode == "edit":
+        return parse(EditRequest, fields, strict, most)
+    return parse(GenerateRequest, fields, strict, most)
 
 
 def check_bytes(job_input: Any, most: int) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from imagegen.contract.fields import OutputFormat
+from imagegen.contract.gpu_state import GpuState
 from imagegen.contract.start_times import StartTimes
 
 
@@ -83,6 +84,7 @@ class HealthResponse(PublicHealth):
     start: StartTimes | None = Field(None, description="Seconds of each stage of the start, once loaded.")
     memory: MemoryState | None = Field(None, description="The memory plan, once the model is loaded.")
     queue: QueueState
+    gpu: GpuState | None = Field(None, description="The GPU itself, where NVIDIA's library is installed.")
     version: str = Field(description="The worker's version.", examples=["0.1.0"])
     message: str | None = Field(None, description="Why loading failed.")
 

@@ -125,7 +125,7 @@ class GpuExecutor:
             return  # nobody waits for it any more
         self.check()
         begun = self._moved = time.monotonic()
-        job.timings.queue += begun - queued
+        job.spent("queue", begun - queued)
         self._metrics.gpu_time.change(busy=True)
 
         def count_and_finish(seed: int, image: Image.Image) -> None:

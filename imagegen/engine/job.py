@@ -18,6 +18,7 @@ from imagegen.editing.photo import PhotoEdit
 from imagegen.engine.admission import Place, Upload
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.telemetry.metrics import Metrics
+from imagegen.telemetry.tracing import JobTrace
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Job:
     #: Of its first reference, at that one's own size; None where the whole image is the answer.
     edit: PhotoEdit | None = None
     warnings: list[str] = field(default_factory=list)
+    trace: JobTrace = field(default_factory=lambda: JobTrace("job"))
     #: ok or an error's code, once it has ended.
     outcome: str | None = None
     #: Whether the cache had the prompt's embeddings; None before they are there.
@@ -55,6 +57,11 @@ class Job:
     #: Seconds of the GPU that are not counted yet.
     _gpu_seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spent(self, stage: str, seconds: float, ago: float = 0.0) -> None:
+        """Part of a stage took `seconds` and ended `ago` seconds before now: for the job's timings and its trace."""
+        setattr(self.timings, stage, getattr(self.timings, stage) + seconds)
+        self.trace.stage(stage, seconds, ago)
 
     def spend(self, seconds: float, metrics: Metrics) -> None:
         """The GPU has worked for it; counted by its outcome, also where that was known before the GPU was done."""
@@ -90,9 +97,14 @@ class Job:
     def let_go_of_references(self) -> None:
         """Frees the request's references as they were sent, up to 27 MB each, which nobody needs once they are decoded.
         Whoever else holds the request has them no more."""
-        if isinstance(self.request, EditRequest):
-            self.request.images[:] = [""] * len(self.request.images)
-            if self.request.mask is not None:
-                object.__setattr__(self.request, "mask", "")  # requests are frozen, for all but their bytes
+        let_go_of_references(self.request)
         if self.upload is not None:
             self.upload.release()
+
+
+def let_go_of_references(request: Request) -> None:
+    """Empties a request's references; requests are frozen, for all but these bytes."""
+    if isinstance(request, EditRequest):
+        request.images[:] = [""] * len(request.images)
+        if request.mask is not None:
+            object.__setattr__(request, "mask", "")

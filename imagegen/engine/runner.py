@@ -31,6 +31,7 @@ from imagegen.models import ModelSpec
 from imagegen.outputs import delivery
 from imagegen.outputs.signing import Signer, load_signer
 from imagegen.settings import Settings
+from imagegen.telemetry.gpu_device import GpuDevice, open_device
 from imagegen.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Runner(Protocol):
 
     #: Mean seconds of late until a job is ready for the GPU.
     mean_prepare_seconds: float
+    #: Jobs that keep it busy: those on a GPU, and the next one of each.
+    jobs_at_once: int
 
     def load(self, host: ModelHost) -> LoadedModel:
         """Loads the model; called in the GPU's thread. Sets `host.spec` as soon as the model is chosen.
@@ -70,6 +73,8 @@ class LocalRunner:
     Args:
         progress: show bars for loading and steps on stderr.
     """
+
+    jobs_at_once = 2
 
     def __init__(
         self,
@@ -102,6 +107,7 @@ class LocalRunner:
             host.spec = choose_model(self._settings)
         self._signer = load_signer(self._settings)
         self._pipeline = load(host.spec, self._settings, self._progress, host.note_stage, path, times)
+        self._metrics.watch(_device_of(self._pipeline))
         self._metrics.gpu_time.begin()
         return self._pipeline
 
@@ -132,7 +138,7 @@ class LocalRunner:
         width, height = (plan.width, plan.height) if edit is None else edit.size
         clock = time.monotonic()
         async with self._admission.delivery(job.caller, len(plan.seeds) * width * height):
-            timings.queue += time.monotonic() - clock
+            job.spent("queue", time.monotonic() - clock)
             await self._executor.run(job, plan, pipeline, images.begin)
             if not pipeline.times.first_picture:
                 pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
@@ -152,7 +158,7 @@ class LocalRunner:
                 warnings=[*plan.warnings, *job.warnings],
             )
             await images.finish(answer, job.max_answer, job.store, job.id)
-        timings.deliver = time.monotonic() - clock
+        job.spent("deliver", time.monotonic() - clock)
         timings.total = time.monotonic() - job.begun
         answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
         return answer
@@ -181,7 +187,7 @@ class LocalRunner:
                     if (lossy := job.request.output_format) != "png":
                         job.warnings.append(f"output_format: {lossy} is lossy; only in png are kept pixels exact")
         finally:  # those that never came have taken their time too
-            job.timings.references = time.monotonic() - clock
+            job.spent("references", time.monotonic() - clock)
             self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * NEWEST_WEIGHT
 
     async def _load_all(self, request: EditRequest, caller: str | None) -> list[Reference]:
@@ -216,8 +222,16 @@ def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:
     clock = time.monotonic()
     finished = edit.finish(generated)
     job.warnings += [warning for warning in finished.warnings if warning not in job.warnings]
-    job.timings.composite += time.monotonic() - clock
+    job.spent("composite", time.monotonic() - clock)
     return finished.image
+
+
+def _device_of(pipeline: FluxPipeline) -> GpuDevice | None:
+    if pipeline.device is None or not pipeline.device.startswith("cuda"):
+        return None
+    import torch
+
+    return open_device(str(torch.cuda.get_device_properties(pipeline.device).uuid))
 
 
 def _import_fetching() -> ModuleType:

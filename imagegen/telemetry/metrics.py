@@ -19,9 +19,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.registry import Collector
 
 from imagegen.errors import ImageGenError
+from imagegen.telemetry.gpu_device import GpuDevice
 from imagegen.telemetry.gpu_time import IDLE_REASONS, GpuTime
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, of use to nobody here
@@ -121,6 +121,8 @@ class Metrics:
             registry=registry,
         )
         self.gpu_time = GpuTime(self._spend)
+        #: The GPU itself, once the model is loaded and its state is known.
+        self.device: GpuDevice | None = None
         self.gpu_memory = Gauge("imagegen_gpu_memory_bytes", "Memory of the GPU that torch holds.", registry=registry)
 
         # 5. The worker
@@ -141,9 +143,11 @@ class Metrics:
         self.build.clear()
         self.build.labels(python=platform.python_version(), **what).set(1)
 
-    def add(self, collector: Collector) -> None:
-        """Also shows the figures of another collector."""
-        self._registry.register(collector)
+    def watch(self, device: GpuDevice | None) -> None:
+        """From now on also shows the state of this GPU, if it is one whose state is known."""
+        if device is not None and self.device is None:
+            self.device = device
+            self._registry.register(device)
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""

@@ -18,9 +18,10 @@ from imagegen.runpod import handler
 from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
-from tests.conftest import scene, settings, to_base64, until
 from tests.docs.pages import section
 from tests.server.conftest import running, serving
+from tests.support import settings, until
+from tests.support.images import scene, to_base64
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))

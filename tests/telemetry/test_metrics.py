@@ -79,8 +79,7 @@ def test_a_bad_reference_is_a_job_without_gpu_seconds(service):
 
 
 def test_the_state_the_start_and_the_build_are_shown(service):
-    service.record_state()
-    figures = service.metrics.figures()
+    figures = service.figures()
     assert figures['imagegen_state{imagegen_state="ready"}'] == 1
     assert sum(value for name, value in figures.items() if name.startswith("imagegen_state{")) == 1
     assert figures['imagegen_start_seconds{stage="read"}'] > 0
@@ -108,8 +107,7 @@ def test_sizes_have_few_labels(width, height, size):
 def test_promtool_finds_nothing_to_say(service):
     promtool = shutil.which("promtool")
     assert promtool, "apt-get install prometheus"
-    service.record_state()
     checked = subprocess.run(
-        [promtool, "check", "metrics"], input=service.metrics.text(), capture_output=True, timeout=60, check=False
+        [promtool, "check", "metrics"], input=service.metrics_text(), capture_output=True, timeout=60, check=False
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
