@@ -45,6 +45,7 @@ def prepare(job: Job, plan: ResolvedRequest, pipeline: FluxPipeline) -> Prepared
         height=plan.height,
         num_inference_steps=plan.num_inference_steps,
         guidance_scale=plan.guidance_scale,
+        negative_prompt=plan.negative_prompt,
         seeds=plan.seeds,
     )
     return Prepared(pipeline.tokenize(plan.prompt), inputs)

@@ -137,6 +137,7 @@ class Preparation:
         height: int,
         num_inference_steps: int,
         guidance_scale: float,
+        negative_prompt: str,
         seeds: Sequence[int],
     ) -> Inputs:
         """The inputs of images of one size, each with the noise of its seed."""
@@ -148,7 +149,7 @@ class Preparation:
             size=(width, height),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            negative=self.tokens("") if guided else None,
+            negative=self.tokens(negative_prompt) if guided else None,
             references=references,
             text_ids=self._pin(compat.text_ids(self._spec.max_sequence_length)),
             latent_ids=self._pin(positions),

@@ -163,6 +163,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seeds: Sequence[int],
+        negative_prompt: str = "",
     ) -> Inputs:
         """The inputs of images of one size, beside their prompt; in any thread, ahead of the GPU's turn."""
         self._loaded()
@@ -172,6 +173,7 @@ class FluxPipeline:
             height=height,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             seeds=seeds,
         )
 
@@ -194,6 +196,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        negative_prompt: str = "",
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt. On a GPU it returns when the work is queued; the image waits for its end.
@@ -201,6 +204,7 @@ class FluxPipeline:
         Args:
             width, height: pixels, multiples of 16.
             seed: of a generator of its own, so that an image does not depend on those before it.
+            negative_prompt: what guidance leads away from; without effect on a distilled model.
             on_step: progress, and the way to stop.
 
         Raises:
@@ -216,6 +220,7 @@ class FluxPipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             seed=seed,
+            negative_prompt=negative_prompt,
             on_step=on_step,
         )
 
@@ -229,6 +234,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        negative_prompt: str = "",
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt and references; otherwise like `generate`.
@@ -243,6 +249,7 @@ class FluxPipeline:
             height=height,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             seeds=[seed],
         )
         return self.generate_prepared(
