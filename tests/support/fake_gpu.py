@@ -252,7 +252,20 @@ class _Generator:
 class _Stream:
     """torch.cuda.Stream; there is one queue, whatever is asked for."""
 
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+
     def wait_stream(self, other: _Stream) -> None: ...
+
+    def synchronize(self) -> None:
+        self._gpu.wait("stream")
+
+
+def _set_data(tensor: FakeTensor, value: torch.Tensor) -> None:
+    """`tensor.data = value`, after which a fake tensor would still be where it was."""
+    torch.Tensor.data.__set__(tensor, value)
+    if isinstance(value, FakeTensor):
+        tensor.fake_device = value.fake_device
 
 
 def _apply(self: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
@@ -294,10 +307,13 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (torch.cuda, "get_device_capability", lambda device=None: capability),
         (torch.cuda, "get_device_name", lambda device=None: "a fake GPU"),
         (torch.cuda, "Event", lambda **_: _Event(gpu)),
-        (torch.cuda, "current_stream", lambda device=None: _Stream()),
-        (torch.cuda, "Stream", lambda device=None: _Stream()),
+        (torch.cuda, "current_stream", lambda device=None: _Stream(gpu)),
+        (torch.cuda, "Stream", lambda device=None: _Stream(gpu)),
         (torch.cuda, "stream", contextlib.nullcontext),
+        (torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda")),
         (FakeTensor, "record_stream", lambda self, stream: None),
+        (FakeTensor, "is_pinned", lambda self, *_: False),
+        (FakeTensor, "data", property(lambda self: torch.Tensor.data.__get__(self), _set_data)),
         (torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how)),
         (
             torch,
