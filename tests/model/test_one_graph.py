@@ -1,5 +1,5 @@
-"""Each kind of block is one graph for the compiler, in each precision and with each kernel for attention that torch has,
-at any size: what is compiled in the warm-up serves every job."""
+"""Each kind of block is one graph for the compiler, in each precision and with each of torch's kernels for attention, at
+any size: what is compiled in the warm-up serves every job."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.support.compiled_memory import block_of, inputs_of
 
 #: Of flash3 and sage the packages need a GPU to be built: they are not tried here.
 KERNELS = ["native", "_native_cudnn"]
-#: Tokens of an image: 512x512, 1024x1024 (as many as klein-9b's layers are wide), 1088x656, and an edit with 4 references.
+#: Tokens: 512x512; 1024x1024, as many as klein-9b's layers are wide; 1088x656; an edit with four references.
 TOKENS = [1024, 4096, 68 * 41, 5 * 4096]
 
 
