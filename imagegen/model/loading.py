@@ -206,8 +206,8 @@ def _attention(settings: Settings, device: str) -> Attention | None:
 
 
 def _warm_up(pipeline: FluxPipeline, folder: Path | None, wanted: bool, note: Callable[[str], None]) -> None:
-    """The first images, generated for nobody, where they are wanted. What is compiled is taken from the folder; what they
-    compile is left there."""
+    """The first images, generated for nobody, where they are wanted. Compiled code is taken from the folder, and what
+    they compile is left there."""
     cache = pipeline.compile_cache(folder) if folder and pipeline.config.compile else None
     found = False
     if cache:

@@ -1,4 +1,4 @@
-"""Each kind of block is one graph for the compiler, in each precision and with each of torch's kernels for attention, at
+"""Each kind of block is one graph for the compiler, in each precision, with each of torch's kernels for attention and at
 any size: what is compiled in the warm-up serves every job."""
 
 import pytest

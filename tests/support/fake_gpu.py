@@ -38,6 +38,7 @@ DEVICE = "cuda:0"
 _BLOCK = 512
 #: Imported before torch is changed; diffusers imports them when they are first asked for.
 _PIPELINES = (Flux2KleinPipeline, Flux2KleinKVPipeline)
+_DATA: Any = torch.Tensor.data
 #: Code whose lines are named as the place of a wait.
 _PLACES = ("/diffusers/", "/imagegen/", "/transformers/", "/torchao/", "/accelerate/")
 
@@ -263,7 +264,7 @@ class _Stream:
 
 def _set_data(tensor: FakeTensor, value: torch.Tensor) -> None:
     """`tensor.data = value`, after which a fake tensor would still be where it was."""
-    torch.Tensor.data.__set__(tensor, value)
+    _DATA.__set__(tensor, value)
     if isinstance(value, FakeTensor):
         tensor.fake_device = value.fake_device
 
@@ -313,7 +314,7 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda")),
         (FakeTensor, "record_stream", lambda self, stream: None),
         (FakeTensor, "is_pinned", lambda self, *_: False),
-        (FakeTensor, "data", property(lambda self: torch.Tensor.data.__get__(self), _set_data)),
+        (FakeTensor, "data", property(lambda self: _DATA.__get__(self), _set_data)),
         (torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how)),
         (
             torch,
