@@ -1,5 +1,5 @@
-"""Each kind of block is one graph for the compiler, in each precision, with each of torch's kernels for attention and at
-any size: what is compiled in the warm-up serves every job."""
+"""Each kind of block is one graph for the compiler, in each precision, with each of torch's kernels for attention and
+at any size: what is compiled in the warm-up serves every job."""
 
 import pytest
 import torch
