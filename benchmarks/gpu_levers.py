@@ -32,11 +32,7 @@ class Lever:
 def levers(compiled: bool) -> list[Lever]:
     """All of them, in the order of their worth."""
     usual: dict[str, Any] = {"compile": compiled}
-    kernels: list[tuple[Attention, str | None]] = [
-        ("native", None),
-        ("cudnn", None),
-        ("flash3", "flash_attn_interface"),
-    ]
+    kernels: list[Attention] = ["native", "cudnn", *(["flash3"] if is_installed("flash_attn_interface") else [])]
     return [
         Lever("not compiled", "bf16"),
         Lever("not compiled", "fp8"),
