@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from imagegen.model import acceleration, quantization
-from imagegen.model.acceleration import Attention
+from imagegen.model.acceleration import Attention, is_installed
 
 #: The layers with the longest rows (16,384 in klein-9b), for which fp8 with a scale a row is slow (pytorch 153809).
 _LONG_ROWS = r"single_transformer_blocks\.\d+\.attn\.to_out"
@@ -32,7 +32,9 @@ class Lever:
 def levers(compiled: bool) -> list[Lever]:
     """All of them, in the order of their worth."""
     usual: dict[str, Any] = {"compile": compiled}
-    kernels: list[Attention] = ["native", "cudnn", *(["flash3"] if is_installed("flash_attn_interface") else [])]
+    kernels: list[Attention] = ["native", "cudnn"]
+    if is_installed("flash_attn_interface"):
+        kernels.append("flash3")
     return [
         Lever("not compiled", "bf16"),
         Lever("not compiled", "fp8"),
