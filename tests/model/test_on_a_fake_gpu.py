@@ -35,7 +35,9 @@ OFFLOAD_WAITS = {
     "copy down: utils.py _dispatch__torch_function__": "model: the same of 8-bit weights",
     "copy up: pipeline_flux2_klein.py __call__": "model: the mean and deviation of the VAE's latents",
     "copy up: pipeline_flux2_klein.py _encode_vae_image": "model: the same",
-    "stream: group_offloading.py _onload_from_memory": "group: a layer waits for the copy of the one before",
+    "copy up: group_offloading.py _transfer_tensor_to_device": "group: a layer, on a stream of its own",
+    "stream: group_offloading.py pre_forward": "group: a layer waits for its copy",
+    "stream: group_offloading.py _onload_from_memory": "group: and for that of the one before",
     "stream: group_offloading.py _offload_to_memory": "group: a layer's memory is freed when its work is done",
 }
 

@@ -4,8 +4,7 @@ Tensors have a shape, a type and a device and no values (`FakeTensorMode`), so k
 itself refuses an operation on tensors of two devices or types, as on a GPU. The bytes that torch's allocator would hold
 are counted (`FakeGpu.live`, `FakeGpu.peak`), and so is whatever makes the host wait for the GPU (`FakeGpu.waits`).
 
-Not covered: time, values, kernels, streams (so no group offload), CUDA graphs, and what the allocator loses to
-fragmentation.
+Not covered: time, values, kernels, what streams overlap, CUDA graphs, and what the allocator loses to fragmentation.
 """
 
 from __future__ import annotations
