@@ -142,6 +142,11 @@ def test_steps_previews_a_stop_and_a_lack_of_memory_leave_nothing_behind(outline
     with fake_gpu() as gpu:
         with opened(spec, outline(spec)) as pipeline:
             generate(pipeline)
+            gpu.reset()
+            generate(pipeline, steps=4)
+            assert gpu.waits == {
+                "event: images.py wait": 4
+            }  # a step for the one before, so that a stop is in time; the end
             live = gpu.live
             with pytest.raises(Stop):
                 generate(pipeline, on_step=stop)
