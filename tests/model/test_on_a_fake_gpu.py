@@ -146,7 +146,7 @@ def test_steps_previews_a_stop_and_a_lack_of_memory_leave_nothing_behind(outline
             generate(pipeline, steps=4)
             assert gpu.waits == {
                 "event: images.py wait": 4
-            }  # a step for the one before, so that a stop is in time; the end
+            }  # three steps for the one before, and the image
             live = gpu.live
             with pytest.raises(Stop):
                 generate(pipeline, on_step=stop)
