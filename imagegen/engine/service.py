@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from imagegen import __version__, logs
@@ -122,6 +124,7 @@ class Service:
             offload=memory.offload if memory else "",
             device=state.device or "",
         )
+        metrics.record_disk(temporary=Path(tempfile.gettempdir()), cache=self.settings.hf_home.expanduser())
         for stage, seconds in state.start or ():
             metrics.start.labels(stage).set(seconds)
 
