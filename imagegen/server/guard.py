@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen import logs
 from imagegen.errors import ImageGenError, NotFound, PayloadTooLarge, internal
+from imagegen.jobs.limits import KeyLimits
 from imagegen.server.access import Access, network_of
 from imagegen.server.http import error_response
 from imagegen.settings import Settings
@@ -28,10 +29,11 @@ class Guard:
     - `authorized`: whether this caller may have a job.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, limits: KeyLimits) -> None:
         self._app = app
         self._metrics = metrics
-        self._access = Access(settings)
+        self._access = Access(settings, limits.keys)
+        self._limits = limits
         self._metrics_port = settings.metrics_port
         self._limit = int(settings.max_body_mb * 1e6)
 
@@ -40,11 +42,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # as GET; the protocol, which has its own scope, sends no body
+            scope = {**scope, "method": "GET"}
         client = scope["client"][0] if scope.get("client") else "unknown"
         state = scope.setdefault("state", {})
         state.update(request_id=uuid.uuid4().hex, caller=network_of(client), authorized=False)
-        with logs.request(state["request_id"], method=scope["method"], path=scope["path"][:100], client=client):
-            method = scope["method"]
+        with logs.request(state["request_id"], method=method, path=scope["path"][:100], client=client):
             if method != "POST":  # what machines ask every few seconds is not worth a trace
                 await self._handle(scope, receive, send, Span(None))
                 return
@@ -104,6 +108,8 @@ class Guard:
         if key is not None:
             state["caller"] = key
             logs.note(caller=key)
+            if scope["method"] == "POST":
+                await self._limits.count_request(key)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()

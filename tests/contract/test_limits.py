@@ -18,9 +18,10 @@ from imagegen.runpod import handler
 from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
-from tests.conftest import scene, settings, to_base64, until
 from tests.docs.pages import section
 from tests.server.conftest import running, serving
+from tests.support import settings, until
+from tests.support.images import scene, to_base64
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))
@@ -139,7 +140,7 @@ def test_openai_s_errors_name_openai_s_fields(low):
     url, _ = low
     answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": PROMPT, "n": 3}).json()
     assert answer["error"]["param"] == "n"
-    assert answer["error"]["message"] == "n: num_images: 3 images are too many here; 1 to 2 are allowed"
+    assert answer["error"]["message"] == "n: 3 images are too many here; 1 to 2 are allowed"
 
 
 def test_capabilities_tell_the_limits(low):

@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import until
-from tests.support import ROOT
+from tests.support import ROOT, until
 
 pytestmark = pytest.mark.slow  # a build, an environment and three processes
 

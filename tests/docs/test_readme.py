@@ -27,9 +27,9 @@ from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
 from imagegen.runpod import handler
-from tests.conftest import scene, to_base64
 from tests.docs.pages import PAGES, blocks, commands, section
 from tests.support import ROOT
+from tests.support.images import scene, to_base64
 
 #: Pages whose every block is run here.
 RUN = ("README.md", "docs/quickstart.md", "docs/api.md")

@@ -9,8 +9,9 @@ import pytest
 from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady, Overloaded
-from tests.conftest import scene, settings, to_base64, until
 from tests.server.conftest import serving
+from tests.support import settings, until
+from tests.support.images import scene, to_base64
 from tests.support.slow_store import slow_store
 
 PROMPT = "a red circle on a blue background"

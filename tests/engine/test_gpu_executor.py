@@ -13,7 +13,7 @@ from imagegen.engine.job import Job
 from imagegen.engine.service import Service
 from imagegen.errors import GpuFailed
 from imagegen.telemetry.metrics import Metrics
-from tests.conftest import settings, until
+from tests.support import settings, until
 
 REQUEST = parse_job({"prompt": "a red circle on a blue background"})
 

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import from_base64
 from tests.server.conftest import serving
+from tests.support.images import from_base64
 
 DROP = """([data, name]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));

@@ -5,8 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.conftest import scene, to_base64
 from tests.page.conftest import DROP, generate, tiles
+from tests.support.images import scene, to_base64
 
 pytestmark = pytest.mark.slow
 

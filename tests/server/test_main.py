@@ -6,8 +6,8 @@ import pytest
 
 from imagegen.contract.responses import EditResponse, GenerateResponse, HealthResponse
 from imagegen.model.pipeline import FluxPipeline
-from tests.conftest import scene, to_base64, to_bytes
 from tests.server.conftest import events, serving, shows
+from tests.support.images import scene, to_base64, to_bytes
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
