@@ -66,7 +66,7 @@ ROWS: dict[str, list[Panel]] = {
                 "idle: {{reason}}": "sum by (reason) (rate(imagegen_gpu_idle_seconds_total{WHERE}[5m]))",
             },
             "short",
-            "GPUs. no_job: nothing to do. preparing: jobs wait for their references. host: a job is ready and not begun.",
+            "GPUs. no_job: nothing to do. preparing: jobs wait for references. host: a job is ready and not begun.",
             True,
         ),
         Panel(

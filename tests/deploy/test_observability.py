@@ -3,23 +3,23 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
-from pathlib import Path
 
 import httpx
 import pynvml
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.observability.dashboard import ROWS, dashboard, expression
-from imagegen.contract.schemas import GenerateRequest
 from imagegen.engine.service import Service
 from imagegen.telemetry.gpu_device import GpuDevice
+from tests.server.conftest import serving
+from tests.support import ROOT, settings, until
 from tests.support.nvml import UUID, Nvml
-from tests.support.pictures import settings
-from tests.support.server import serving
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "observability"
 ALERTS = (FOLDER / "alerts.yml").read_text(encoding="utf-8")
 
@@ -39,6 +39,11 @@ def known():
 
 def test_the_dashboard_is_the_one_that_the_code_writes():
     assert json.loads((FOLDER / "dashboard.json").read_text(encoding="utf-8")) == dashboard()
+
+
+def test_grafana_s_own_models_read_the_dashboard_and_lose_nothing_of_it():
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard())))
+    assert _without_defaults(read, dashboard()) == dashboard()
 
 
 def test_every_metric_that_is_asked_for_exists(known):
@@ -73,13 +78,17 @@ def test_each_alert_fires_when_it_should_and_not_when_all_is_well():
 
 
 @pytest.mark.slow
-def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path, unused_port):
+def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     prometheus = shutil.which("prometheus")
     assert prometheus, "apt-get install prometheus"
     with serving() as (url, service):
         service.metrics.watch(GpuDevice(Nvml(), UUID))
         config = (FOLDER / "prometheus.yml").read_text(encoding="utf-8")
-        config = config.replace("image-gen:9400", url.removeprefix("http://")).replace("15s", "1s")
+        config = config.replace("image-gen:9400", url.removeprefix("http://"))
+        config = config.replace("scrape_interval: 15s", "scrape_interval: 1s\n  evaluation_interval: 1s")
         (tmp_path / "prometheus.yml").write_text(config)
         shutil.copy(FOLDER / "alerts.yml", tmp_path)
         with (tmp_path / "log").open("w") as log:
@@ -88,13 +97,13 @@ def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path, un
                     prometheus,
                     f"--config.file={tmp_path / 'prometheus.yml'}",
                     f"--storage.tsdb.path={tmp_path / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{unused_port}",
+                    f"--web.listen-address=127.0.0.1:{port}",
                 ],
                 stdout=log,
                 stderr=log,
             )
         try:
-            api = f"http://127.0.0.1:{unused_port}/api/v1"
+            api = f"http://127.0.0.1:{port}/api/v1"
             for _ in range(6):
                 httpx.post(f"{url}/generate", json={"prompt": "a red circle"}, timeout=60)
                 time.sleep(1)
@@ -104,13 +113,26 @@ def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path, un
                 for panel in row
                 if not any(_ask(api, expression(query, 'instance=~".+"')) for query in panel.queries.values())
             ]
-            rules = httpx.get(f"{api}/rules").json()["data"]["groups"][0]["rules"]
+            until(lambda: {rule["health"] for rule in _rules(api)} == {"ok"}, 60)
+            rules = _rules(api)
         finally:
             running.terminate()
             running.wait(20)
     assert empty == ["Faults"]
-    assert {rule["health"] for rule in rules} == {"ok"}
     assert not [rule["name"] for rule in rules if rule["state"] == "firing"]
+
+
+def _without_defaults(read, written):
+    """What was read, of that which was written: Grafana's models add their defaults."""
+    if isinstance(written, dict):
+        return {key: _without_defaults(read.get(key), value) for key, value in written.items()}
+    if isinstance(written, list):
+        return [_without_defaults(one, value) for one, value in zip(read or (), written, strict=True)]
+    return read
+
+
+def _rules(api):
+    return httpx.get(f"{api}/rules").json()["data"]["groups"][0]["rules"]
 
 
 def _ask(api, query):
