@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
@@ -16,6 +17,9 @@ from imagegen.settings import Settings
 
 #: Bodies of the largest size that are in memory at one moment, until their references are decoded; half for a caller.
 _LARGEST_BODIES = 4
+#: Seconds that a job may go on reading its references once the worker is ending. Photographs take a tenth of that; one
+#: that is made to be slow, or a server that drips, would hold the end for longer than the 10 s that Docker allows.
+_LAST_READING_SECONDS = 3.0
 
 
 class Admission:
@@ -39,6 +43,8 @@ class Admission:
         self._metrics, self._seconds_per_job = metrics, seconds_per_job
         #: Set once: jobs that come are refused, those that are here are finished.
         self.draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reading: set[asyncio.Timeout] = set()
         self._admitted = 0
         places, upload_bytes = places_of(settings), upload_bytes_of(settings)
         named = MODELS.get(settings.model or "")
@@ -95,6 +101,39 @@ class Admission:
             yield place
         finally:
             place.give_back()
+
+    def drain(self) -> None:
+        """Jobs that come are refused from now on; those that are reading references have a moment for it. From any
+        thread, or a signal's handler."""
+        self.draining = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed: nothing is being read
+                self._loop.call_soon_threadsafe(self._bound_reading)
+
+    def _bound_reading(self) -> None:
+        for reading in self._reading:
+            reading.reschedule(asyncio.get_running_loop().time() + _LAST_READING_SECONDS)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """A job's references are read: downloads and decoding.
+
+        Raises:
+            NotReady: the worker is ending, and they took too long for that.
+        """
+        self._loop = asyncio.get_running_loop()
+        bound = asyncio.timeout(_LAST_READING_SECONDS if self.draining else None)
+        try:
+            async with bound:
+                self._reading.add(bound)
+                try:
+                    yield
+                finally:
+                    self._reading.discard(bound)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise NotReady("the worker is ending; another will answer", retry_after=1) from None
 
     @asynccontextmanager
     async def decoding(self, caller: str | None) -> AsyncIterator[None]:

@@ -159,7 +159,8 @@ class LocalRunner:
             if isinstance(job.request, EditRequest):
                 job.notify(References())
                 masked = job.request.mask is not None
-                loaded = await self._load_all(job.request, job.caller)
+                async with self._admission.reading():
+                    loaded = await self._load_all(job.request, job.caller)
                 job.let_go_of_references()
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
                 job.references = [reference.image for reference in loaded]

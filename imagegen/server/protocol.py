@@ -125,6 +125,14 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
         self._moved += int(_MIN_RATE * _ANSWER_WINDOW)
 
+    def shutdown(self) -> None:
+        """The server is ending: a body that is still coming is for no job any more, and nobody is waited for who is not
+        at work."""
+        super().shutdown()
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+            self._refuse(NotReady("the worker is ending; another will answer", retry_after=1), 503)
+        self.loop.call_later(_LINGER_SECONDS, lambda: self.at_work or self.close_now("the server is ending"))
+
     # ---- What httptools calls
 
     def on_message_begin(self) -> None:

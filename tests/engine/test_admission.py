@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from imagegen.contract.requests import parse_job
+from imagegen.engine import admission
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady, Overloaded
 from tests.conftest import scene, settings, to_base64, until
@@ -67,6 +68,25 @@ def test_a_worker_that_ends_takes_no_job(idle):
         idle.upload("a")
     with pytest.raises(NotReady, match="the worker is ending"):
         asyncio.run(idle.run(parse_job({"prompt": PROMPT})))
+
+
+def test_a_worker_that_ends_waits_a_moment_for_references(idle, monkeypatch):
+    """So that an image that is made to be slow, or a server that drips, does not hold the end."""
+    monkeypatch.setattr(admission, "_LAST_READING_SECONDS", 0.05)
+
+    async def read(seconds):
+        async with idle.admission.reading():
+            await asyncio.sleep(seconds)
+
+    async def end():
+        before = asyncio.create_task(read(60))
+        quick = asyncio.create_task(read(0.001))
+        await asyncio.sleep(0)
+        idle.drain()
+        return await asyncio.gather(before, quick, read(60), return_exceptions=True)
+
+    outcomes = asyncio.run(asyncio.wait_for(end(), 30))
+    assert [type(outcome) for outcome in outcomes] == [NotReady, type(None), NotReady]
 
 
 def test_the_references_of_a_job_are_let_go_of_once_they_are_decoded(service):
