@@ -28,7 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import Event, Queued
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import ModelHost
@@ -37,6 +37,7 @@ from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError
 from imagegen.server import streams
 from imagegen.server.main import create_app
 from imagegen.settings import Settings, get_settings
+from imagegen.telemetry import tracing
 
 #: Replicas that a job may end before it is the job that is at fault.
 _TRIES = 3
@@ -68,12 +69,12 @@ class Replica:
         """Answers once the model is loaded: Serve asks no replica before its constructor is done."""
 
     async def run(
-        self, request: requests.Request, job_id: str, seed: int, previews: int
+        self, request: requests.Request, job_id: str, seed: int, previews: int, trace: dict[str, str]
     ) -> AsyncIterator[Event | GenerateResponse | ImageGenError]:
         """A job's events, and at the end its answer or its error. A dead GPU ends the process without an answer."""
 
         async def work() -> GenerateResponse:
-            with logs.request(job_id):
+            with logs.request(job_id), tracing.request("replica", trace, "server"):
                 return await self._service.run(
                     request, job_id=job_id, default_seed=seed, listener=events.listen, previews=previews
                 )
@@ -118,7 +119,7 @@ class ReplicaRunner:
         for tries in range(1, _TRIES + 1):
             logs.note(tries=tries)
             replica = self._replicas.options(stream=True)
-            items = replica.run.remote(job.request, job.id, job.default_seed, job.previews)
+            items = replica.run.remote(job.request, job.id, job.default_seed, job.previews, job.trace.headers)
             try:
                 async for item in items:
                     if isinstance(item, ImageGenError):

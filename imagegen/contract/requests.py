@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from imagegen.contract.editing import MAX_REFERENCES, Expand
+from imagegen.contract.fields import MAX_SEED
 from imagegen.contract.prompts import MAX_PROMPT
-from imagegen.contract.schemas import MAX_REFERENCES, MAX_SEED, EditRequest, Expand, GenerateRequest
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import InvalidInput, PayloadTooLarge
 from imagegen.models import MULTIPLE, ModelSpec, clamp, fit
 from imagegen.settings import Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -11,9 +12,9 @@ from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
 from imagegen.inputs.decoders import PROCESSES
 from imagegen.inputs.decoding import MAX_PHOTO_PIXELS
-from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
 from imagegen.settings import Settings
+from imagegen.telemetry.metrics import Metrics
 
 #: Bodies of the largest size that are in memory at one moment, until their references are decoded; half for a caller.
 _LARGEST_BODIES = 4
@@ -46,6 +47,7 @@ class Admission:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reading: set[asyncio.Timeout] = set()
         self._admitted = 0
+        self._begun: list[float] = []  # of the admitted, in their order
         places, upload_bytes = places_of(settings), upload_bytes_of(settings)
         named = MODELS.get(settings.model or "")
         largest = _largest_job(settings, MODELS.values() if named is None else [named])
@@ -63,6 +65,11 @@ class Admission:
     def waiting(self) -> int:
         """Jobs behind the one that runs."""
         return max(0, self._admitted - 1)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """Age of the oldest job that the GPU is not done with; 0 where there is none."""
+        return time.monotonic() - self._begun[0] if self._begun else 0.0
 
     def upload(self, caller: str | None, length: int) -> Upload:
         """A body of `length` bytes is going to be read; 0 where the length is not known.
@@ -90,10 +97,13 @@ class Admission:
         """
         self._take_place(caller)
         ahead = self._admitted
+        begun = time.monotonic()
+        self._begun.append(begun)
         self._count(1)
 
         def give_back() -> None:
             self._places.give_back(caller, 1)
+            self._begun.remove(begun)
             self._count(-1)
 
         place = Place(ahead, give_back)
@@ -170,6 +180,7 @@ class Admission:
     def _count(self, jobs: int) -> None:
         self._admitted += jobs
         self._metrics.waiting.set(self.waiting)
+        self._metrics.gpu_time.change(jobs=jobs)
 
 
 class Place:

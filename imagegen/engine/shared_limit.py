@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 
-from imagegen.metrics import Metrics
+from imagegen.telemetry.metrics import Metrics
 
 
 class SharedLimit:
@@ -21,6 +21,7 @@ class SharedLimit:
         self.total, self.share = total, min(share, total)
         self._name, self._metrics = name, metrics
         self._taken: Counter[str | None] = Counter()
+        metrics.limit.labels(name).set(total)
         self._waiting: deque[tuple[str | None, float, asyncio.Future[None]]] = deque()
 
     @property

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 
 from imagegen.errors import Forbidden, Overloaded, Unauthorized
+from imagegen.server.page import FILES_PATH
 from imagegen.settings import Settings
 
 #: What a load balancer asks for: answered without a key, and where there is room for no other connection.
 HEALTH_PATHS = ("/health", "/ping")
-#: Answered without a key: the page asks for it itself.
+#: Answered without a key, as are the page's files: the page asks for it itself.
 OPEN_PATHS = ("/", *HEALTH_PATHS)
 #: The delay of the answer to the first wrong key of an address, doubled with each further one, and its bound: seconds.
 FIRST_DELAY, MAX_DELAY = 0.1, 5.0
@@ -95,7 +96,7 @@ class Access:
         same = [name for one in given for name, key in self._keys.items() if _equal(one, key)]
         if same or not self._keys:
             return same[0] if same else None
-        is_open = path in OPEN_PATHS or method == "OPTIONS"
+        is_open = path in OPEN_PATHS or path.startswith(f"{FILES_PATH}/") or method == "OPTIONS"
         if any(given) and (not is_open or path == "/health"):  # which says more to those who have a key
             await self._delay(address)
         if is_open:

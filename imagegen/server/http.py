@@ -9,7 +9,7 @@ from fastapi import Response
 from starlette.exceptions import HTTPException
 
 from imagegen import logs
-from imagegen.contract.schemas import ErrorResponse
+from imagegen.contract.responses import ErrorResponse
 from imagegen.engine import openai
 from imagegen.errors import ImageGenError, InvalidInput, MethodNotAllowed, NotFound, Unauthorized
 

@@ -27,6 +27,7 @@ from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput
 from imagegen.server import http, native, openai, status
 from imagegen.server.guard import Guard
+from imagegen.server.page import FILES_PATH, PageFiles
 from imagegen.server.protocol import Limits
 from imagegen.settings import Settings, get_settings
 
@@ -95,6 +96,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
 
     for module in (status, native, openai):
         app.include_router(module.router)
+    app.mount(FILES_PATH, PageFiles())
     return app
 
 

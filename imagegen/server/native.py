@@ -11,14 +11,9 @@ from typing import Any, get_args
 from fastapi import APIRouter, Query, Request, Response
 
 from imagegen.contract import requests
-from imagegen.contract.schemas import (
-    EditRequest,
-    EditResponse,
-    ErrorResponse,
-    GenerateRequest,
-    GenerateResponse,
-    OutputFormat,
-)
+from imagegen.contract.fields import OutputFormat
+from imagegen.contract.responses import EditResponse, ErrorResponse, GenerateResponse
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine.event_queue import event_fields
 from imagegen.errors import ImageGenError, InvalidInput, NotFound
 from imagegen.server import streams

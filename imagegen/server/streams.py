@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from imagegen.contract.events import Event
 from imagegen.contract.requests import Request as Job
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ImageGenError
