@@ -237,6 +237,8 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
             images.append(value)
         elif name in fields:
             raise InvalidInput(f"{name[:60]}: was received twice", name[:60])
+        elif len(value) > _LONG_TEXT and name != "mask":
+            raise PayloadTooLarge(f"{name[:60]}: has more than the {_LONG_TEXT} characters that are allowed", name[:60])
         else:
             fields[name] = value
     if images:

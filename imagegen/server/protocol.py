@@ -131,7 +131,11 @@ class Protocol(HttpToolsProtocol):
         super().shutdown()
         if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
             self._refuse(NotReady("the worker is ending; another will answer", retry_after=1), 503)
-        self.loop.call_later(_LINGER_SECONDS, lambda: self.at_work or self.close_now("the server is ending"))
+        self.loop.call_later(_LINGER_SECONDS, self._end_unless_at_work)
+
+    def _end_unless_at_work(self) -> None:
+        if not self.at_work:
+            self.close_now("the server is ending")
 
     # ---- What httptools calls
 
