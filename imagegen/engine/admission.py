@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 #: Bodies of the largest size that are in memory at one moment, until their references are decoded; half for a caller.
 _LARGEST_BODIES = 4
+#: Bytes of answers that wait in memory until they are read, beyond which nothing more is answered; half of it for a
+#: caller. One answer may be larger: two edits of the largest photos, as noise in PNG, have 300 MB.
+UNREAD_BYTES = 500_000_000
 #: References by URL that are on their way or wait to be decoded: four jobs with four each; half for a caller.
 DOWNLOADS = 16
 #: Seconds that a job may go on reading its references once the worker is ending. Photographs take a tenth of that; one

@@ -37,7 +37,7 @@ from imagegen.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 #: Threads for images' bytes; Pillow releases the interpreter lock while it decodes and compresses.
-_CPU_THREADS = 4
+CPU_THREADS = 4
 #: Threads that plan edits of photos, which take a second for the largest; so that no image waits for them.
 PHOTO_THREADS = 2
 
@@ -85,7 +85,7 @@ class LocalRunner:
         self._settings, self._executor, self._admission = settings, executor, admission
         self._metrics, self._progress = metrics, progress
         self.mean_prepare_seconds = 0.0
-        self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
+        self._cpu = ThreadPoolExecutor(CPU_THREADS, "cpu")
         self._photos = ThreadPoolExecutor(PHOTO_THREADS, "photo")
         self._decoders = Decoders()
         self._signer: Signer | None = None

@@ -8,8 +8,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen import logs
-from imagegen.errors import ImageGenError, NotFound, PayloadTooLarge, internal
-from imagegen.server.access import Access, network_of
+from imagegen.engine.admission import UNREAD_BYTES
+from imagegen.errors import ImageGenError, NotFound, Overloaded, PayloadTooLarge, internal
+from imagegen.server.access import HEALTH_PATHS, Access, network_of
 from imagegen.server.http import error_response
 from imagegen.settings import Settings
 from imagegen.telemetry import tracing
@@ -104,9 +105,23 @@ class Guard:
         if key is not None:
             state["caller"] = key
             logs.note(caller=key)
+        self._check_unread(scope)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
+
+    def _check_unread(self, scope: Scope) -> None:
+        """Refuses who asks for more while much waits to be read; else slow readers could fill the memory."""
+        unread_bytes = scope["state"].get("unread_bytes")
+        if unread_bytes is None or scope["path"] in HEALTH_PATHS:
+            return
+        for caller, most, whose in (
+            (scope["state"]["caller"], UNREAD_BYTES // 2, "this caller"),
+            (None, UNREAD_BYTES, "all"),
+        ):
+            if unread_bytes(caller) > most:
+                text = f"answers: {most / 1e6:g} MB for {whose} wait to be read; try again once they are"
+                raise Overloaded(text, retry_after=2)
 
     def _is_metrics_port(self, scope: Scope) -> bool:
         return bool(scope.get("server")) and scope["server"][1] == self._metrics_port

@@ -97,6 +97,7 @@ def test_a_decoder_whose_job_was_given_up_counts_until_it_ends(idle):
 
     async def use():
         slow, slots = Future(), idle.admission._decoders
+        slow.set_running_or_notify_cancel()
         waiting = asyncio.create_task(idle.admission.decode("a", lambda: slow))
         await asyncio.sleep(0)
         waiting.cancel()
