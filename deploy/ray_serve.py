@@ -103,10 +103,11 @@ class ReplicaRunner:
     #: Known in each replica.
     mean_prepare_seconds = 0.0
 
-    def __init__(self, settings: Settings, replicas: DeploymentHandle) -> None:
+    def __init__(self, settings: Settings, replicas: DeploymentHandle, most: int) -> None:
         if settings.model is None:
             raise ConfigurationError("IMAGEGEN_MODEL: must be set for the ingress and the replicas, and to the same")
         self._replicas = replicas
+        self.jobs_at_once = most * _JOBS_OF_A_REPLICA
 
     def load(self, host: ModelHost) -> RemoteModel:
         """Waits for the first replica."""
@@ -161,24 +162,25 @@ class RemoteModel:
 class Ingress:
     """The HTTP server."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: DeploymentHandle, most: int) -> None:
+        self._replicas, self._most = replicas, most
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """For Serve: the same application as `imagegen.server.main:app`."""
         settings = get_settings()
         logs.configure(settings)
-        return create_app(settings, Service(settings, runner=ReplicaRunner(settings, self._replicas)))
+        return create_app(settings, Service(settings, runner=ReplicaRunner(settings, self._replicas, self._most)))
 
 
 def app(args: Args) -> Application:
     """The application, for `serve run` and serve configs."""
+    most = max(args.min_replicas, args.max_replicas)
     replicas = serve.deployment(
         Replica,
         max_ongoing_requests=_JOBS_OF_A_REPLICA,
         autoscaling_config={
             "min_replicas": args.min_replicas,
-            "max_replicas": max(args.min_replicas, args.max_replicas),
+            "max_replicas": most,
             # What waits at the ingress counts: a replica more as soon as each has a job more than it can begin.
             "target_ongoing_requests": _JOBS_OF_A_REPLICA,
             "upscale_delay_s": 10,
@@ -186,4 +188,4 @@ def app(args: Args) -> Application:
         },
         ray_actor_options={"num_gpus": args.gpus, "num_cpus": args.cpus},
     )
-    return cast(Application, cast(Any, Ingress).bind(replicas.bind()))
+    return cast(Application, cast(Any, Ingress).bind(replicas.bind(), most))

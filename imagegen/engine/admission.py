@@ -67,6 +67,14 @@ class Admission:
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
 
+    def limit_places(self, share_of: Callable[[str], float | None]) -> None:
+        """Gives callers fewer places than their share.
+
+        Args:
+            share_of: the places of a caller; None: its share.
+        """
+        self._places.share_of = share_of
+
     @property
     def running(self) -> int:
         """Jobs that run: 0 or 1."""
@@ -82,15 +90,21 @@ class Admission:
         """Age of the oldest job that the GPU is not done with; 0 where there is none."""
         return time.monotonic() - self._begun[0] if self._begun else 0.0
 
-    def upload(self, caller: str | None, length: int) -> Upload:
+    def upload(self, caller: str | None, length: int, stored: bool = False) -> Upload:
         """A body of `length` bytes is going to be read; 0 where the length is not known.
+
+        Args:
+            stored: its job will wait in a store, and not here.
 
         Raises:
             NotReady: the worker is ending.
             Overloaded: there is no place for its job, or too much is being read.
         """
-        self._take_place(caller)
-        upload = Upload(caller, self._places, self._upload_bytes)
+        if stored:
+            self._check_draining()
+        else:
+            self._take_place(caller)
+        upload = Upload(caller, None if stored else self._places, self._upload_bytes)
         try:
             upload.grow(length)
         except Overloaded:
@@ -99,21 +113,29 @@ class Admission:
         return upload
 
     @contextmanager
-    def place(self, caller: str | None) -> Iterator[Place]:
+    def place(self, caller: str | None, stored: bool = False) -> Iterator[Place]:
         """A job's place, until the block ends or it is given back.
+
+        Args:
+            stored: it comes from a store, where it has waited for its turn: it takes no place of those that hold a
+                connection.
 
         Raises:
             NotReady: the worker is ending.
             Overloaded: there is none.
         """
-        self._take_place(caller)
+        if stored:
+            self._check_draining()
+        else:
+            self._take_place(caller)
         ahead = self._admitted
         begun = time.monotonic()
         self._begun.append(begun)
         self._count(1)
 
         def give_back() -> None:
-            self._places.give_back(caller, 1)
+            if not stored:
+                self._places.give_back(caller, 1)
             self._begun.remove(begun)
             self._count(-1)
 
@@ -191,17 +213,19 @@ class Admission:
         finally:
             self._delivery.give_back(caller, amount)
 
-    def _take_place(self, caller: str | None) -> None:
+    def _check_draining(self) -> None:
         if self.draining:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
+
+    def _take_place(self, caller: str | None) -> None:
+        self._check_draining()
         excess = self._places.try_take(caller, 1)
         if excess is not None:
             seconds = max(1, math.ceil(self._seconds_per_job()))
             full = f"{self.waiting} jobs wait already"
-            if excess == "share":
-                full = (
-                    f"this caller has {self._places.share:g} jobs here already, and {self._places.share:g} are allowed"
-                )
+            if excess == "share" and caller is not None:
+                share = self._places.share_for(caller)
+                full = f"this caller has {share:g} jobs here already, and {share:g} are allowed"
             raise Overloaded(f"queue: {full}; try again in {seconds} s", retry_after=seconds)
 
     def _count(self, jobs: int) -> None:
@@ -224,9 +248,9 @@ class Place:
 
 
 class Upload:
-    """A body, from its first byte until nobody needs it any more."""
+    """A body, from its first byte until nobody needs it any more; `places` is None where it takes none."""
 
-    def __init__(self, caller: str | None, places: SharedLimit, upload_bytes: SharedLimit) -> None:
+    def __init__(self, caller: str | None, places: SharedLimit | None, upload_bytes: SharedLimit) -> None:
         self._caller, self._places, self._limit = caller, places, upload_bytes
         self._reading, self._bytes, self._received = True, 0, 0
 
@@ -256,7 +280,7 @@ class Upload:
 
     def done(self) -> None:
         """It is read; its job takes a place of its own. A second call does nothing."""
-        if self._reading:
+        if self._reading and self._places is not None:
             self._reading = False
             self._places.give_back(self._caller, 1)
 

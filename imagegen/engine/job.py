@@ -97,9 +97,14 @@ class Job:
     def let_go_of_references(self) -> None:
         """Frees the request's references as they were sent, up to 27 MB each, which nobody needs once they are decoded.
         Whoever else holds the request has them no more."""
-        if isinstance(self.request, EditRequest):
-            self.request.images[:] = [""] * len(self.request.images)
-            if self.request.mask is not None:
-                object.__setattr__(self.request, "mask", "")  # requests are frozen, for all but their bytes
+        let_go_of_references(self.request)
         if self.upload is not None:
             self.upload.release()
+
+
+def let_go_of_references(request: Request) -> None:
+    """Empties a request's references; requests are frozen, for all but these bytes."""
+    if isinstance(request, EditRequest):
+        request.images[:] = [""] * len(request.images)
+        if request.mask is not None:
+            object.__setattr__(request, "mask", "")

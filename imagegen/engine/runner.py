@@ -47,6 +47,8 @@ class Runner(Protocol):
 
     #: Mean seconds of late until a job is ready for the GPU.
     mean_prepare_seconds: float
+    #: Jobs that keep it busy: those on a GPU, and the next one of each.
+    jobs_at_once: int
 
     def load(self, host: ModelHost) -> LoadedModel:
         """Loads the model; called in the GPU's thread. Sets `host.spec` as soon as the model is chosen.
@@ -73,6 +75,8 @@ class LocalRunner:
     Args:
         progress: show bars for loading and steps on stderr.
     """
+
+    jobs_at_once = 2
 
     def __init__(
         self,

@@ -133,12 +133,13 @@ class Service:
             return self.executor.dead
         return None if self.settings.keep_failed else self.host.failed
 
-    def upload(self, caller: str | None, length: int = 0, wait_for_model: bool = True) -> Upload:
+    def upload(self, caller: str | None, length: int = 0, wait_for_model: bool = True, stored: bool = False) -> Upload:
         """A transport is going to read a job's body: not one of a job that would be refused.
 
         Args:
             caller, wait_for_model: as for `run`.
             length: bytes of it, where that is known.
+            stored: its job will wait in a store.
 
         Raises:
             NotReady: the worker is ending, or loading and the job would not wait for that.
@@ -147,7 +148,7 @@ class Service:
         with self._counting_refusals():
             if not wait_for_model:
                 self.host.check_loaded()
-            return self.admission.upload(caller, length)
+            return self.admission.upload(caller, length, stored)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:
@@ -168,6 +169,7 @@ class Service:
         store: ObjectStore | None = None,
         upload: Upload | None = None,
         wait_for_model: bool = True,
+        stored: bool = False,
         listener: Listener | None = None,
         previews: int = 0,
     ) -> GenerateResponse:
@@ -181,6 +183,7 @@ class Service:
             store: the job's own object store; None: the worker's, if it has one.
             upload: its body, released as soon as nobody needs it, with the request's references.
             wait_for_model: False: a job that comes while the model is loading is refused with NotReady.
+            stored: it has waited in a store of jobs, and takes no place of those that hold a connection.
             listener: notified of what happens.
             previews: how often it is shown each image as it forms.
 
@@ -204,7 +207,7 @@ class Service:
         try:
             if not wait_for_model:
                 self.host.check_loaded()
-            with self.admission.place(caller) as job.place:
+            with self.admission.place(caller, stored) as job.place:
                 answer = await self._run_in_time(job)
             self._count(request.mode, answer)
             return answer
@@ -213,7 +216,7 @@ class Service:
             raise
         except ImageGenError as error:
             outcome = error.code
-            raise
+            raise requests.renamed(error, request.spoken) from None
         except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
             outcome = "internal"
             raise internal(error) from None
@@ -250,7 +253,8 @@ class Service:
         logs.note(mode=request.mode, images=request.num_images, **words)
         if request.delivery == "url" and job.store is None:
             raise InvalidInput(
-                "delivery: 'url' needs an object store, and there is none; 'base64' is allowed", "delivery"
+                "delivery: 'url' needs an object store, and there is none; leave it out to get the images themselves",
+                "delivery",
             )
         if self.spec is not None:
             requests.check(request, self.spec, self.settings)

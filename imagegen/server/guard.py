@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from imagegen import logs
 from imagegen.engine.admission import UNREAD_BYTES
 from imagegen.errors import ImageGenError, NotFound, Overloaded, PayloadTooLarge, internal
+from imagegen.jobs.limits import KeyLimits
 from imagegen.server.access import HEALTH_PATHS, Access, network_of
 from imagegen.server.http import error_response
 from imagegen.settings import Settings
@@ -29,10 +30,11 @@ class Guard:
     - `authorized`: whether this caller may have a job.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, limits: KeyLimits) -> None:
         self._app = app
         self._metrics = metrics
-        self._access = Access(settings)
+        self._access = Access(settings, limits.keys)
+        self._limits = limits
         self._metrics_port = settings.metrics_port
         self._limit = int(settings.max_body_mb * 1e6)
 
@@ -41,11 +43,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # as GET; the protocol, which has its own scope, sends no body
+            scope = {**scope, "method": "GET"}
         client = scope["client"][0] if scope.get("client") else "unknown"
         state = scope.setdefault("state", {})
         state.update(request_id=uuid.uuid4().hex, caller=network_of(client), authorized=False)
-        with logs.request(state["request_id"], method=scope["method"], path=scope["path"][:100], client=client):
-            method = scope["method"]
+        with logs.request(state["request_id"], method=method, path=scope["path"][:100], client=client):
             if method != "POST":  # what machines ask every few seconds is not worth a trace
                 await self._handle(scope, receive, send, Span(None))
                 return
@@ -106,6 +110,8 @@ class Guard:
             state["caller"] = key
             logs.note(caller=key)
         self._check_unread(scope)
+        if key is not None and scope["method"] == "POST":
+            await self._limits.count_request(key)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
@@ -115,13 +121,8 @@ class Guard:
         unread_bytes = scope["state"].get("unread_bytes")
         if unread_bytes is None or scope["path"] in HEALTH_PATHS:
             return
-        for caller, most, whose in (
-            (scope["state"]["caller"], UNREAD_BYTES // 2, "this caller"),
-            (None, UNREAD_BYTES, "all"),
-        ):
-            if unread_bytes(caller) > most:
-                text = f"answers: {most / 1e6:g} MB for {whose} wait to be read; try again once they are"
-                raise Overloaded(text, retry_after=2)
+        if unread_bytes(scope["state"]["caller"]) > UNREAD_BYTES // 2 or unread_bytes(None) > UNREAD_BYTES:
+            raise Overloaded("answers: too many bytes of them wait to be read; try again once they are", retry_after=2)
 
     def _is_metrics_port(self, scope: Scope) -> bool:
         return bool(scope.get("server")) and scope["server"][1] == self._metrics_port

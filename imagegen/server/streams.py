@@ -16,6 +16,7 @@ from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ImageGenError
+from imagegen.server import stored
 
 T = TypeVar("T")
 
@@ -45,11 +46,18 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+#: Seconds without an event after which a comment is sent. Proxies close a connection that is silent for 60 s (nginx,
+#: AWS) or 100 s (Cloudflare); https://html.spec.whatwg.org/multipage/server-sent-events.html advises about 15 s.
+COMMENT_SECONDS = 10.0
+
+
 class EventStream(StreamingResponse):
-    """A text/event-stream whose end, however it comes, is the end of its job."""
+    """A text/event-stream whose end, however it comes, is the end of its job. A comment is sent where there is no event
+    for 10 s, so that no proxy takes the connection for dead, and nginx is told not to hold events back."""
 
     def __init__(self, body: AsyncIterator[str], task: asyncio.Task[Any]) -> None:
-        super().__init__(body, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_with_comments(body), media_type="text/event-stream", headers=headers)
         self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +69,25 @@ class EventStream(StreamingResponse):
             self._task.cancel()
 
 
+async def _with_comments(body: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def next_event() -> str | None:
+        return await anext(body, None)
+
+    waiting = asyncio.create_task(next_event())
+    try:
+        while True:
+            done, _ = await asyncio.wait({waiting}, timeout=COMMENT_SECONDS)
+            if not done:
+                yield ": the job waits or runs\n\n"
+                continue
+            if (event := waiting.result()) is None:
+                return
+            yield event
+            waiting = asyncio.create_task(next_event())
+    finally:
+        waiting.cancel()
+
+
 def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateResponse]:
     """Starts a job of this request, under the request's id, by which it can be cancelled for as long as it runs.
 
@@ -68,6 +95,8 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
         options: of Service.run.
     """
     state, service = request.app.state, cast(Service, request.app.state.service)
+    if stored.idempotency_key(request) is not None:
+        return asyncio.create_task(stored.result(request, job))
     work = service.run(
         job,
         caller=request.state.caller,
@@ -76,9 +105,9 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
         wait_for_model=not service.settings.preload_models,
         **options,
     )
-    task = asyncio.create_task(work)
-    state.jobs[request.state.request_id] = task
-    task.add_done_callback(lambda _: state.jobs.pop(request.state.request_id, None))
+    task = asyncio.create_task(stored.jobs_of(request).limits.counted(request.state.caller, job, work))
+    state.running[request.state.request_id] = (request.state.caller, task)
+    task.add_done_callback(lambda _: state.running.pop(request.state.request_id, None))
     return task
 
 
@@ -93,6 +122,8 @@ async def follow(
     Raises:
         ImageGenError: the job was refused.
     """
+    if stored.idempotency_key(request) is not None:
+        return await stored.follow(request, job, previews)
     queue = EventQueue()
     task = start(request, job, listener=queue.listen, previews=previews)
     events = queue.follow(task)

@@ -81,7 +81,9 @@ def test_the_servers_own_page_and_links_to_it_work(open_server):
 def test_who_does_not_read_its_answers_gets_no_more(monkeypatch):
     """They are in memory, and the places of their jobs are others' already."""
     monkeypatch.setattr(guard, "UNREAD_BYTES", 20_000_000)
-    app = guard.Guard(PlainTextResponse(b"a" * 15_000_000), settings(), Metrics())
+    app = guard.Guard(
+        PlainTextResponse(b"a" * 15_000_000), settings(), Metrics(), None
+    )  # no keys, so no limits of theirs
     with running(app, lifespan="off") as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as unread:
