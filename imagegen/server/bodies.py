@@ -246,7 +246,7 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
             fields[name] = [*filter(None, fields.get(name, [])), text]
         elif name in fields:
             raise InvalidInput(f"{name[:60]}: was received twice", name[:60])
-        elif len(value) > _LONG_TEXT and name != "mask":
+        elif len(text) > _LONG_TEXT and not single:
             raise PayloadTooLarge(f"{name[:60]}: has more than the {_LONG_TEXT} characters that are allowed", name[:60])
         else:
             fields[name] = text
