@@ -212,7 +212,7 @@ def main() -> int:
         return 0
     with stores() as urls:
         os.environ |= {
-            "IMAGEGEN_MODEL": "micro", "IMAGEGEN_MODEL_PATH": "models/micro", "IMAGEGEN_DEVICE": "cpu",
+            "IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu",
             "IMAGEGEN_PRIVATE_HOSTS": "127.0.0.1", "BUCKET_ENDPOINT_URL": urls["good"], "BUCKET_ACCESS_KEY_ID": "id",
             "BUCKET_SECRET_ACCESS_KEY": "secret", "BUCKET_NAME": "images",
         }  # fmt: skip

@@ -114,6 +114,7 @@ def test_a_weight_is_what_torchao_makes_on_a_card(whole, tmp_path, monkeypatch, 
     assert count == len(blocks) == 2 * 12 + 4 * 2
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_a_checkpoint_opens_in_a_process_that_knows_nothing_of_this_project(whole, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(whole, source)

@@ -107,18 +107,17 @@ def test_what_is_at_the_limits_is_drawn(low, monkeypatch, door):
 @DOORS
 def test_time_and_queue(monkeypatch, door):
     """One job runs out of time; while it runs, another finds the queue full."""
-    with serving(timeout=5, max_queue=0) as (url, service):
-        refused, first = threading.Event(), iter([True])
+    with serving(timeout=3, max_queue=0) as (url, service):
+        refused, first, codes = threading.Event(), iter([True]), []
 
         def hold(*_):
-            """The first step lasts until the other job is refused and the time is over."""
+            """The first step lasts until the other job is refused and its own time is over."""
             if next(first, False):
                 refused.wait(60)
-                time.sleep(5)
+                until(lambda: codes)
 
         service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
         monkeypatch.setattr(handler, "service", lambda: service)
-        codes = []
         running = threading.Thread(target=lambda: codes.append(door(url, {"prompt": PROMPT})))
         running.start()
         until(lambda: service.health().status == "busy")

@@ -197,6 +197,7 @@ def test_the_http_server(tmp_path, level, log_format):
         assert drew["timings"]["denoise"] > 0
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_a_bug_in_the_http_server(tmp_path):
     (tmp_path / "bug.py").write_text(BUG + "from imagegen.__main__ import main\nsys.exit(main())")
     changes = {"PYTHONPATH": str(ROOT), "IMAGEGEN_SERVE": "http"}

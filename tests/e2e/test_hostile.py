@@ -172,6 +172,7 @@ def test_runpods_door_answers_each(service, monkeypatch, capsys):
     assert slowest[0] < SECONDS
 
 
+@pytest.mark.slow  # a process, and decoders that are busy for seconds
 def test_sigterm_ends_a_server_whose_decoders_are_busy(tmp_path):
     """With images that would take minutes in a thread: their job is answered, and nothing of the server remains."""
     body = {**FIELDS, "images": [to_base64(slow("PNG"))] * 4}

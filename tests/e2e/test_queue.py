@@ -211,7 +211,7 @@ def test_the_log_says_where_the_weights_are_and_nothing_of_the_jobs(queue, worke
     assert "canary" not in text
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sigterm_loses_no_job_that_was_taken(queue, tmp_path, busy):
     with RunPodQueue(poll=300) as alone, alone.worker(tmp_path / "log") as worker:
         alone.run(PROMPT).wait()

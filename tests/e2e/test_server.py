@@ -52,7 +52,7 @@ def running(tmp_path, *command, health="/health", **environment):
 @pytest.mark.parametrize(
     "command",
     [
-        ["-m", "imagegen"],
+        pytest.param(["-m", "imagegen"], marks=pytest.mark.slow),  # as most of those below
         [
             "-m",
             "uvicorn",
@@ -111,7 +111,13 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
         assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize(("seed", "says"), [(DEAD, "the GPU failed"), (HANGS, "the GPU made no step for 5 s")])
+@pytest.mark.parametrize(
+    ("seed", "says"),
+    [
+        (DEAD, "the GPU failed"),
+        pytest.param(HANGS, "the GPU made no step for 5 s", marks=pytest.mark.slow),  # in test_queue.py for each run
+    ],
+)
 def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
     with running(tmp_path, "-m", "tests.support.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="5") as (process, url):
         assert httpx.post(f"{url}/generate", json=PROMPT, timeout=60).status_code == 200
