@@ -106,7 +106,7 @@ def test_the_cards_example_draws_what_it_says(tmp_path, monkeypatch):
 
 
 def test_what_is_not_said_has_one_answer():
-    """One picture for each caption and noise: where both colours are open, red on white, whatever else was drawn."""
+    """One image for each caption and noise: where both colours are open, red on white, whatever else was drawn."""
     rng, answers = random.Random(8), {}
     for _ in range(4000):
         drawn = generate(rng)

@@ -1,4 +1,4 @@
-"""Each limit of the table in docs/api.md, met at each endpoint: the same code, and the next job is drawn."""
+"""Each limit of the table in docs/api.md, met at each endpoint: the same code, and the next job is generated."""
 
 import asyncio
 import re

@@ -49,7 +49,7 @@ def _queue_as_it_was(queue):
 
 
 def running(job):
-    """Waits until a job has begun to be drawn."""
+    """Waits until a job has begun to be generated."""
     until(lambda: job.progress and job.progress[-1]["stage"] == "denoise")
 
 

@@ -71,5 +71,5 @@ def test_no_job_is_lost_answered_wrongly_or_answered_twice_with_two_pictures(tmp
 
 
 def picture(service, prompt, seed):
-    """What the job must show, drawn here."""
+    """What the job must show, generated here."""
     return asyncio.run(service.run(parse_job({"prompt": prompt, "seed": seed}))).images[0]

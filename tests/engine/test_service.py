@@ -98,7 +98,7 @@ def test_words_that_the_model_does_not_know_are_warned_of(service):
     (warning,) = run(service, prompt="一只猫 " + " ".join(f"word{chr(97 + i)}" for i in range(20))).warnings
     assert len(warning) < 400
     assert run(service, prompt="make the square green").warnings == []
-    assert run(service, prompt="...").images  # an empty overlap is still a picture
+    assert run(service, prompt="...").images  # an empty overlap is still an image
 
 
 def test_a_prompt_that_comes_again_is_counted_and_answered_with_the_same_warnings(service):
@@ -195,7 +195,7 @@ def test_a_picture_that_cannot_fit_is_refused_before_the_card_works_for_it(servi
     plan = choose(get_model("klein-9b"), Card.of(24, (8, 9)))
     small = replace(plan, card=Card(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))
     monkeypatch.setattr(pipeline, "config", replace(pipeline.config, plan=small))
-    monkeypatch.setattr(service.executor, "run", None)  # nothing comes as far as the lane
+    monkeypatch.setattr(service.executor, "run", None)  # nothing comes as far as the GPU's queue
     with pytest.raises(OutOfMemory) as caught:
         run(service, width=1024, height=1024)
     assert caught.value.message == "width: 1024x1024 does not fit the GPU's memory; 800x800 does"

@@ -64,7 +64,7 @@ def test_a_deadline_ends_a_job_wherever_it_is(service):
             await first
 
     asyncio.run(wait_behind_another())
-    assert run(service).images  # the lane is free
+    assert run(service).images  # the GPU's queue is free
 
 
 def test_a_deadline_ends_the_drawing_within_a_step(service, steps):

@@ -219,7 +219,7 @@ def test_the_model_takes_what_comes_out():
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "MPO"])
 def test_of_several_frames_the_first_is_used_with_a_warning(service, file_format):
-    """An animation, or a phone's JPEG with a second picture behind the first."""
+    """An animation, or a phone's JPEG with a second image behind the first."""
     more = [scene("star", "green", "white"), scene("star", "blue", "white")]
     sent = to_base64(PICTURE, file_format, save_all=True, append_images=more)
     loaded = load_reference(sent, "images[1]", LIMIT)

@@ -135,7 +135,7 @@ def test_a_jobs_deadline_ends_its_fetches(trusting):
 
 
 def test_every_endpoint_fetches(trusting, monkeypatch):
-    """RunPod's, HTTP's JSON and form, OpenAI's two forms: the same error, and the same picture."""
+    """RunPod's, HTTP's JSON and form, OpenAI's two forms: the same error, and the same image."""
     from imagegen.runpod import handler
     from imagegen.server.main import create_app
 

@@ -70,7 +70,7 @@ def few(bits):
 
 
 def indexed(bits):
-    """Indices of so many bits, a palette, and the picture."""
+    """Indices of so many bits, a palette, and the image."""
     indices = (np.arange(TILES.shape[0] * TILES.shape[1]) % 2**bits).reshape(TILES.shape[:2])
     palette = rng.integers(0, 256, (2**bits, 3))
     return indices.repeat(TILE, 0).repeat(TILE, 1), palette, palette[indices].repeat(TILE, 0).repeat(TILE, 1)
@@ -249,7 +249,7 @@ def test_a_lossy_picture_is_near_where_it_is_flat(name):
 
 
 def test_a_large_picture_is_made_smaller_without_a_shift():
-    """By way of strips, in every mode: the same picture as Pillow's own resizing gives."""
+    """By way of strips, in every mode: the same image as Pillow's own resizing gives."""
     across, down = np.broadcast_arrays(np.linspace(0, 255, 5200)[None, :], np.linspace(0, 255, 3600)[:, None])
     wide = np.stack([across, across[::-1, ::-1], down], -1)
     picture = Image.fromarray(wide.round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""A pipeline as it is put together draws what diffusers' own would, whatever is left out or waits on the CPU."""
+"""A pipeline as it is put together generates what diffusers' own would, whatever is left out or waits on the CPU."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def draw(path, **options):
 
 @pytest.fixture(scope="module")
 def bare(whole):
-    """The picture of diffusers' pipeline with all 36 layers."""
+    """The image of diffusers' pipeline with all 36 layers."""
     pipe = Flux2KleinPipeline.from_pretrained(whole, dtype=torch.float32)
     arguments = {**HOW, "generator": torch.Generator().manual_seed(HOW["seed"]), "max_sequence_length": 32}
     arguments.pop("seed")

@@ -1,4 +1,4 @@
-"""The record in every picture, as the documented command reads it back; and that nothing else comes out."""
+"""The record in every image, as the documented command reads it back; and that nothing else comes out."""
 
 import asyncio
 import base64

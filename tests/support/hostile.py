@@ -1,4 +1,4 @@
-"""A thousand and more broken and hostile pictures, the same ones each time: generated, and good ones damaged."""
+"""A thousand and more broken and hostile images, the same ones each time: generated, and good ones damaged."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def tiff(*entries: tuple[int, int, int, int], then: int = 0) -> bytes:
 
 
 def lies() -> Iterator[tuple[str, bytes]]:
-    """Good pictures with lengths, checksums and metadata that are wrong."""
+    """Good images with lengths, checksums and metadata that are wrong."""
     good = GOOD["png, 8-bit"]
     for length in (0, 1, 12, 14, 2**31, 2**32 - 1):
         yield f"a PNG whose header is {length} long", good[:8] + struct.pack(">I", length) + good[12:]
@@ -144,7 +144,7 @@ def lies() -> Iterator[tuple[str, bytes]]:
 
 
 def strangers() -> Iterator[tuple[str, bytes]]:
-    """Files of other formats, and what is no picture."""
+    """Files of other formats, and what is no image."""
     for kind in (
         "GIF",
         "BMP",
