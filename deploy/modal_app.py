@@ -1,4 +1,4 @@
-"""image-gen on Modal: the HTTP door at a URL of its own, and `run`, which takes the jobs of RunPod's door.
+"""image-gen on Modal: the HTTP API at a URL of its own, and `run`, which takes the jobs of RunPod's endpoint.
 
     pip install modal && modal setup
     modal secret create image-gen HUGGING_FACE_TOKEN=... IMAGEGEN_API_KEY=...
@@ -66,7 +66,7 @@ def download() -> None:
 )
 @modal.concurrent(max_inputs=8, target_inputs=2)  # one on the GPU, the next at hand; more only until a container comes
 class ImageGen:
-    """A container: a model on a GPU, and both doors to it."""
+    """A container: a model on a GPU, and both endpoints to it."""
 
     @modal.enter(snap=True)
     def import_libraries(self) -> None:
@@ -78,7 +78,7 @@ class ImageGen:
 
     @modal.enter(snap=False)
     def load(self) -> None:
-        """Loads the model: a container that takes jobs can draw."""
+        """Loads the model: a container that takes jobs can generate."""
         from imagegen import logs
         from imagegen.runpod import handler
         from imagegen.server.main import create_app
@@ -91,12 +91,12 @@ class ImageGen:
 
     @modal.asgi_app()
     def web(self) -> FastAPI:
-        """The HTTP door, the same as `imagegen.server.main:app`."""
+        """The HTTP API, the same as `imagegen.server.main:app`."""
         return self._app
 
     @modal.method()
     async def run(self, job: dict[str, Any]) -> Any:
-        """A job of RunPod's door: {"id": ..., "input": {...}}; its output, or its error.
+        """A job of RunPod's endpoint: {"id": ..., "input": {...}}; its output, or its error.
 
         modal.Cls.from_name("image-gen", "ImageGen")().run.remote({"input": {"prompt": "a red circle"}})
         """

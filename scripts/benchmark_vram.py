@@ -143,7 +143,7 @@ def show_estimate(estimated: dict[str, Any]) -> str:
         for row in estimated["cards"]
         for plan in [row["plan"]]
     ]
-    heads = ["card", "transformer", "text encoder", "offload", "weights on it", "peak, no reference"]
+    heads = ["GPU", "transformer", "text encoder", "offload", "weights on it", "peak, no reference"]
     heads += [f"peak, {most} references", "can be had", "largest square"]
     sizes = [row["card_gb"] for row in estimated["cards"]]
     rows = []
@@ -169,7 +169,7 @@ def sizes(spec: ModelSpec) -> Iterator[Size]:
 
 
 def measure(plan: MemoryPlan, path: Path, device: Device, pictures: Path, deadline: float) -> dict[str, Any]:
-    """Loads by a plan, generates, and gives all back; what comes after `deadline` (of the monotonic clock) is left out."""
+    """Loads by a plan, generates, and gives all back; nothing begins after `deadline` (monotonic clock)."""
     spec = plan.spec
     device.reset_peak()
     config = FluxConfig(

@@ -1,7 +1,7 @@
 """What makes a loaded diffusers pipeline faster: compiled blocks and their cache, a kernel for attention by GPU, the
 small decoder, and the way without a cache of references' keys and values beside the one with it.
 
-Each can be switched by itself, so that a benchmark can show what it is worth. Nothing here changes what is generated but by
+Each can be switched by itself, so that a benchmark can show what it is worth. Nothing here changes the images but by
 the last bits of the arithmetic, the small decoder and the quantised `sage` excepted; what cannot be had is said in the
 log, and the image is generated without.
 """

@@ -212,7 +212,7 @@ def test_a_fast_trainee_does_without_torchs_attention(inputs, monkeypatch):
         assert 0 < (one - other).abs().mean() < 0.02
 
 
-def test_what_a_reference_shows_is_asked_early_and_what_is_drawn_late(inputs):
+def test_what_a_reference_shows_is_asked_early_and_what_is_generated_late(inputs):
     """By what learns from it: the double blocks alone; all single blocks but the last."""
     trainee = transformer.Trainee(build_transformer())
 

@@ -55,7 +55,7 @@ def run(service, **fields):
 
 
 @pytest.mark.parametrize(("output_format", "extension"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
-def test_pictures_are_at_their_urls(bucket, stored, output_format, extension):
+def test_images_are_at_their_urls(bucket, stored, output_format, extension):
     answer = run(stored, delivery="url", num_images=2, output_format=output_format, job_id="job-1")
     assert answer.images == []
     plain = run(stored, num_images=2, output_format=output_format)
@@ -103,7 +103,7 @@ def test_a_bucket_that_is_not_there_is_named_as_the_cause(bucket):
     service.close()
 
 
-def test_a_store_that_fails_costs_a_warning_or_an_error_and_never_the_pictures(stored):
+def test_a_store_that_fails_costs_a_warning_or_an_error_and_never_the_images(stored):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"

@@ -29,7 +29,7 @@ def handler_py(*arguments, cwd=ROOT, **environment):
     )
 
 
-def test_bare_it_draws_what_test_input_asks_for(tmp_path):
+def test_bare_it_generates_what_test_input_asks_for(tmp_path):
     """With --test_input too: below, where a person watches, and in tests/docs."""
     done = handler_py(IMAGEGEN_OUTPUT_DIR=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ def test_health_follows_the_model():
     until(lambda: threading.active_count() < threads)
 
 
-def test_a_dead_card_ends_the_service_and_health_says_so(monkeypatch):
+def test_a_dead_gpu_ends_the_service_and_health_says_so(monkeypatch):
     dying = Service(settings())
 
     def fail(*_, **__):
@@ -72,7 +72,7 @@ def test_a_load_that_failed_is_tried_again_with_the_next_job(monkeypatch):
     trying.close()
 
 
-def test_a_real_model_without_a_card_fails_loudly(tmp_path):
+def test_a_real_model_without_a_gpu_fails_loudly(tmp_path):
     service = Service(settings(model="klein-9b", device=None, hf_home=tmp_path))
     with pytest.raises(LoadFailed, match="klein-9b needs a CUDA GPU and none can be used"):
         run(service)

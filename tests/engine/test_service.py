@@ -41,7 +41,7 @@ def test_every_stage_is_timed_and_the_stages_are_the_total(service):
     assert stages == pytest.approx(times.total, rel=0.2, abs=0.05)
 
 
-def test_any_picture_of_a_job_can_be_made_again_alone(service):
+def test_any_image_of_a_job_can_be_made_again_alone(service):
     several = run(service, seed=7, num_images=3)
     assert several.seeds == [7, 8, 9]
     assert len(set(several.images)) == 3
@@ -49,7 +49,7 @@ def test_any_picture_of_a_job_can_be_made_again_alone(service):
         assert run(service, seed=seed).images == [picture]
 
 
-def test_a_seed_that_was_not_given_is_drawn_and_returned(service):
+def test_a_seed_that_was_not_given_is_chosen_and_returned(service):
     first, second = run(service), run(service)
     assert first.seeds != second.seeds
     assert 0 <= first.seeds[0] < 2**32
@@ -169,7 +169,7 @@ def test_a_bug_is_an_id_for_the_caller_and_a_traceback_for_the_log(service, monk
     assert run(service).images
 
 
-def test_prompts_and_pictures_are_in_no_log(service, caplog):
+def test_prompts_and_images_are_in_no_log(service, caplog):
     canary = "xylophone canary"
     with caplog.at_level(logging.DEBUG):
         run(service, prompt=canary, embed_prompt=True)
@@ -190,7 +190,7 @@ def test_a_wrong_size_does_not_wait_for_the_model(monkeypatch):
     idle.close()
 
 
-def test_a_picture_that_cannot_fit_is_refused_before_the_card_works_for_it(service, monkeypatch):
+def test_an_image_that_cannot_fit_is_refused_before_the_gpu_works_for_it(service, monkeypatch):
     pipeline = service.start().result()
     plan = choose(get_model("klein-9b"), Card.of(24, (8, 9)))
     small = replace(plan, card=Card(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))

@@ -67,7 +67,7 @@ def test_a_deadline_ends_a_job_wherever_it_is(service):
     assert run(service).images  # the GPU's queue is free
 
 
-def test_a_deadline_ends_the_drawing_within_a_step(service, steps):
+def test_a_deadline_ends_the_generation_within_a_step(service, steps):
     async def late():
         with pytest.raises(DeadlineExceeded):
             await service.run(parse_job({**LONG, "timeout": 1}))

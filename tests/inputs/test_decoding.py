@@ -31,7 +31,7 @@ PICTURE = scene("circle", "red", "blue")
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;BASE64,"])
-def test_a_picture_arrives_whole(file_format, prefix):
+def test_an_image_arrives_whole(file_format, prefix):
     loaded = load(prefix + to_base64(PICTURE, file_format))
     assert loaded.mode == "RGB"
     assert loaded.size == (128, 128)
@@ -82,7 +82,7 @@ BOMB = to_bytes(Image.new("1", (13_000, 13_000)))
         ("file:///etc/passwd", "is not base64"),
     ],
 )
-def test_what_is_no_picture_is_named(value, says):
+def test_what_is_no_image_is_named(value, says):
     with pytest.raises(BadReference) as caught:
         load(value)
     assert caught.value.field == "images[1]"
@@ -153,7 +153,7 @@ def test_an_embedded_profile_is_applied():
     assert load(to_base64(PICTURE, icc_profile=b"not a profile")).tobytes() == PICTURE.tobytes()
 
 
-def test_broken_exif_does_not_spoil_a_good_picture():
+def test_broken_exif_does_not_spoil_a_good_image():
     exif = Image.Exif()
     exif[0x0112] = 3
     exif[0x010E] = "a description"

@@ -97,7 +97,7 @@ def test_a_claim_costs_no_memory():
     assert grown < 2_000  # of 169,000 that its pixels are
 
 
-def test_a_large_picture_is_in_memory_once():
+def test_a_large_image_is_in_memory_once():
     """Fifty megapixels with transparency and a palette; a copy of them as RGBA would be 200 MB."""
     size = (7000, 7000)
     picture = Image.new("P", size, 1)

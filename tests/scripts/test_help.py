@@ -45,8 +45,7 @@ def test_there_are_programs():
 
 def of_users(paths):
     """The programs, of which the benchmarks are marked slow: most import torch before they read their options."""
-    for path in paths:
-        yield pytest.param(path, marks=[pytest.mark.slow] if path.startswith("benchmarks/") else [])
+    return [pytest.param(path, marks=[pytest.mark.slow] if path.startswith("benchmarks/") else []) for path in paths]
 
 
 @pytest.mark.parametrize("path", of_users(PROGRAMS))

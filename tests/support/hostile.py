@@ -25,7 +25,7 @@ def pictures() -> Iterator[tuple[str, bytes]]:
     yield from damaged()
     yield from bombs()
     yield from lies()
-    yield from strangers()
+    yield from of_other_formats()
 
 
 def damaged() -> Iterator[tuple[str, bytes]]:
@@ -143,7 +143,7 @@ def lies() -> Iterator[tuple[str, bytes]]:
         yield f"{width} x {height}", to_bytes(Image.new("RGB", (width, height)))
 
 
-def strangers() -> Iterator[tuple[str, bytes]]:
+def of_other_formats() -> Iterator[tuple[str, bytes]]:
     """Files of other formats, and what is no image."""
     for kind in (
         "GIF",
