@@ -3,8 +3,8 @@
     python -m benchmarks.telemetry [--pairs 30] [--side 512]
 
 1. Warm jobs with and without traces alternate in one process; a collector of this process's own takes the spans.
-2. Jobs come with pauses, and the benchmark keeps its own log of when the GPU's thread begins and ends each image's work;
-   the metrics' busy and idle seconds are compared with it.
+2. Jobs come with pauses, and the benchmark keeps its own log of when the GPU's thread begins and ends each job's work.
+   The metrics' busy and idle seconds are compared with it.
 
 Prints Markdown for docs/benchmarks.md.
 """
@@ -90,7 +90,7 @@ async def busy_and_idle(service: Service, jobs: int, side: int) -> tuple[float, 
         log.append((begun, time.monotonic()))
         return result
 
-    gpu_executor.generate_images = logged
+    gpu_executor.generate_images = logged  # type: ignore[assignment]
     before, begun = service.figures(), time.monotonic()
     for number in range(jobs):
         await job(service, GenerateRequest(prompt="a red circle", width=side, height=side, seed=number))
