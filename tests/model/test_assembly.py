@@ -68,7 +68,7 @@ def test_files_of_unneeded_layers_are_not_opened(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp8", Float8Tensor), ("int8", Int8Tensor)])
-def test_a_folder_quantised_before_draws_as_one_quantised_while_it_is_loaded(whole, bare, tmp_path, precision, kind):
+def test_a_folder_quantised_before_generates_as_one_quantised_when_loaded(whole, bare, tmp_path, precision, kind):
     before = loaded(quantized(whole, tmp_path, precision, precision))
     images = [before.generate(PROMPT, **HOW).image.tobytes()]
     images.append(image_of(whole, transformer=precision, text_encoder=precision))

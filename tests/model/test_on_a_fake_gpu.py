@@ -144,9 +144,7 @@ def test_steps_previews_a_stop_and_a_lack_of_memory_leave_nothing_behind(outline
             generate(pipeline)
             gpu.reset()
             generate(pipeline, steps=4)
-            assert gpu.waits == {
-                "event: images.py wait": 4
-            }  # three steps for the one before, and the image
+            assert gpu.waits == {"event: images.py wait": 4}  # three steps for the one before, and the image
             live = gpu.live
             with pytest.raises(Stop):
                 generate(pipeline, on_step=stop)
