@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from imagegen.contract import requests
 from imagegen.contract.requests import Request
@@ -196,9 +196,9 @@ class Archive:
         fields["images"] = [base64.b64encode(data).decode() for data in files]
         return (EditResponse if row.mode == "edit" else GenerateResponse).model_validate(fields)
 
-    async def image(self, row: Row, number: int) -> bytes:
-        """One image of a job that has succeeded, as a file."""
-        return await asyncio.to_thread(self._files.read, row.names[number])
+    async def image(self, row: Row, number: int) -> BinaryIO:
+        """One image of a job that has succeeded, as an open file."""
+        return await asyncio.to_thread(self._files.open, row.names[number])
 
     async def forget(self, row: Row) -> None:
         """Deletes a job that has ended, and its images."""
