@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
+from imagegen.editing.photo import MAX_JOB_PIXELS
 from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
 from imagegen.inputs.decoders import PROCESSES
@@ -25,8 +26,8 @@ _LARGEST_BODIES = 4
 #: Bytes of answers that wait in memory until they are read, beyond which nothing more is answered; half of it for a
 #: caller. One answer may be larger: two edits of the largest photos, as noise in PNG, have 300 MB.
 UNREAD_BYTES = 500_000_000
-#: Answers that are read from a store of jobs at one moment, each as large.
-_ANSWERS = 4
+#: Answers that are read from a store of jobs at one moment; one for a caller.
+ANSWERS = 2
 #: References by URL that are on their way or wait to be decoded: four jobs with four each; half for a caller.
 DOWNLOADS = 16
 #: Seconds that a job may go on reading its references once the worker is ending. Photographs take a tenth of that; one
@@ -67,7 +68,7 @@ class Admission:
         self._places = SharedLimit("places", places, max(1, places - max(1, places // 4)), metrics)
         self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
         self._downloads = SharedLimit("downloads", DOWNLOADS, DOWNLOADS / 2, metrics)
-        self._answers = SharedLimit("answers", _ANSWERS, _ANSWERS / 2, metrics)
+        self._answers = SharedLimit("answers", ANSWERS, ANSWERS / 2, metrics)
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
 
@@ -312,9 +313,14 @@ def upload_bytes_of(settings: Settings) -> int:
 
 
 def delivery_megapixels_of(settings: Settings, spec: ModelSpec) -> float:
-    """Megapixels of images that are in delivery at most: of four of the model's largest jobs, or of two edits of the
-    largest photos, each of which counts as half of the limit, however large it is."""
-    return max(4 * _largest_job(settings, [spec]), 2 * settings.max_images * MAX_PHOTO_PIXELS / 1e6)
+    """Megapixels of images that are in delivery at most: of four of the model's largest jobs, or of two with the most
+    pixels that there may be, each of which counts as half of the limit, however large it is."""
+    return max(4 * _largest_job(settings, [spec]), 2 * most_megapixels(settings))
+
+
+def most_megapixels(settings: Settings) -> float:
+    """Megapixels of a job's answer, at most: of edits at the size of their photos."""
+    return min(MAX_JOB_PIXELS, settings.max_images * MAX_PHOTO_PIXELS) / 1e6
 
 
 def _largest_job(settings: Settings, specs: Iterable[ModelSpec]) -> float:

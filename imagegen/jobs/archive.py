@@ -21,6 +21,7 @@ from imagegen.contract.requests import Request
 from imagegen.contract.responses import EditResponse, GenerateResponse
 from imagegen.contract.schemas import EditRequest
 from imagegen.errors import StoreFailed
+from imagegen.job_settings import FOLDER_MB, MEMORY_MB
 from imagegen.jobs.database import SqliteDatabase
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
 from imagegen.jobs.rows import NewJob, Room, Row
@@ -33,8 +34,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Megabytes of all jobs, with a folder and in memory.
-_FOLDER_MB, _MEMORY_MB = 10_000.0, 256.0
 #: Ended jobs that expire in one go.
 _EXPIRED_AT_ONCE = 200
 #: Fields that hold references. They are kept as files, and are in no row.
@@ -54,7 +53,7 @@ class Archive:
         self._database = SqliteDatabase(folder)
         self._files: Files = MemoryFiles() if folder is None else FolderFiles(folder)
         self._store = Store(self._database, secrets.token_hex(8))
-        self._limit = int((settings.jobs_max_mb or (_MEMORY_MB if folder is None else _FOLDER_MB)) * 1e6)
+        self._limit = int((settings.jobs_max_mb or (MEMORY_MB if folder is None else FOLDER_MB)) * 1e6)
         #: Whether what is kept outlives the process.
         self.outlives = folder is not None
         self._keep = settings.jobs_keep_hours * 3600

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import BinaryIO, cast
 
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from imagegen.contract.events import Event
@@ -76,7 +76,7 @@ async def answer(request: Request, row: Row) -> GenerateResponse:
     return await jobs_of(request).answer(row)
 
 
-def file_answer(file: BinaryIO, kind: str, headers: dict[str, str] | None = None) -> Response:
+def file_answer(file: BinaryIO, kind: str, headers: dict[str, str] | None = None) -> StreamingResponse:
     """A file as an answer of this type, of which a part is in memory."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
