@@ -36,8 +36,14 @@ T = TypeVar("T")
 
 #: Ended jobs that expire in one go.
 _EXPIRED_AT_ONCE = 200
+#: Bytes that a job's row counts as, beside its fields: jobs that are cancelled at once would else cost nothing.
+_ROW_BYTES = 2000
 #: Fields that hold references. They are kept as files, and are in no row.
 _REFERENCES = ("images", "mask")
+
+
+def _row_bytes(fields: str) -> int:
+    return len(fields) + _ROW_BYTES
 
 
 class Archive:
@@ -92,12 +98,12 @@ class Archive:
             StoreFailed: it could not be stored, or there is no room for it.
         """
         references = _references(request)
-        size = sum(map(len, references.values()))
-        if references and self._bytes + size > self._limit:
+        fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
+        size = sum(map(len, references.values())) + _row_bytes(fields)
+        if self._bytes + size > self._limit:
             await self.make_room(size)
         if self._bytes + size > self._limit:
             raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
-        fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
         names = {input_name(job.id, field): text for field, text in references.items()}
         job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
         try:
@@ -160,7 +166,7 @@ class Archive:
         size: int = 0,
         megapixels: float = 0.0,
     ) -> bool:
-        """Ends a job that waits or runs; False where it had ended. Its references go.
+        """Ends a job that waits or runs; False where it had ended. Its references go; its row still counts.
 
         Args:
             megapixels: of its images, in place of those that were counted when it was accepted.
@@ -168,6 +174,7 @@ class Archive:
         Raises:
             StoreFailed: the disk is full, or broken.
         """
+        size += _row_bytes(row.fields)
         ended = await self.rows(
             self._store.finish,
             row.id,
