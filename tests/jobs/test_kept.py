@@ -53,7 +53,7 @@ def test_jobs_that_are_cancelled_at_once_do_not_fill_the_store(monkeypatch):
     monkeypatch.setattr(store, "_MOST_EXPIRED", 5)
     monkeypatch.setattr(store, "_MOST_KEYS", 5)
     with (
-        served(jobs_max_mb=0.03, preload_models=False) as (url, service),
+        served(jobs_max_mb=0.03, preload_models=False) as (url, _),
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         for i in range(40):
