@@ -30,8 +30,8 @@ UNREAD_BYTES = 500_000_000
 ANSWERS = 2
 #: References by URL that are on their way or wait to be decoded: four jobs with four each; half for a caller.
 DOWNLOADS = 16
-#: Seconds that a job may go on reading its references once the worker is ending. Photographs take a fraction of that; one
-#: that is made to be slow, or a server that drips, would hold the end for longer than the 10 s that Docker allows.
+#: Seconds that a job may go on reading its references once the worker is ending. Photographs take a fraction of that;
+#: one that is made to be slow, or a server that drips, would hold the end for longer than the 10 s that Docker allows.
 _LAST_READING_SECONDS = 2.0
 
 
