@@ -61,8 +61,8 @@ def jobs(url: str) -> list[dict[str, object]]:
     return [
         {**common, "images": [photo], "mask": to_base64(half), "mask_grow": 512},
         {**common, "images": [photo], "preserve": "auto"},
-        {**common, "images": [url] * 4},
-        {**common, "images": [grey] * 3},
+        {**common, "images": [url] * 4, "width": 64, "height": 64},
+        {**common, "images": [grey] * 3, "width": 64, "height": 64},
     ]
 
 
