@@ -81,7 +81,7 @@ lint: $(LINT)/.done
 
 lock: $(LINT)/.done ## locks/: what the images install, with hashes, from pyproject.toml and constraints.txt
 	echo torch | $(COMPILE) -c constraints.txt - -o locks/torch.txt
-	$(COMPILE) -c constraints.txt pyproject.toml --extra c2pa -o locks/worker.txt $(call WITHOUT,locks/torch.txt)
+	$(COMPILE) -c constraints.txt pyproject.toml --extra c2pa --extra nvml --extra otel -o locks/worker.txt $(call WITHOUT,locks/torch.txt)
 	$(COMPILE) -c constraints.txt pyproject.toml --extra ray -o locks/ray.txt \
 	  $(call WITHOUT,locks/torch.txt locks/worker.txt)
 	grep -oE '^[A-Za-z0-9._-]+==[^ ]+' deploy/vast/requirements.txt | $(COMPILE) --no-deps - -o deploy/vast/requirements.txt
@@ -147,8 +147,8 @@ licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that
 
 $(VENV)/.slow: $(VENV)/.dev $(VAST)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,modal,ray]'
-	{ command -v chromium && command -v curl && command -v nginx; } >/dev/null || \
-	  { apt-get update -qq && apt-get install -y -qq chromium curl nginx-light >/dev/null; }
+	{ command -v chromium && command -v curl && command -v nginx && command -v promtool; } >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq chromium curl nginx-light prometheus >/dev/null; }
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev

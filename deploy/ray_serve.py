@@ -28,7 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import Event, Queued
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import ModelHost
@@ -37,6 +37,7 @@ from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError
 from imagegen.server import streams
 from imagegen.server.main import create_app
 from imagegen.settings import Settings, get_settings
+from imagegen.telemetry import tracing
 
 #: Replicas that a job may end before it is the job that is at fault.
 _TRIES = 3
@@ -68,12 +69,12 @@ class Replica:
         """Answers once the model is loaded: Serve asks no replica before its constructor is done."""
 
     async def run(
-        self, request: requests.Request, job_id: str, seed: int, previews: int
+        self, request: requests.Request, job_id: str, seed: int, previews: int, trace: dict[str, str]
     ) -> AsyncIterator[Event | GenerateResponse | ImageGenError]:
         """A job's events, and at the end its answer or its error. A dead GPU ends the process without an answer."""
 
         async def work() -> GenerateResponse:
-            with logs.request(job_id):
+            with logs.request(job_id), tracing.request("replica", trace, "server"):
                 return await self._service.run(
                     request, job_id=job_id, default_seed=seed, listener=events.listen, previews=previews
                 )
@@ -102,10 +103,11 @@ class ReplicaRunner:
     #: Known in each replica.
     mean_prepare_seconds = 0.0
 
-    def __init__(self, settings: Settings, replicas: DeploymentHandle) -> None:
+    def __init__(self, settings: Settings, replicas: DeploymentHandle, most: int) -> None:
         if settings.model is None:
             raise ConfigurationError("IMAGEGEN_MODEL: must be set for the ingress and the replicas, and to the same")
         self._replicas = replicas
+        self.jobs_at_once = most * _JOBS_OF_A_REPLICA
 
     def load(self, host: ModelHost) -> RemoteModel:
         """Waits for the first replica."""
@@ -118,7 +120,7 @@ class ReplicaRunner:
         for tries in range(1, _TRIES + 1):
             logs.note(tries=tries)
             replica = self._replicas.options(stream=True)
-            items = replica.run.remote(job.request, job.id, job.default_seed, job.previews)
+            items = replica.run.remote(job.request, job.id, job.default_seed, job.previews, job.trace.headers)
             try:
                 async for item in items:
                     if isinstance(item, ImageGenError):
@@ -160,24 +162,25 @@ class RemoteModel:
 class Ingress:
     """The HTTP server."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: DeploymentHandle, most: int) -> None:
+        self._replicas, self._most = replicas, most
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """For Serve: the same application as `imagegen.server.main:app`."""
         settings = get_settings()
         logs.configure(settings)
-        return create_app(settings, Service(settings, runner=ReplicaRunner(settings, self._replicas)))
+        return create_app(settings, Service(settings, runner=ReplicaRunner(settings, self._replicas, self._most)))
 
 
 def app(args: Args) -> Application:
     """The application, for `serve run` and serve configs."""
+    most = max(args.min_replicas, args.max_replicas)
     replicas = serve.deployment(
         Replica,
         max_ongoing_requests=_JOBS_OF_A_REPLICA,
         autoscaling_config={
             "min_replicas": args.min_replicas,
-            "max_replicas": max(args.min_replicas, args.max_replicas),
+            "max_replicas": most,
             # What waits at the ingress counts: a replica more as soon as each has a job more than it can begin.
             "target_ongoing_requests": _JOBS_OF_A_REPLICA,
             "upscale_delay_s": 10,
@@ -185,4 +188,4 @@ def app(args: Args) -> Application:
         },
         ray_actor_options={"num_gpus": args.gpus, "num_cpus": args.cpus},
     )
-    return cast(Application, cast(Any, Ingress).bind(replicas.bind()))
+    return cast(Application, cast(Any, Ingress).bind(replicas.bind(), most))

@@ -10,9 +10,14 @@
         ├── Unauthorized          unauthorized 401        no API key, or a wrong one
         ├── Forbidden             forbidden 403           the Host header or the page's origin is not allowed
         ├── NotFound              not_found 404           there is no such page or job
+        ├── Conflict              conflict 409            the job is in no state for this
+        ├── Expired               expired 410             the job's result was kept for as long as was promised
+        ├── IdempotencyKeyReuse   idempotency_key_reuse 422  the Idempotency-Key came before with another body
+        ├── StoreFailed           store_failed 507        the store of jobs cannot be written to: its disk is full
         ├── MethodNotAllowed      method_not_allowed 405  the page is there, and not for this method
         ├── UnsupportedMediaType  unsupported_media_type 415  the body is neither JSON nor a form
         ├── Overloaded            overloaded 429          the queue is full; Retry-After says when it may not be
+        ├── LimitExceeded         limit_exceeded 429      the key has had what it may have in this time
         ├── NotReady              not_ready 503           the model is loading, or the worker is ending
         ├── LoadFailed            load_failed 503         the model cannot be loaded; the message says what to do
         ├── ResultTooLarge        result_too_large 413    the answer would be over the limit of its transport
@@ -129,6 +134,30 @@ class NotFound(ImageGenError):
     code, status = "not_found", 404
 
 
+class Conflict(ImageGenError):
+    """The job is in no state for this."""
+
+    code, status = "conflict", 409
+
+
+class Expired(ImageGenError):
+    """The job's result was kept for as long as was promised, and is gone."""
+
+    code, status = "expired", 410
+
+
+class IdempotencyKeyReuse(ImageGenError):
+    """The Idempotency-Key came before with another body."""
+
+    code, status = "idempotency_key_reuse", 422
+
+
+class StoreFailed(ImageGenError):
+    """The store of jobs cannot be written to: its disk is full, or broken."""
+
+    code, status, retryable = "store_failed", 507, True
+
+
 class MethodNotAllowed(ImageGenError):
     """The page is there, and not for this method."""
 
@@ -145,6 +174,12 @@ class Overloaded(ImageGenError):
     """The queue is full."""
 
     code, status, retryable = "overloaded", 429, True
+
+
+class LimitExceeded(ImageGenError):
+    """The key has had as much as it may in this time; `field` is the limit's name."""
+
+    code, status, retryable = "limit_exceeded", 429, True
 
 
 class NotReady(ImageGenError):

@@ -103,6 +103,12 @@ def note(**facts: object) -> None:
         known.update(facts)
 
 
+def noted(*names: str) -> dict[str, Any]:
+    """What was noted under these names, of those that were."""
+    known = _request.get() or {}
+    return {name: known[name] for name in names if name in known}
+
+
 def places(error: BaseException) -> str:
     """The classes and frames of an error and its causes, the first first; without messages."""
     chain: list[str] = []

@@ -336,6 +336,11 @@ class LogSettings(BaseSettings):
         validation_alias="IMAGEGEN_LOG_FORMAT",
         description="Format of the log. auto: JSON on RunPod, plain text elsewhere.",
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+        description="Where OpenTelemetry's traces are sent (OTLP over HTTP). The SDK reads the other OTEL_* settings.",
+    )
     log_prompts: bool = Field(
         False, validation_alias="IMAGEGEN_LOG_PROMPTS", description="Write each job's prompt into its log line."
     )

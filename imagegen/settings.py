@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imagegen import setting_faults
 from imagegen.errors import ConfigurationError
+from imagegen.job_settings import JobSettings
 from imagegen.setting_sections import (
     MIN_KEY,
     LimitSettings,
@@ -28,7 +29,7 @@ from imagegen.setting_sections import (
 )
 
 
-class Settings(ModelSettings, LimitSettings, ServerSettings, RunPodSettings, OutputSettings, LogSettings):
+class Settings(ModelSettings, LimitSettings, ServerSettings, JobSettings, RunPodSettings, OutputSettings, LogSettings):
     """The worker's settings. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
@@ -50,7 +51,12 @@ class Settings(ModelSettings, LimitSettings, ServerSettings, RunPodSettings, Out
     @property
     def listen_host(self) -> str:
         """The address that the HTTP server listens on: without a key, nobody but this machine reaches it."""
-        return self.host or ("127.0.0.1" if self.api_key is None else "0.0.0.0")
+        return self.host or ("0.0.0.0" if self.needs_key else "127.0.0.1")
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers of the HTTP server must send a key."""
+        return self.api_key is not None or self.api_keys_file is not None
 
     @property
     def ports(self) -> list[int]:

@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import os
 import sys
 import threading
-import time
 
 import pytest
-from PIL import Image
 
-from imagegen.builder.micro.scenes import COLOURS, Scene, Shape
 from imagegen.engine.service import Service
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
-from imagegen.settings import Settings, get_settings
+from imagegen.settings import get_settings
+from tests.support import settings, until  # noqa: F401
+from tests.support.images import from_base64, scene, to_base64, to_bytes  # noqa: F401
 
 # One process after the other uses both cores; spinning threads of two would stand in each other's way.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu")
-
-
-def settings(**changes) -> Settings:
-    """Settings for micro on the CPU, with `changes`; no .env is read."""
-    return Settings(_env_file=None, **{"model": "micro", "device": "cpu", **changes})
-
-
-def scene(kind: str, colour: str, background: str, x: float = 0.5, radius: float = 0.28) -> Image.Image:
-    """A reference as a user would send it: hard colours, one shape."""
-    shape = Shape(kind, colour, COLOURS[colour], x, 0.5, radius)
-    return Scene(background, COLOURS[background], (shape,)).draw(128, 128)
-
-
-def to_bytes(picture: Image.Image, file_format: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, file_format, **options)
-    return file.getvalue()
-
-
-def to_base64(picture: Image.Image | bytes, file_format: str = "PNG", **options) -> str:
-    data = picture if isinstance(picture, bytes) else to_bytes(picture, file_format, **options)
-    return base64.b64encode(data).decode()
-
-
-def from_base64(text: str) -> Image.Image:
-    picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
-    picture.load()
-    return picture
-
-
-def until(condition, timeout=300, every=0.005):
-    """Waits until a condition holds, and returns what it gave; long enough for a machine that does much else."""
-    end = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(every)
-    return value
 
 
 @pytest.fixture(scope="session")

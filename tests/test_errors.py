@@ -14,6 +14,11 @@ CONTRACT = {
     "method_not_allowed": 405,
     "unsupported_media_type": 415,
     "overloaded": 429,
+    "limit_exceeded": 429,
+    "conflict": 409,
+    "expired": 410,
+    "idempotency_key_reuse": 422,
+    "store_failed": 507,
     "not_ready": 503,
     "load_failed": 503,
     "result_too_large": 413,
@@ -25,7 +30,10 @@ CONTRACT = {
     "internal": 500,
 }
 #: The same request may succeed later, or at another worker.
-RETRYABLE = {"overloaded", "not_ready", "delivery_failed", "gpu_failed", "deadline_exceeded", "internal"}
+RETRYABLE = {
+    "overloaded", "limit_exceeded", "not_ready", "delivery_failed", "gpu_failed", "deadline_exceeded", "internal",
+    "store_failed",
+}  # fmt: skip
 KINDS = errors.ImageGenError.__subclasses__()
 
 

@@ -10,7 +10,8 @@ from imagegen.contract.requests import check, parse_job
 from imagegen.errors import InvalidInput
 from imagegen.models import get_model
 from imagegen.runpod import handler
-from tests.conftest import from_base64, scene, settings, to_base64
+from tests.support import settings
+from tests.support.images import from_base64, scene, to_base64
 
 PROMPT = {"prompt": "a red circle on a blue background"}
 

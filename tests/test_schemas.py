@@ -1,8 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
-from imagegen.contract import schemas
-from imagegen.contract.schemas import EditRequest, EditResponse, GenerateRequest, GenerateResponse, HealthResponse
+from imagegen.contract import responses
+from imagegen.contract.responses import EditResponse, GenerateResponse, HealthResponse
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 
 SHARED = {
     "prompt", "width", "height", "aspect_ratio", "num_inference_steps", "guidance_scale", "num_images", "seed",
@@ -17,8 +18,8 @@ def test_the_fields_are_the_contracts():
     }  # fmt: skip
     output = {"images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "warnings"}
     assert set(GenerateResponse.model_fields) == set(EditResponse.model_fields) == output
-    stages = ["queue", "references", "encode_prompt", "denoise", "decode", "composite", "deliver", "total"]
-    assert list(schemas.Timings.model_fields) == stages
+    stages = ["load", "queue", "references", "encode_prompt", "denoise", "decode", "composite", "deliver", "total"]
+    assert list(responses.Timings.model_fields) == stages
 
 
 def test_the_defaults_are_the_contracts():

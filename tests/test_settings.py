@@ -2,8 +2,7 @@ import pytest
 
 from imagegen.errors import ConfigurationError
 from imagegen.settings import Settings, get_settings, variable_names
-from tests.conftest import settings
-from tests.support import ROOT
+from tests.support import ROOT, settings
 
 
 def test_the_example_read_as_it_is_gives_the_defaults(monkeypatch):

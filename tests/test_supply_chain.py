@@ -20,8 +20,7 @@ from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.weights.sources import download_weights, find_weights
-from tests.conftest import settings
-from tests.support import ROOT
+from tests.support import ROOT, settings
 
 #: What hostile code does here: it leaves a file.
 CODE = "from pathlib import Path\nPath({!r}).touch()\n"

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from imagegen.contract.editing import MAX_REFERENCES, Expand
+from imagegen.contract.fields import MAX_SEED
 from imagegen.contract.prompts import MAX_PROMPT
-from imagegen.contract.schemas import MAX_REFERENCES, MAX_SEED, EditRequest, Expand, GenerateRequest
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import InvalidInput, PayloadTooLarge
 from imagegen.models import MULTIPLE, ModelSpec, clamp, fit
 from imagegen.settings import Settings
@@ -34,8 +36,11 @@ class ResolvedRequest:
     warnings: tuple[str, ...] = ()
 
 
-def parse_job(job_input: Any) -> Request:
+def parse_job(job_input: Any, strict: bool = True) -> Request:
     """Validates a job's `input`: `mode` chooses the request, "edit" where images are given and it is left out.
+
+    Args:
+        strict: as for `parse`.
 
     Raises:
         InvalidInput: naming the field, what came and what is allowed.
@@ -46,7 +51,7 @@ def parse_job(job_input: Any) -> Request:
     mode = fields.pop("mode", "edit" if "images" in fields or "image" in fields else "generate")
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
-    return parse(EditRequest, fields) if mode == "edit" else parse(GenerateRequest, fields)
+    return parse(EditRequest, fields, strict) if mode == "edit" else parse(GenerateRequest, fields, strict)
 
 
 def check_bytes(job_input: Any, most: int) -> None:

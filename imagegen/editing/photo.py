@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagegen.contract.schemas import EditRequest, Expand
+from imagegen.contract.editing import Expand
+from imagegen.contract.schemas import EditRequest
 from imagegen.editing.changes import find_changes
 from imagegen.editing.drift import Drift, estimate
 from imagegen.editing.mask import weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -10,9 +11,9 @@ from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
 from imagegen.inputs.decoders import PROCESSES
 from imagegen.inputs.decoding import MAX_PHOTO_PIXELS
-from imagegen.metrics import Metrics
 from imagegen.models import MODELS, ModelSpec
 from imagegen.settings import Settings
+from imagegen.telemetry.metrics import Metrics
 
 #: Bodies of the largest size that are in memory at one moment, until their references are decoded; half for a caller.
 _LARGEST_BODIES = 4
@@ -40,6 +41,7 @@ class Admission:
         #: Set once: jobs that come are refused, those that are here are finished.
         self.draining = False
         self._admitted = 0
+        self._begun: list[float] = []  # of the admitted, in their order
         places, upload_bytes = places_of(settings), upload_bytes_of(settings)
         named = MODELS.get(settings.model or "")
         largest = _largest_job(settings, MODELS.values() if named is None else [named])
@@ -47,6 +49,14 @@ class Admission:
         self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
+
+    def limit_places(self, share_of: Callable[[str], float | None]) -> None:
+        """Gives callers fewer places than their share.
+
+        Args:
+            share_of: the places of a caller; None: its share.
+        """
+        self._places.share_of = share_of
 
     @property
     def running(self) -> int:
@@ -58,15 +68,26 @@ class Admission:
         """Jobs behind the one that runs."""
         return max(0, self._admitted - 1)
 
-    def upload(self, caller: str | None, length: int) -> Upload:
+    @property
+    def oldest_seconds(self) -> float:
+        """Age of the oldest job that the GPU is not done with; 0 where there is none."""
+        return time.monotonic() - self._begun[0] if self._begun else 0.0
+
+    def upload(self, caller: str | None, length: int, stored: bool = False) -> Upload:
         """A body of `length` bytes is going to be read; 0 where the length is not known.
+
+        Args:
+            stored: its job will wait in a store, and not here.
 
         Raises:
             NotReady: the worker is ending.
             Overloaded: there is no place for its job, or too much is being read.
         """
-        self._take_place(caller)
-        upload = Upload(caller, self._places, self._upload_bytes)
+        if stored:
+            self._check_draining()
+        else:
+            self._take_place(caller)
+        upload = Upload(caller, None if stored else self._places, self._upload_bytes)
         try:
             upload.grow(length)
         except Overloaded:
@@ -75,19 +96,30 @@ class Admission:
         return upload
 
     @contextmanager
-    def place(self, caller: str | None) -> Iterator[Place]:
+    def place(self, caller: str | None, stored: bool = False) -> Iterator[Place]:
         """A job's place, until the block ends or it is given back.
+
+        Args:
+            stored: it comes from a store, where it has waited for its turn: it takes no place of those that hold a
+                connection.
 
         Raises:
             NotReady: the worker is ending.
             Overloaded: there is none.
         """
-        self._take_place(caller)
+        if stored:
+            self._check_draining()
+        else:
+            self._take_place(caller)
         ahead = self._admitted
+        begun = time.monotonic()
+        self._begun.append(begun)
         self._count(1)
 
         def give_back() -> None:
-            self._places.give_back(caller, 1)
+            if not stored:
+                self._places.give_back(caller, 1)
+            self._begun.remove(begun)
             self._count(-1)
 
         place = Place(ahead, give_back)
@@ -115,22 +147,25 @@ class Admission:
         finally:
             self._delivery.give_back(caller, amount)
 
-    def _take_place(self, caller: str | None) -> None:
+    def _check_draining(self) -> None:
         if self.draining:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
+
+    def _take_place(self, caller: str | None) -> None:
+        self._check_draining()
         excess = self._places.try_take(caller, 1)
         if excess is not None:
             seconds = max(1, math.ceil(self._seconds_per_job()))
             full = f"{self.waiting} jobs wait already"
-            if excess == "share":
-                full = (
-                    f"this caller has {self._places.share:g} jobs here already, and {self._places.share:g} are allowed"
-                )
+            if excess == "share" and caller is not None:
+                share = self._places.share_for(caller)
+                full = f"this caller has {share:g} jobs here already, and {share:g} are allowed"
             raise Overloaded(f"queue: {full}; try again in {seconds} s", retry_after=seconds)
 
     def _count(self, jobs: int) -> None:
         self._admitted += jobs
         self._metrics.waiting.set(self.waiting)
+        self._metrics.gpu_time.change(jobs=jobs)
 
 
 class Place:
@@ -147,9 +182,9 @@ class Place:
 
 
 class Upload:
-    """A body, from its first byte until nobody needs it any more."""
+    """A body, from its first byte until nobody needs it any more; `places` is None where it takes none."""
 
-    def __init__(self, caller: str | None, places: SharedLimit, upload_bytes: SharedLimit) -> None:
+    def __init__(self, caller: str | None, places: SharedLimit | None, upload_bytes: SharedLimit) -> None:
         self._caller, self._places, self._limit = caller, places, upload_bytes
         self._reading, self._bytes, self._received = True, 0, 0
 
@@ -179,7 +214,7 @@ class Upload:
 
     def done(self) -> None:
         """It is read; its job takes a place of its own. A second call does nothing."""
-        if self._reading:
+        if self._reading and self._places is not None:
             self._reading = False
             self._places.give_back(self._caller, 1)
 

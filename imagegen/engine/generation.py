@@ -50,8 +50,8 @@ def generate_images(
         the GPU goes from one to the other while this thread waits."""
         while queued:
             seed, generated = queued.pop()
-            job.timings.denoise += generated.denoise
-            job.timings.decode += generated.decode
+            job.spent("denoise", generated.denoise, ago=generated.decode)
+            job.spent("decode", generated.decode)
             moved()
             finished(seed, generated.image)
 
@@ -82,6 +82,6 @@ def generate_images(
             )
             queued.append((seed, generated))
         deliver()
-        job.timings.encode_prompt = prompt.seconds
+        job.spent("encode_prompt", prompt.seconds, ago=time.monotonic() - begun - prompt.seconds)
     except _Stop:
         return

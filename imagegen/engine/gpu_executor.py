@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
+from PIL import Image
+
 from imagegen.contract.events import Generated
 from imagegen.contract.requests import ResolvedRequest
 from imagegen.engine.fair_queue import FairQueue
@@ -18,8 +20,8 @@ from imagegen.engine.generation import Finished, generate_images
 from imagegen.engine.job import Job
 from imagegen.errors import GpuFailed, OutOfMemory
 from imagegen.memory import plan as memory_plan
-from imagegen.metrics import Metrics
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -64,6 +66,7 @@ class GpuExecutor:
         future: Future[None] = Future()
         with self._lock:
             self._ready.put(job.caller, job.begun, (future, work))
+        self._metrics.gpu_time.change(ready=1)
         self.submit(self._run_next)
         generated = asyncio.wrap_future(future)
         try:
@@ -105,6 +108,7 @@ class GpuExecutor:
     def _run_next(self) -> None:
         with self._lock:
             future, work = self._ready.get()
+        self._metrics.gpu_time.change(ready=-1)
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -121,9 +125,15 @@ class GpuExecutor:
             return  # nobody waits for it any more
         self.check()
         begun = self._moved = time.monotonic()
-        job.timings.queue += begun - queued
+        job.spent("queue", begun - queued)
+        self._metrics.gpu_time.change(busy=True)
+
+        def count_and_finish(seed: int, image: Image.Image) -> None:
+            self._metrics.generated.inc()
+            finished(seed, image)
+
         try:
-            generate_images(job, plan, pipeline, finished, self._note_step)
+            generate_images(job, plan, pipeline, count_and_finish, self._note_step)
             if not job.stop.is_set():
                 weight = NEWEST_WEIGHT if self.mean_gpu_seconds else 1
                 self.mean_gpu_seconds += (time.monotonic() - begun - self.mean_gpu_seconds) * weight
@@ -139,7 +149,8 @@ class GpuExecutor:
             self._moved = None
             if job.prompt_cached is not None:
                 self._metrics.prompts.labels(str(job.prompt_cached).lower()).inc()
-            self._metrics.gpu_busy.inc(time.monotonic() - begun)
+            self._metrics.gpu_time.change(busy=False)
+            job.spend(time.monotonic() - begun, self._metrics)
             self._metrics.gpu_memory.set(pipeline.gpu_memory() or 0)
             job.notify(Generated())
 

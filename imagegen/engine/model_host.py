@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from imagegen.contract.schemas import HealthResponse
+from imagegen.contract.responses import HealthResponse
 from imagegen.contract.start_times import StartTimes
 from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.errors import ConfigurationError, LoadFailed, NotReady, Unavailable

@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 from imagegen.contract import requests
-from imagegen.contract.schemas import EditRequest, GenerateRequest, GenerateResponse
+from imagegen.contract.responses import GenerateResponse
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine.service import Service
 from imagegen.errors import ImageGenError, InvalidInput, NotFound, NotReady, Unauthorized
 from imagegen.models import ModelSpec

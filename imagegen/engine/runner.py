@@ -15,7 +15,8 @@ from PIL import Image
 from imagegen import logs
 from imagegen.contract import requests
 from imagegen.contract.events import References
-from imagegen.contract.schemas import EditRequest, EditResponse, GenerateResponse, Timings
+from imagegen.contract.responses import EditResponse, GenerateResponse, Timings
+from imagegen.contract.schemas import EditRequest
 from imagegen.contract.start_times import StartTimes
 from imagegen.editing.photo import PhotoEdit, plan_edit
 from imagegen.engine.admission import Admission
@@ -30,6 +31,8 @@ from imagegen.models import ModelSpec
 from imagegen.outputs import delivery
 from imagegen.outputs.signing import Signer, load_signer
 from imagegen.settings import Settings
+from imagegen.telemetry.gpu_device import GpuDevice, open_device
+from imagegen.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Runner(Protocol):
 
     #: Mean seconds of late until a job is ready for the GPU.
     mean_prepare_seconds: float
+    #: Jobs that keep it busy: those on a GPU, and the next one of each.
+    jobs_at_once: int
 
     def load(self, host: ModelHost) -> LoadedModel:
         """Loads the model; called in the GPU's thread. Sets `host.spec` as soon as the model is chosen.
@@ -69,9 +74,18 @@ class LocalRunner:
         progress: show bars for loading and steps on stderr.
     """
 
-    def __init__(self, settings: Settings, executor: GpuExecutor, admission: Admission, progress: bool = False) -> None:
+    jobs_at_once = 2
+
+    def __init__(
+        self,
+        settings: Settings,
+        executor: GpuExecutor,
+        admission: Admission,
+        metrics: Metrics,
+        progress: bool = False,
+    ) -> None:
         self._settings, self._executor, self._admission = settings, executor, admission
-        self._progress = progress
+        self._metrics, self._progress = metrics, progress
         self.mean_prepare_seconds = 0.0
         self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
         self._decoders = Decoders()
@@ -93,6 +107,8 @@ class LocalRunner:
             host.spec = choose_model(self._settings)
         self._signer = load_signer(self._settings)
         self._pipeline = load(host.spec, self._settings, self._progress, host.note_stage, path, times)
+        self._metrics.watch(_device_of(self._pipeline))
+        self._metrics.gpu_time.begin()
         return self._pipeline
 
     async def run(self, job: Job) -> GenerateResponse:
@@ -122,7 +138,7 @@ class LocalRunner:
         width, height = (plan.width, plan.height) if edit is None else edit.size
         clock = time.monotonic()
         async with self._admission.delivery(job.caller, len(plan.seeds) * width * height):
-            timings.queue += time.monotonic() - clock
+            job.spent("queue", time.monotonic() - clock)
             await self._executor.run(job, plan, pipeline, images.begin)
             if not pipeline.times.first_picture:
                 pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
@@ -142,7 +158,7 @@ class LocalRunner:
                 warnings=[*plan.warnings, *job.warnings],
             )
             await images.finish(answer, job.max_answer, job.store, job.id)
-        timings.deliver = time.monotonic() - clock
+        job.spent("deliver", time.monotonic() - clock)
         timings.total = time.monotonic() - job.begun
         answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
         return answer
@@ -171,7 +187,7 @@ class LocalRunner:
                     if (lossy := job.request.output_format) != "png":
                         job.warnings.append(f"output_format: {lossy} is lossy; only in png are kept pixels exact")
         finally:  # those that never came have taken their time too
-            job.timings.references = time.monotonic() - clock
+            job.spent("references", time.monotonic() - clock)
             self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * NEWEST_WEIGHT
 
     async def _load_all(self, request: EditRequest, caller: str | None) -> list[Reference]:
@@ -194,6 +210,8 @@ class LocalRunner:
         if is_url(value):
             fetching = await asyncio.to_thread(_import_fetching)
             source = await fetching.fetch(value, field, self._settings)
+        size = len(source) if isinstance(source, bytes) else len(source) * 3 // 4  # base64
+        self._metrics.reference_bytes.labels("url" if isinstance(source, bytes) else "request").inc(size)
         limit = int(self._settings.max_reference_mb * 1e6)
         async with self._admission.decoding(caller):
             return await asyncio.wrap_future(self._decoders.submit(source, field, limit, purpose))
@@ -204,8 +222,16 @@ def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:
     clock = time.monotonic()
     finished = edit.finish(generated)
     job.warnings += [warning for warning in finished.warnings if warning not in job.warnings]
-    job.timings.composite += time.monotonic() - clock
+    job.spent("composite", time.monotonic() - clock)
     return finished.image
+
+
+def _device_of(pipeline: FluxPipeline) -> GpuDevice | None:
+    if pipeline.device is None or not pipeline.device.startswith("cuda"):
+        return None
+    import torch
+
+    return open_device(str(torch.cuda.get_device_properties(pipeline.device).uuid))
 
 
 def _import_fetching() -> ModuleType:

@@ -18,17 +18,18 @@ from typing import Any
 from imagegen import __version__, logs
 from imagegen.contract import requests
 from imagegen.contract.events import Listener, Queued
-from imagegen.contract.schemas import GenerateResponse, HealthResponse, QueueState
+from imagegen.contract.responses import GenerateResponse, HealthResponse, QueueState
 from imagegen.engine.admission import Admission, Upload
 from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.model_host import ModelHost
 from imagegen.engine.runner import LocalRunner, Runner
 from imagegen.errors import DeadlineExceeded, ImageGenError, InvalidInput, NotReady, Overloaded, internal
-from imagegen.metrics import Metrics
 from imagegen.models import ModelSpec
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import Settings
+from imagegen.telemetry import tracing
+from imagegen.telemetry.metrics import Metrics, size_class
 
 
 class Service:
@@ -43,9 +44,10 @@ class Service:
     def __init__(self, settings: Settings, progress: bool = False, runner: Runner | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        tracing.configure(settings)
         self.executor = GpuExecutor(settings.stall_timeout, self.metrics)
         self.admission = Admission(settings, self.metrics, lambda: self.executor.mean_gpu_seconds)
-        self.runner: Runner = runner or LocalRunner(settings, self.executor, self.admission, progress)
+        self.runner: Runner = runner or LocalRunner(settings, self.executor, self.admission, self.metrics, progress)
         self.host = ModelHost(settings, self.executor, self.runner.load)
         #: Where images go that were asked for by URL, or are too large to send.
         self.store = ObjectStore.from_settings(settings)
@@ -79,6 +81,7 @@ class Service:
         self.drain()
         self.host.close()
         self.runner.close()
+        tracing.close()
 
     def health(self) -> HealthResponse:
         """The state that the service is in; it can take a job while idle, ready or busy."""
@@ -86,11 +89,41 @@ class Service:
         queue = QueueState(running=admission.running, waiting=admission.waiting, limit=admission.max_queue)
         state = HealthResponse(status="idle", model="unknown", version=__version__, queue=queue)
         self.host.describe(state)
+        if self.metrics.device is not None:
+            state.gpu = self.metrics.device.state
         if state.status == "ready" and admission.running:
             state.status = "busy"
         if admission.draining and state.status != "failed":
             state.status = "draining"
         return state
+
+    def metrics_text(self) -> bytes:
+        """The metrics of this moment, in Prometheus' text format."""
+        self._record_state()
+        return self.metrics.text()
+
+    def figures(self) -> dict[str, float]:
+        """The same by name and labels."""
+        self._record_state()
+        return self.metrics.figures()
+
+    def _record_state(self) -> None:
+        """Brings the metrics that are a state, and no count of events, up to date."""
+        state, metrics, admission = self.health(), self.metrics, self.admission
+        metrics.state.state(state.status)
+        metrics.running.set(admission.running)
+        metrics.oldest.set(admission.oldest_seconds)
+        memory = state.memory
+        metrics.record_build(
+            version=state.version,
+            model=state.model,
+            transformer=memory.transformer if memory else "",
+            text_encoder=memory.text_encoder if memory else "",
+            offload=memory.offload if memory else "",
+            device=state.device or "",
+        )
+        for stage, seconds in state.start or ():
+            metrics.start.labels(stage).set(seconds)
 
     @property
     def fatal(self) -> str | None:
@@ -99,12 +132,13 @@ class Service:
             return self.executor.dead
         return None if self.settings.keep_failed else self.host.failed
 
-    def upload(self, caller: str | None, length: int = 0, wait_for_model: bool = True) -> Upload:
+    def upload(self, caller: str | None, length: int = 0, wait_for_model: bool = True, stored: bool = False) -> Upload:
         """A transport is going to read a job's body: not one of a job that would be refused.
 
         Args:
             caller, wait_for_model: as for `run`.
             length: bytes of it, where that is known.
+            stored: its job will wait in a store.
 
         Raises:
             NotReady: the worker is ending, or loading and the job would not wait for that.
@@ -113,14 +147,14 @@ class Service:
         with self._counting_refusals():
             if not wait_for_model:
                 self.host.check_loaded()
-            return self.admission.upload(caller, length)
+            return self.admission.upload(caller, length, stored)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:
         try:
             yield
         except (NotReady, Overloaded) as error:
-            self.metrics.jobs.labels(error.code).inc()
+            self.metrics.jobs.labels("unknown", error.code).inc()
             raise
 
     async def run(
@@ -134,6 +168,7 @@ class Service:
         store: ObjectStore | None = None,
         upload: Upload | None = None,
         wait_for_model: bool = True,
+        stored: bool = False,
         listener: Listener | None = None,
         previews: int = 0,
     ) -> GenerateResponse:
@@ -147,6 +182,7 @@ class Service:
             store: the job's own object store; None: the worker's, if it has one.
             upload: its body, released as soon as nobody needs it, with the request's references.
             wait_for_model: False: a job that comes while the model is loading is refused with NotReady.
+            stored: it has waited in a store of jobs, and takes no place of those that hold a connection.
             listener: notified of what happens.
             previews: how often it is shown each image as it forms.
 
@@ -164,16 +200,15 @@ class Service:
             max_answer=max_answer,
             store=store or self.store,
             upload=upload,
+            trace=tracing.JobTrace(request.mode, model=self.spec.name if self.spec else "unknown"),
         )
         outcome = "ok"
         try:
             if not wait_for_model:
                 self.host.check_loaded()
-            with self.admission.place(caller) as job.place:
+            with self.admission.place(caller, stored) as job.place:
                 answer = await self._run_in_time(job)
-            for stage, seconds in answer.timings:
-                self.metrics.stages.labels(stage).observe(seconds)
-            self.metrics.pictures.inc(len(answer.images) or len(answer.urls))
+            self._count(request.mode, answer)
             return answer
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -188,8 +223,17 @@ class Service:
             job.stop.set()
             if upload is not None:
                 upload.release()
-            self.metrics.jobs.labels(outcome).inc()
+            job.end(outcome, self.metrics)
+            job.trace.end(outcome, **logs.noted("images", "size", "steps", "requestId"))
             logs.note(outcome=outcome, timings={name: round(value, 4) for name, value in job.timings if value})
+
+    def _count(self, mode: str, answer: GenerateResponse) -> None:
+        for stage, seconds in answer.timings:
+            if stage != "total":
+                self.metrics.stages.labels(mode, stage).observe(seconds)
+        size = size_class(answer.width, answer.height)
+        self.metrics.job_seconds.labels(mode, size).observe(answer.timings.total)
+        self.metrics.pictures.inc(len(answer.images) or len(answer.urls))
 
     async def _run_in_time(self, job: Job) -> GenerateResponse:
         timeout = min(job.request.timeout or self.settings.timeout, self.settings.timeout)
@@ -204,6 +248,7 @@ class Service:
     async def _run(self, job: Job) -> GenerateResponse:
         request = job.request
         words = {"prompt": request.prompt} if self.settings.log_prompts else {}
+        self.metrics.prompt_length.observe(len(request.prompt))
         logs.note(mode=request.mode, images=request.num_images, **words)
         if request.delivery == "url" and job.store is None:
             raise InvalidInput(
@@ -212,8 +257,10 @@ class Service:
         if self.spec is not None:
             requests.check(request, self.spec, self.settings)
         job.notify(Queued(job.place.ahead if job.place else 0))
+        clock = time.monotonic()
         await self.host.ready()
+        job.spent("load", time.monotonic() - clock)
         if self.spec is not None:  # it may have been chosen only now
             requests.check(request, self.spec, self.settings)
-        job.timings.queue = time.monotonic() - job.begun
+        job.spent("queue", time.monotonic() - job.begun - job.timings.load)
         return await self.runner.run(job)

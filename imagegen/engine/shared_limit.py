@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 
-from imagegen.metrics import Metrics
+from imagegen.telemetry.metrics import Metrics
 
 
 class SharedLimit:
@@ -21,6 +22,9 @@ class SharedLimit:
         self.total, self.share = total, min(share, total)
         self._name, self._metrics = name, metrics
         self._taken: Counter[str | None] = Counter()
+        #: What a caller may have in place of `share`, if that is less; None: nothing else.
+        self.share_of: Callable[[str], float | None] = lambda _: None
+        metrics.limit.labels(name).set(total)
         self._waiting: deque[tuple[str | None, float, asyncio.Future[None]]] = deque()
 
     @property
@@ -28,9 +32,14 @@ class SharedLimit:
         """What is taken, by all."""
         return sum(self._taken.values())
 
+    def share_for(self, caller: str) -> float:
+        """What this caller may have."""
+        own = self.share_of(caller)
+        return self.share if own is None else min(own, self.share)
+
     def excess(self, caller: str | None, amount: float) -> str | None:
         """Why `amount` more is too much: the caller's "share", or the "total"; None where it is not."""
-        if caller is not None and self._taken[caller] + amount > self.share:
+        if caller is not None and self._taken[caller] + amount > self.share_for(caller):
             return "share"
         return "total" if self.taken + amount > self.total else None
 

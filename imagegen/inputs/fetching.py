@@ -17,25 +17,18 @@ of the environment switches it off; and since importing it costs a second.
 from __future__ import annotations
 
 import asyncio
-import re
 from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
 from imagegen.errors import BadReference, PayloadTooLarge
-from imagegen.inputs import addresses, connections
+from imagegen.inputs import addresses, connections, urls
 from imagegen.settings import Settings
 
 #: Redirects that are followed.
 _REDIRECTS = 5
-#: A presigned URL has about a thousand.
-_MAX_URL = 8192
 _CHUNK = 65_536
-#: What RFC 3986 allows, and letters of other scripts; a space or a control character could end a line of a request.
-_TEXT = re.compile(r"[!-~\u00a1-\U0010ffff]*")
-#: A name, or an address without a zone.
-_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|(?=[0-9a-f.]*:)[0-9a-f:.]+", re.IGNORECASE)
 _HEADERS = {"Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
 
 
@@ -76,23 +69,9 @@ async def fetch(url: str, field: str, settings: Settings) -> bytes:
 
 
 def _check(text: str, field: str, settings: Settings) -> URL:
-    """A URL that may be asked for, its addresses aside. It is not written anew: signatures cover how it is written."""
-    try:
-        if len(text) > _MAX_URL or not _TEXT.fullmatch(text):
-            raise ValueError
-        url = URL(text, encoded=text.isascii())
-        if url.scheme not in ("http", "https"):
-            raise BadReference(f"{field}: leads to another scheme; http and https are allowed", field)
-        host, port = url.raw_host or "", url.port
-        if not _HOST.fullmatch(host) or port is None:
-            raise ValueError
-    except (ValueError, TypeError):
-        raise BadReference(f"{field}: is not a URL that can be fetched", field) from None
-    if url.raw_user is not None or url.raw_password is not None:
-        raise BadReference(f"{field}: a URL with a user's name or password is not fetched", field)
-    if not addresses.is_web_port(port) and not addresses.named(host, port, settings.private_hosts):
-        raise BadReference(f"{field}: port {port} is no web server's; 80, 443 and most from 1024 on are allowed", field)
-    if settings.url_hosts and not addresses.named(host, port, settings.url_hosts):
+    """A URL that a reference may have, its addresses aside."""
+    url = urls.check(text, field, settings.private_hosts, BadReference)
+    if settings.url_hosts and not addresses.named(str(url.raw_host), url.port, settings.url_hosts):
         raise BadReference(f"{field}: references are not fetched from this host; the operator has a list", field)
     return url
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from imagegen.contract.schemas import MemoryState
+from imagegen.contract.responses import MemoryState
 from imagegen.errors import ConfigurationError, OutOfMemory
 from imagegen.memory.footprint import (
     Parts,

@@ -55,12 +55,6 @@ class PromptCache:
                 _, (gone, _) = self._kept.popitem(last=False)
                 self._bytes -= gone.nbytes
 
-    def clear(self) -> None:
-        """Forgets all: another model has other embeddings."""
-        with self._lock:
-            self._kept.clear()
-            self._bytes = 0
-
     @property
     def size(self) -> tuple[int, int]:
         """How many prompts are kept, and their bytes."""

@@ -3,8 +3,13 @@ helps. torch, Triton, cuBLAS, cuDNN and CUDA itself each have a way of their own
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+import gc
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
+
+from imagegen.errors import GpuFailed, ImageGenError, OutOfMemory
+
+T = TypeVar("T")
 
 #: How they say that memory is missing, in lower case. CUDA: cudaErrorMemoryAllocation, which leaves the context alive;
 #: Triton: `Triton Error [CUDA]: out of memory`; cuBLAS: its workspace; cuDNN 9: no plan whose workspace could be had.
@@ -15,6 +20,39 @@ _MEMORY = (
     "no valid execution plans",
     "unable to find a valid cudnn algorithm",
 )
+
+
+def translate_gpu_errors(work: Callable[[], T], free: Callable[[], None]) -> T:
+    """Runs `work` on the GPU. Whatever ends it, the next call finds the GPU as it was.
+
+    Args:
+        free: takes off the GPU what a call that was broken off has left there.
+
+    Raises:
+        OutOfMemory, GpuFailed: for the GPU's own errors.
+    """
+    import torch
+
+    failure: ImageGenError
+    try:
+        with torch.no_grad():
+            return work()
+    except BaseException as error:
+        fault = find_gpu_fault(error)
+        if fault == "dead":
+            raise GpuFailed("the GPU failed; this worker must be replaced") from None
+        if fault is None:
+            free()
+            raise
+        failure = OutOfMemory("the image does not fit the GPU's memory; ask for a smaller size or fewer references")
+    # Outside of the handler, whose exception holds the frames that hold the tensors.
+    free()
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        raise failure
+    finally:
+        del failure  # it refers to this frame, and that to it: what the frames hold would wait for the collector
 
 
 def find_gpu_fault(error: BaseException) -> Literal["memory", "dead"] | None:

@@ -10,7 +10,7 @@ import gc
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -20,17 +20,17 @@ from PIL import Image
 from imagegen import logs
 from imagegen.compat.diffusers import execution_device
 from imagegen.compat.torch import errors_of_compilation
-from imagegen.contract import prompts
 from imagegen.contract.start_times import StartTimes
-from imagegen.errors import ConfigurationError, GpuFailed, ImageGenError, NotReady, OutOfMemory, Unavailable
+from imagegen.errors import ConfigurationError, NotReady, Unavailable
 from imagegen.memory.plan import MemoryPlan
 from imagegen.model import acceleration, generation
-from imagegen.model.caches import PromptCache, References
+from imagegen.model.caches import References
 from imagegen.model.compile_cache import CompileCache, compile_key
 from imagegen.model.config import FluxConfig
 from imagegen.model.generation import StepCallback
-from imagegen.model.gpu_errors import find_gpu_fault
-from imagegen.model.images import GeneratedImage, Mark
+from imagegen.model.gpu_errors import find_gpu_fault, translate_gpu_errors
+from imagegen.model.images import GeneratedImage
+from imagegen.model.prompt import Prompt, PromptEncoder
 from imagegen.models import Size
 
 if TYPE_CHECKING:
@@ -39,24 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Prompt:
-    """A prompt's embeddings (1, max_sequence_length, 3 * hidden), made once for all images of a job, and what of it
-    is not in them; `cached` where they were there already."""
-
-    embeddings: torch.Tensor
-    begun: Mark
-    done: Mark
-    warnings: list[str]
-    cached: bool = False
-
-    @property
-    def seconds(self) -> float:
-        """What it took; waits until the GPU has done it."""
-        self.done.wait()
-        return self.begun.seconds_to(self.done)
 
 
 class FluxPipeline:
@@ -74,7 +56,7 @@ class FluxPipeline:
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
         self._plain: Any = None  # of the same parts, the one that knows no cache of keys and values; mostly the same
         self._compiled = False
-        self._prompts = PromptCache(config.prompt_cache)
+        self._encoder: PromptEncoder
 
     @property
     def loaded(self) -> bool:
@@ -146,6 +128,7 @@ class FluxPipeline:
         if config.compile:
             acceleration.compile_blocks(pipe)
         self._compiled = config.compile
+        self._encoder = PromptEncoder(self._plain, config.spec, self._device, config.prompt_cache)
 
     def unload(self) -> None:
         """Gives the memory back, the GPU's and the CPU's; does nothing when nothing is loaded."""
@@ -155,7 +138,7 @@ class FluxPipeline:
 
         self._pipe.remove_all_hooks()
         self._pipe = self._plain = None
-        self._prompts.clear()
+        del self._encoder
         gc.collect()  # modules and hooks refer to each other in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -171,22 +154,8 @@ class FluxPipeline:
 
     def encode_prompt(self, prompt: str) -> Prompt:
         """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted; the same from the cache."""
-        pipe = self._loaded()
-        kept = self._prompts.get(prompt)
-
-        def encode() -> Prompt:
-            begun = Mark.on(self._device)
-            if kept is not None:
-                embeddings, warnings = kept[0].to(self._device, non_blocking=True), kept[1]
-            else:
-                embeddings, _ = self._plain.encode_prompt(
-                    prompt, max_sequence_length=self.config.spec.max_sequence_length
-                )
-                warnings = prompts.warnings(self.config.spec, prompt, pipe.tokenizer)
-                self._prompts.put(prompt, embeddings, warnings)
-            return Prompt(embeddings, begun, Mark.on(self._device), warnings, cached=kept is not None)
-
-        return self.translating_gpu_errors(encode)
+        self._loaded()
+        return self.translating_gpu_errors(lambda: self._encoder.encode(prompt))
 
     def generate(
         self,
@@ -307,29 +276,8 @@ class FluxPipeline:
         Raises:
             OutOfMemory, GpuFailed: for the GPU's own errors.
         """
-        import torch
-
-        failure: ImageGenError
-        try:
-            with torch.no_grad():
-                return work()
-        except BaseException as error:
-            fault = find_gpu_fault(error)
-            if fault == "dead":
-                raise GpuFailed("the GPU failed; this worker must be replaced") from None
-            if fault is None:
-                # It stands only at the end of the pipeline's call; the next job would find the transformer on the GPU.
-                self._pipe.maybe_free_model_hooks()
-                raise
-            failure = OutOfMemory("the image does not fit the GPU's memory; ask for a smaller size or fewer references")
-        # Outside of the handler, whose exception holds the frames that hold the tensors.
-        self._pipe.maybe_free_model_hooks()
-        gc.collect()
-        torch.cuda.empty_cache()
-        try:
-            raise failure
-        finally:
-            del failure  # it refers to this frame, and that to it: what the frames hold would wait for the collector
+        # The pipeline frees its hooks only at the end of its call; the next job would find the transformer on the GPU.
+        return translate_gpu_errors(work, self._pipe.maybe_free_model_hooks)
 
     def _loaded(self) -> Any:
         if self._pipe is None:

@@ -13,7 +13,9 @@ from types import ModuleType
 
 from PIL import Image
 
-from imagegen.contract.schemas import EditRequest, GenerateRequest, GenerateResponse, OutputFormat
+from imagegen.contract.fields import OutputFormat
+from imagegen.contract.responses import GenerateResponse
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import DeliveryFailed, ResultTooLarge
 from imagegen.outputs.object_store import ObjectStore, object_key
 from imagegen.outputs.provenance import Provenance

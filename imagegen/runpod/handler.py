@@ -20,11 +20,14 @@ from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, LoadFailed, internal
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import get_settings
+from imagegen.telemetry import tracing
 
 #: Megabytes that RunPod takes as a job's answer, by the way it came; beyond them an answer is lost without a word.
 _RUN_MB, _RUNSYNC_MB = 10.0, 20.0
 #: More than a stream has beside its images: steps, and 8 previews of 512x512, 234 KB each where they are noise.
 _STREAM_BYTES = 2_000_000
+#: What HTTP has as headers of these names: https://www.w3.org/TR/trace-context/
+_TRACE = ("traceparent", "tracestate")
 
 
 @lru_cache
@@ -52,7 +55,8 @@ async def answer(job: Any, listener: Listener | None = None, previews: int = 0) 
     identity = job.get("id", "") if isinstance(job, dict) else ""
     identity = identity if isinstance(identity, str) else show(identity)
     with logs.request(identity):
-        output = await _answer(job, identity, listener, previews)
+        with tracing.request("runpod job", _trace_headers(job), "consumer"):
+            output = await _answer(job, identity, listener, previews)
         logs.note(outcome=output.get("code", "ok"))
         return output
 
@@ -62,6 +66,8 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
         if not isinstance(job, dict) or "input" not in job:
             raise InvalidInput('input: is missing; a job is an object like {"input": {"prompt": "..."}}', "input")
         job_input = job["input"]
+        if isinstance(job_input, dict):
+            job_input = {name: value for name, value in job_input.items() if name not in _TRACE}
         check_bytes(job_input, int(get_settings().max_body_mb * 1e6))
         options: dict[str, Any] = {
             "job_id": identity,
@@ -84,6 +90,13 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
         return Cancelled("the job was cancelled").output()
     except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
         return internal(error).output()
+
+
+def _trace_headers(job: Any) -> dict[str, str]:
+    """The trace that a job is part of: RunPod passes on nothing but a job's input, so it is there."""
+    fields = job.get("input") if isinstance(job, dict) else None
+    fields = fields if isinstance(fields, dict) else {}
+    return {name: fields[name] for name in _TRACE if isinstance(fields.get(name), str)}
 
 
 def _seed(identity: str) -> int:

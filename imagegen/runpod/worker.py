@@ -15,6 +15,7 @@ from imagegen.runpod import sdk
 from imagegen.runpod.adapter import Answer, RunPodAdapter
 from imagegen.runpod.delivery import deliver
 from imagegen.runpod.queue_loop import QueueLoop
+from imagegen.telemetry.report import Report
 
 log = logging.getLogger(__name__)
 
@@ -45,5 +46,9 @@ def run(service: Service, answer: Answer) -> int:
         except ConfigurationError as error:
             log.error("%s", error)
             return 1
+    report = Report(service.figures)
+    report.start()
     runpod.serverless.start(adapter.config)
+    service.drain()
+    report.end()
     end_process(service)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
 import time
 from collections import OrderedDict
@@ -12,12 +11,18 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 
 from imagegen.errors import Forbidden, Overloaded, Unauthorized
+from imagegen.jobs.keys import Keys
+from imagegen.server.page import FILES_PATH
 from imagegen.settings import Settings
 
 #: What a load balancer asks for: answered without a key, and where there is room for no other connection.
 HEALTH_PATHS = ("/health", "/ping")
-#: Answered without a key: the page asks for it itself.
+#: Answered without a key, as are the page's files: the page asks for it itself.
 OPEN_PATHS = ("/", *HEALTH_PATHS)
+#: Answered to a signature in the URL.
+SIGNED_PATH = "/v1/samples/"
+#: Headers that hold a key, beside Authorization; the last one is BFL's.
+_KEY_HEADERS = ("x-api-key", "x-key")
 #: The delay of the answer to the first wrong key of an address, doubled with each further one, and its bound: seconds.
 FIRST_DELAY, MAX_DELAY = 0.1, 5.0
 #: Seconds without a wrong key after which an address begins anew.
@@ -44,10 +49,11 @@ class Access:
 
     Args:
         settings: of the process.
+        keys: of the callers.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._keys = {name: key.encode() for name, key in settings.api_keys.items()}
+    def __init__(self, settings: Settings, keys: Keys) -> None:
+        self._keys = keys
         self._origins = _listed(settings.cors_origins)
         # DNS rebinding makes a browser call this server under the name of a foreign page. Where a key is needed the
         # page has none to send, and RunPod's load balancer asks for its own.
@@ -90,12 +96,13 @@ class Access:
             Overloaded: many wrong keys of this address wait already.
         """
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
-        # Headers are bytes that were read as latin-1. Each key is compared, and each in constant time.
-        same = [name for one in given for name, key in self._keys.items() if _equal(one, key)]
-        if same or not self._keys:
-            return same[0] if same else None
-        is_open = path in OPEN_PATHS or method == "OPTIONS"
+        given = [token.strip() if scheme.lower() == "bearer" else "", *map(headers.get, _KEY_HEADERS)]
+        if not self._keys:
+            return None
+        for one in filter(None, given):
+            if (name := self._keys.name_of(one)) is not None:
+                return name
+        is_open = path in OPEN_PATHS or path.startswith((f"{FILES_PATH}/", SIGNED_PATH)) or method == "OPTIONS"
         if any(given) and (not is_open or path == "/health"):  # which says more to those who have a key
             await self._delay(address)
         if is_open:
@@ -149,10 +156,6 @@ class _Wrong:
             await asyncio.sleep(self._seconds)
         finally:
             self._delayed -= 1
-
-
-def _equal(given: str, key: bytes) -> bool:
-    return hmac.compare_digest(given.encode("latin-1"), key)
 
 
 def _listed(text: str) -> list[str]:

@@ -25,6 +25,7 @@ from imagegen.contract import requests
 from imagegen.contract.requests import R
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, DeadlineExceeded, InvalidInput, PayloadTooLarge, UnsupportedMediaType
+from imagegen.server.stored import idempotency_key
 
 #: Seconds in which a body must have come.
 _BODY_SECONDS = 120
@@ -38,10 +39,13 @@ _SLICE = 1_000_000
 _FORM_SLICE = 16_384
 
 
-async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
+async def read_fields(request: Request, stored: bool = False) -> tuple[dict[str, Any], bool]:
     """The fields of a body, and whether they came as a form, whose values are all strings.
 
     A body is not read for a job that would be refused. Files of a form become base64 in `images`, in their order.
+
+    Args:
+        stored: its job goes into the store of jobs, as does each with an Idempotency-Key.
 
     Raises:
         InvalidInput: it is not JSON, not an object, or a broken form.
@@ -53,7 +57,9 @@ async def read_fields(request: Request) -> tuple[dict[str, Any], bool]:
     service: Service = request.app.state.service
     length = request.headers.get("content-length", "")
     expected = int(length[:20]) if length.isascii() and length.isdigit() else 0
-    upload = service.upload(request.state.caller, expected, wait_for_model=not service.settings.preload_models)
+    stored = stored or idempotency_key(request) is not None
+    waits = stored or not service.settings.preload_models
+    upload = service.upload(request.state.caller, expected, wait_for_model=waits, stored=stored)
     request.state.upload = upload  # released with its job, or by Guard
 
     async def receive() -> Message:

@@ -9,10 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen import logs
 from imagegen.errors import ImageGenError, NotFound, PayloadTooLarge, internal
-from imagegen.metrics import Metrics
+from imagegen.jobs.limits import KeyLimits
 from imagegen.server.access import Access, network_of
 from imagegen.server.http import error_response
 from imagegen.settings import Settings
+from imagegen.telemetry import tracing
+from imagegen.telemetry.metrics import Metrics
+from imagegen.telemetry.tracing import Span
 
 
 class Guard:
@@ -26,10 +29,11 @@ class Guard:
     - `authorized`: whether this caller may have a job.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, limits: KeyLimits) -> None:
         self._app = app
         self._metrics = metrics
-        self._access = Access(settings)
+        self._access = Access(settings, limits.keys)
+        self._limits = limits
         self._metrics_port = settings.metrics_port
         self._limit = int(settings.max_body_mb * 1e6)
 
@@ -42,9 +46,15 @@ class Guard:
         state = scope.setdefault("state", {})
         state.update(request_id=uuid.uuid4().hex, caller=network_of(client), authorized=False)
         with logs.request(state["request_id"], method=scope["method"], path=scope["path"][:100], client=client):
-            await self._handle(scope, receive, send)
+            method = scope["method"]
+            if method != "POST":  # what machines ask every few seconds is not worth a trace
+                await self._handle(scope, receive, send, Span(None))
+                return
+            attributes = {"http.request.method": method}
+            with tracing.request(method, Headers(scope=scope), "server", **attributes) as span:
+                await self._handle(scope, receive, send, span)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, span: Span) -> None:
         started, received = False, 0
 
         async def send_with_headers(message: Message) -> None:
@@ -54,7 +64,9 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = scope["state"]["request_id"]
                 headers["X-Content-Type-Options"] = "nosniff"
-                self._metrics.requests.labels(message["status"]).inc()
+                headers.update(span.headers)
+                span.note(**{"http.route": _route(scope), "http.response.status_code": message["status"]})
+                self._metrics.requests.labels(_route(scope), message["status"]).inc()
                 logs.note(status=message["status"])
             await send(message)
 
@@ -94,6 +106,8 @@ class Guard:
         if key is not None:
             state["caller"] = key
             logs.note(caller=key)
+            if scope["method"] == "POST":
+                await self._limits.count_request(key)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
@@ -103,3 +117,8 @@ class Guard:
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body is over {self._limit / 1e6:g} MB; send fewer or smaller images")
+
+
+def _route(scope: Scope) -> str:
+    """The route's path as it is declared, so that no path that a caller thinks of becomes a label."""
+    return getattr(scope.get("route"), "path", "none")

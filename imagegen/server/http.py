@@ -9,9 +9,10 @@ from fastapi import Response
 from starlette.exceptions import HTTPException
 
 from imagegen import logs
-from imagegen.contract.schemas import ErrorResponse
+from imagegen.contract.responses import ErrorResponse
 from imagegen.engine import openai
 from imagegen.errors import ImageGenError, InvalidInput, MethodNotAllowed, NotFound, Unauthorized
+from imagegen.jobs import bfl
 
 #: For OpenAPI: what each status means.
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -34,13 +35,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def error_response(error: ImageGenError, path: str) -> Response:
-    """An error as HTTP: the contract's shape, and OpenAI's below /v1."""
+    """An error as HTTP: the contract's shape, and below /v1 OpenAI's or BFL's."""
     logs.note(outcome=error.code)
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if path.startswith(("/v1/flux-", "/v1/get_result", "/v1/samples/")):
+        return _json(bfl.error_body(error), error.status, headers)
     if path.startswith("/v1/"):
         return _json({"error": openai.error_body(error)}, openai.status_of(error), headers)
     return _json({"error": error.body()}, error.status, headers)

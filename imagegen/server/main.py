@@ -25,8 +25,11 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from imagegen import __version__, logs
 from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput
-from imagegen.server import http, native, openai, status
+from imagegen.jobs.jobs import Jobs
+from imagegen.server import bfl, http, native, openai, status
+from imagegen.server import jobs as jobs_routes
 from imagegen.server.guard import Guard
+from imagegen.server.page import FILES_PATH, PageFiles
 from imagegen.server.protocol import Limits
 from imagegen.settings import Settings, get_settings
 
@@ -42,6 +45,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
     """The application; its service, one of its own where none is given, is `app.state.service`."""
     settings = settings or get_settings()
     service = service or Service(settings)
+    jobs = Jobs(settings, service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Limits]]:
@@ -50,7 +54,9 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
         else:
             with suppress(ConfigurationError):  # the first job will say so
                 await asyncio.to_thread(service.choose)
+        await jobs.start()
         yield {"limits": Limits(settings)}  # the protocol reads it
+        await jobs.close()
         await asyncio.to_thread(service.close)
 
     # /docs with its scripts from this server. Swagger UI would else show the document to swagger.io, to validate it.
@@ -63,8 +69,10 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
         **(options if settings.docs else {"openapi_url": None}),
     )
     app.state.service = service
-    app.state.jobs = {}
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics)
+    app.state.jobs = jobs
+    #: Jobs of a connection, and whose they are, by the ids of their requests.
+    app.state.running = {}
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, limits=jobs.limits)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -93,8 +101,9 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
         name = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return http.error_response(InvalidInput(f"{name}: {first['msg']}", name), request.url.path)
 
-    for module in (status, native, openai):
+    for module in (status, native, jobs_routes, bfl, openai):
         app.include_router(module.router)
+    app.mount(FILES_PATH, PageFiles())
     return app
 
 

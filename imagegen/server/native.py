@@ -1,4 +1,4 @@
-"""The native API: POST /generate and /edit, DELETE /jobs/{id}."""
+"""The native API: POST /generate and /edit."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from typing import Any, get_args
 from fastapi import APIRouter, Query, Request, Response
 
 from imagegen.contract import requests
-from imagegen.contract.schemas import (
-    EditRequest,
-    EditResponse,
-    ErrorResponse,
-    GenerateRequest,
-    GenerateResponse,
-    OutputFormat,
-)
+from imagegen.contract.fields import OutputFormat
+from imagegen.contract.responses import EditResponse, GenerateResponse
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine.event_queue import event_fields
-from imagegen.errors import ImageGenError, InvalidInput, NotFound
+from imagegen.errors import ImageGenError, InvalidInput
 from imagegen.server import streams
 from imagegen.server.bodies import read_job
 from imagegen.server.http import ERRORS
 
 router = APIRouter()
 
-#: Previews of each picture in the native stream.
-_PREVIEWS_SENT = 8
+#: Previews of each picture in an event stream.
+PREVIEWS_SENT = 8
 _PREVIEWS = Query(False, description="In an event stream, send a preview of the image with each step.")
 
 
-def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
+def body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     """The request body for OpenAPI: the same fields as JSON and as a form with files."""
     fields = schema.model_json_schema()
     if (expand := fields.pop("$defs", {}).get("Expand")) is not None:  # references are to the whole document
@@ -50,7 +45,7 @@ def _body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-_PICTURES: dict[str, Any] = {
+PICTURES: dict[str, Any] = {
     f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in get_args(OutputFormat)
 }
 
@@ -58,8 +53,8 @@ _PICTURES: dict[str, Any] = {
 @router.post(
     "/generate",
     response_model=GenerateResponse,
-    responses={**ERRORS, 200: {"content": {**_PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
-    openapi_extra=_body(GenerateRequest),
+    responses={**ERRORS, 200: {"content": {**PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+    openapi_extra=body(GenerateRequest),
 )
 async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
     """Text to image. `Accept: image/png` answers with the image itself, `text/event-stream` with progress."""
@@ -69,29 +64,19 @@ async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
 @router.post(
     "/edit",
     response_model=EditResponse,
-    responses={**ERRORS, 200: {"content": {**_PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
-    openapi_extra=_body(EditRequest),
+    responses={**ERRORS, 200: {"content": {**PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+    openapi_extra=body(EditRequest),
 )
 async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:
     """An image from a prompt and one to four reference images, as JSON or as a form with files."""
     return await _answer(request, await read_job(request, EditRequest), previews)
 
 
-@router.delete("/jobs/{job_id}", responses={401: ERRORS[401], 404: {"model": ErrorResponse}, 422: ERRORS[422]})
-async def cancel(request: Request, job_id: str) -> dict[str, str]:
-    """Cancels a job that waits or runs. The GPU is free after the current step."""
-    task = request.app.state.jobs.get(job_id)
-    if task is None:
-        raise NotFound("there is no such job, or it is done")
-    task.cancel()
-    return {"id": job_id, "status": "cancelled"}
-
-
 async def _answer(request: Request, job: requests.Request, previews: bool) -> Response:
     """Runs a job and answers in the form that the client accepts."""
     accept = _accepted(request.headers.get("accept", ""))
     if accept == "events":
-        return await _stream(request, job, _PREVIEWS_SENT * previews)
+        return await _stream(request, job, PREVIEWS_SENT * previews)
     if accept != "json":
         job = _as_picture(job, accept)
     task = streams.start(request, job)
@@ -148,7 +133,7 @@ async def _stream(request: Request, job: requests.Request, previews: int) -> Res
     """The job's events: queued, references, step, and at the end done or error."""
     task, events = await streams.follow(request, job, previews)
 
-    async def body() -> AsyncIterator[str]:
+    async def content() -> AsyncIterator[str]:
         async for event in events:
             name, fields = await event_fields(event, request.state.request_id)
             yield streams.server_sent(name, json.dumps(fields))
@@ -158,4 +143,4 @@ async def _stream(request: Request, job: requests.Request, previews: int) -> Res
         else:
             yield streams.server_sent("done", answer.model_dump_json())
 
-    return streams.EventStream(body(), task)
+    return streams.EventStream(content(), task)

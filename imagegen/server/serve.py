@@ -59,7 +59,7 @@ def uvicorn_config(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.
 
 def warn_if_open(settings: Settings) -> None:
     """Logs a warning if everyone who reaches the port may use the GPU."""
-    if settings.api_key is None and not _is_loopback(settings.listen_host):
+    if not settings.needs_key and not _is_loopback(settings.listen_host):
         log.warning(
             "no IMAGEGEN_API_KEY is set, and the server listens on %s: everyone who reaches its port may use it",
             settings.listen_host,

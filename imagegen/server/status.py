@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from imagegen import __version__
-from imagegen.contract.schemas import AspectRatio, HealthResponse, OutputFormat, PublicHealth
+from imagegen.contract.fields import AspectRatio, OutputFormat
+from imagegen.contract.responses import HealthResponse, PublicHealth
+from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady
 from imagegen.models import MODELS, MULTIPLE
 from imagegen.server.http import ERRORS
+from imagegen.server.page import page
 
 router = APIRouter()
-
-#: The page may load nothing from another server.
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
-
-@cache
-def _page() -> bytes:
-    return (Path(__file__).parent / "playground" / "index.html").read_bytes()
-
 
 _CAN_SERVE = ("idle", "ready", "busy")
 
@@ -49,7 +38,7 @@ _Service = Annotated[Service, Depends(_service)]
 )
 async def root(request: Request, service: _Service) -> Response:
     if "text/html" in request.headers.get("accept", ""):
-        return HTMLResponse(_page(), headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"})
+        return page()
     state = service.health()
     about = {"name": "image-gen", "status": state.status, "docs": "/docs" if service.settings.docs else None}
     if request.state.authorized:
@@ -88,6 +77,8 @@ async def capabilities(service: _Service) -> dict[str, Any]:
         "sizes": {"default": spec.size, "min": spec.min_size, "max": spec.max_size, "multiple": MULTIPLE},
         "aspect_ratios": get_args(AspectRatio),
         "output_formats": get_args(OutputFormat),
+        "fields": {schema.mode: list(schema.model_fields) for schema in (GenerateRequest, EditRequest)},
+        "draws": spec.draws,
         "limits": {
             "prompt": service.settings.max_prompt,
             "images": min(spec.max_references, service.settings.max_references),
@@ -105,4 +96,4 @@ async def capabilities(service: _Service) -> dict[str, Any]:
 @router.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
 async def metrics(service: _Service) -> Response:
     """Metrics for Prometheus."""
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -12,10 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from imagegen.contract.events import Event
 from imagegen.contract.requests import Request as Job
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.event_queue import EventQueue
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ImageGenError
+from imagegen.server import stored
 
 T = TypeVar("T")
 
@@ -68,6 +69,8 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
         options: of Service.run.
     """
     state, service = request.app.state, cast(Service, request.app.state.service)
+    if stored.idempotency_key(request) is not None:
+        return asyncio.create_task(stored.result(request, job))
     work = service.run(
         job,
         caller=request.state.caller,
@@ -76,9 +79,9 @@ def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateRe
         wait_for_model=not service.settings.preload_models,
         **options,
     )
-    task = asyncio.create_task(work)
-    state.jobs[request.state.request_id] = task
-    task.add_done_callback(lambda _: state.jobs.pop(request.state.request_id, None))
+    task = asyncio.create_task(stored.jobs_of(request).limits.counted(request.state.caller, job, work))
+    state.running[request.state.request_id] = (request.state.caller, task)
+    task.add_done_callback(lambda _: state.running.pop(request.state.request_id, None))
     return task
 
 
@@ -93,6 +96,8 @@ async def follow(
     Raises:
         ImageGenError: the job was refused.
     """
+    if stored.idempotency_key(request) is not None:
+        return await stored.follow(request, job, previews)
     queue = EventQueue()
     task = start(request, job, listener=queue.listen, previews=previews)
     events = queue.follow(task)

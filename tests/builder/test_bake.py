@@ -18,8 +18,7 @@ from imagegen.models import MICRO_PATH, get_model
 from imagegen.settings import get_settings
 from imagegen.weights import manifest
 from imagegen.weights.sources import find_weights
-from tests.conftest import settings
-from tests.support import ROOT
+from tests.support import ROOT, settings
 from tests.support.hub import CHUNK, COMMIT, Hub, client_of, serve
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

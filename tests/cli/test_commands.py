@@ -13,8 +13,9 @@ from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.cli.main import COMMANDS, main
 from imagegen.server.main import create_app
 from imagegen.settings import get_settings
-from tests.conftest import scene, settings
 from tests.server.conftest import running
+from tests.support import settings
+from tests.support.images import scene
 
 PROMPT = "a red circle on a blue background"
 KEY = "a-key-of-the-test"

@@ -11,14 +11,17 @@ import httpx
 import pytest
 from PIL import Image
 
-from imagegen.contract.schemas import MAX_IMAGES, MAX_PROMPT, MAX_REFERENCES
+from imagegen.contract.editing import MAX_REFERENCES
+from imagegen.contract.fields import MAX_IMAGES
+from imagegen.contract.prompts import MAX_PROMPT
 from imagegen.runpod import handler
 from imagegen.server.main import create_app
 from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
-from tests.conftest import scene, settings, to_base64, until
 from tests.docs.pages import section
 from tests.server.conftest import running, serving
+from tests.support import settings, until
+from tests.support.images import scene, to_base64
 
 PROMPT = "a red circle on a blue background"
 SMALL = to_base64(scene("circle", "red", "blue"))

@@ -7,8 +7,8 @@ import pytest
 
 from imagegen.contract import prompts
 from imagegen.contract.requests import parse_job
-from tests.conftest import from_base64
 from tests.engine.test_service import run
+from tests.support.images import from_base64
 
 ZWJ_FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"

@@ -8,7 +8,7 @@ from imagegen.contract.requests import check, parse_job, plan
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import InvalidInput
 from imagegen.models import MEGAPIXEL, fit, get_model
-from tests.conftest import settings
+from tests.support import settings
 
 KLEIN, MICRO = get_model("klein-9b"), get_model("micro")
 

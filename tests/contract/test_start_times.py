@@ -47,7 +47,7 @@ def test_loading_fills_its_stages():
 def test_the_stages_add_up_to_the_start():
     """From the process's beginning to the loaded model: no second is counted twice, and few are in no stage."""
     code = (
-        "import time, psutil; from imagegen.engine.service import Service; from tests.conftest import settings;"
+        "import time, psutil; from imagegen.engine.service import Service; from tests.support import settings;"
         "service = Service(settings()); times = service.start().result().times;"
         "print(times.total, time.time() - psutil.Process().create_time()); service.close()"
     )

@@ -8,9 +8,8 @@ import time
 import httpx
 import pytest
 
-from tests.conftest import until
 from tests.server.conftest import serving
-from tests.support import ROOT
+from tests.support import ROOT, until
 
 KEY = {"X-API-Key": "the-key-of-the-gateways-test"}
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}

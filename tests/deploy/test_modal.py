@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from imagegen.runpod import handler
 from imagegen.settings import variable_names
-from tests.conftest import from_base64
+from tests.support.images import from_base64
 
 pytestmark = pytest.mark.slow  # `make slow` installs modal
 JOB = {"prompt": "a red circle on a blue background", "seed": 42}

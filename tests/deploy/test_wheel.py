@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import until
-from tests.support import ROOT
+from tests.support import ROOT, until
 
 pytestmark = pytest.mark.slow  # a build, an environment and three processes
 
@@ -65,7 +64,7 @@ def test_the_wheel_holds_the_package_and_no_module_beside_it(wheel):
         described = email.message_from_bytes(archive.read(metadata))
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"imagegen"}
     wanted = ("py.typed", "micro/model_index.json", "micro/transformer/diffusion_pytorch_model.safetensors")
-    assert {f"imagegen/{name}" for name in (*wanted, "server/playground/index.html")} <= set(names)
+    assert {f"imagegen/{name}" for name in (*wanted, "server/studio/index.html", "server/studio/main.js")} <= set(names)
     assert not [name for name in names if "/tests/" in name or "__pycache__" in name]
     assert wheel.stat().st_size < 10e6
     assert described["Author"]

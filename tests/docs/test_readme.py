@@ -22,14 +22,14 @@ from PIL import Image
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.cli.inspect import read
 from imagegen.cli.main import main
-from imagegen.contract.schemas import GenerateResponse
+from imagegen.contract.responses import GenerateResponse
 from imagegen.memory.plan import Card, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
 from imagegen.runpod import handler
-from tests.conftest import scene, to_base64
 from tests.docs.pages import PAGES, blocks, commands, section
 from tests.support import ROOT
+from tests.support.images import scene, to_base64
 
 #: Pages whose every block is run here.
 RUN = ("README.md", "docs/quickstart.md", "docs/api.md")

@@ -13,8 +13,9 @@ from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
 from imagegen.errors import DeliveryFailed
 from imagegen.runpod import handler
-from tests.conftest import from_base64, settings, to_base64, until
+from tests.support import settings, until
 from tests.support.faulty_store import FaultyStore
+from tests.support.images import from_base64, to_base64
 from tests.support.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from tests.conftest import scene, to_base64
 from tests.e2e.test_server import running
 from tests.support import ROOT
+from tests.support.images import scene, to_base64
 
 #: Whatever a library can be asked to tell, it is asked to.
 LOUD = {

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import scene, to_base64
 from tests.support import ROOT
+from tests.support.images import scene, to_base64
 
 
 def handler_py(*arguments, cwd=ROOT, **environment):

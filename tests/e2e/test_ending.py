@@ -9,8 +9,7 @@ import time
 import httpx
 import pytest
 
-from tests.conftest import until
-from tests.support import ROOT
+from tests.support import ROOT, until
 from tests.support.faulty_gpu import HANGS
 from tests.support.runpod_queue import RunPodQueue
 

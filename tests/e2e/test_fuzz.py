@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import ImageGenError
 from imagegen.runpod import handler
-from tests.conftest import from_base64, scene, to_base64, to_bytes
+from tests.support.images import from_base64, scene, to_base64, to_bytes
 
 JOBS = 10_000
 CODES = {kind.code for kind in ImageGenError.__subclasses__()} - {

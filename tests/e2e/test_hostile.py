@@ -18,9 +18,10 @@ from imagegen.errors import ImageGenError
 from imagegen.inputs import png
 from imagegen.inputs.decoders import Decoders
 from imagegen.runpod import handler
-from tests.conftest import from_base64, to_base64, to_bytes, until
 from tests.e2e.test_server import running
+from tests.support import until
 from tests.support.hostile import GOOD, pictures, slow
+from tests.support.images import from_base64, to_base64, to_bytes
 
 PICTURES = dict(pictures())
 ALLOWED = {"bad_reference", "payload_too_large"}

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import from_base64, scene, to_base64, until
-from tests.support import ROOT
+from tests.support import ROOT, until
+from tests.support.images import from_base64, scene, to_base64
 
 PROMPT = {"prompt": "a yellow star on a black background", "seed": 5}
 

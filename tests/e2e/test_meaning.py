@@ -12,8 +12,8 @@ import pytest
 from imagegen.builder.micro.measure import background_colour, find_shapes, shows, untouched_difference
 from imagegen.builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, Shape, place
 from imagegen.runpod import handler
-from tests.conftest import from_base64, to_base64
 from tests.server.conftest import serving
+from tests.support.images import from_base64, to_base64
 
 
 @pytest.fixture(scope="module")

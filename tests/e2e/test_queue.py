@@ -8,8 +8,9 @@ import pytest
 import runpod
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import from_base64, scene, to_base64, until
+from tests.support import until
 from tests.support.faulty_gpu import DEAD, HANGS, NOISE, TOO_LARGE
+from tests.support.images import from_base64, scene, to_base64
 from tests.support.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background"}

@@ -14,8 +14,8 @@ from PIL import ImageChops
 
 from imagegen.contract.schemas import GenerateRequest
 from imagegen.settings import variable_names
-from tests.conftest import from_base64, scene, to_bytes
 from tests.support import ROOT
+from tests.support.images import from_base64, scene, to_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # `make slow` installs Ray
 JOB = {"prompt": "a red circle on a blue background", "seed": 42}

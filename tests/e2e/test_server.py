@@ -11,8 +11,7 @@ import threading
 import httpx
 import pytest
 
-from tests.conftest import until
-from tests.support import ROOT
+from tests.support import ROOT, until
 from tests.support.faulty_gpu import DEAD, HANGS
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}

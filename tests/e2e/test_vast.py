@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from imagegen.contract.schemas import GenerateRequest
-from tests.conftest import from_base64, scene, to_base64
 from tests.docs.test_pages import PAGES, commands
 from tests.support import ROOT
+from tests.support.images import from_base64, scene, to_base64
 
 pytestmark = pytest.mark.slow  # `make slow` installs vastai
 PYTHON = ROOT / ".venv" / "vast" / "bin" / "python"

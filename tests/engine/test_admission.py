@@ -9,8 +9,9 @@ import pytest
 from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady, Overloaded
-from tests.conftest import scene, settings, to_base64, until
 from tests.server.conftest import serving
+from tests.support import settings, until
+from tests.support.images import scene, to_base64
 from tests.support.slow_store import slow_store
 
 PROMPT = "a red circle on a blue background"
@@ -38,7 +39,7 @@ def test_one_caller_cannot_take_every_place(idle):
         upload.release()
     assert idle.admission._places.taken == 0
     outcomes = idle.metrics.text().decode()
-    assert 'imagegen_jobs_total{outcome="overloaded"} 2.0' in outcomes
+    assert 'imagegen_jobs_total{mode="unknown",outcome="overloaded"} 2.0' in outcomes
 
 
 def test_bodies_of_one_caller_are_bounded_in_bytes_and_leave_room_for_others(idle):

@@ -12,8 +12,8 @@ from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.engine.job import Job
 from imagegen.engine.service import Service
 from imagegen.errors import GpuFailed
-from imagegen.metrics import Metrics
-from tests.conftest import settings, until
+from imagegen.telemetry.metrics import Metrics
+from tests.support import settings, until
 
 REQUEST = parse_job({"prompt": "a red circle on a blue background"})
 
@@ -104,6 +104,8 @@ def test_a_load_that_ends_after_the_service_was_closed_leaves_nothing_in_memory(
         return Model()
 
     class Model:
+        device = None
+
         def unload(self):
             unloaded.append(self)
 

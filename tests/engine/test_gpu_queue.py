@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from imagegen.contract.schemas import Timings
+from imagegen.contract.responses import Timings
 from imagegen.engine.generation import generate_images
 
 
@@ -32,12 +32,13 @@ class Pipeline:
 
 
 def test_the_next_image_is_queued_before_the_last_one_is_waited_for():
-    pipeline, finished = Pipeline(), []
+    pipeline, finished, timings = Pipeline(), [], Timings()
     job = SimpleNamespace(
         previews=0,
         references=[],
         warnings=[],
-        timings=Timings(),
+        timings=timings,
+        spent=lambda stage, seconds, ago=0.0: setattr(timings, stage, getattr(timings, stage) + seconds),
         prompt_cached=None,
         stop=SimpleNamespace(is_set=lambda: False),
         notify=lambda _: None,
@@ -53,4 +54,4 @@ def test_the_next_image_is_queued_before_the_last_one_is_waited_for():
         "2 taken",
     ]
     assert finished == [1, 2]
-    assert (job.timings.encode_prompt, job.timings.denoise, job.timings.decode) == (0.25, 1.0, 1.0)
+    assert (timings.encode_prompt, timings.denoise, timings.decode) == (0.25, 1.0, 1.0)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from imagegen.engine.memory_bound import memory_bound
 from imagegen.models import get_model
-from tests.conftest import settings, to_base64, until
-from tests.support import ROOT
+from tests.support import ROOT, settings, until
+from tests.support.images import to_base64
 
 KLEIN = get_model("klein-9b")
 

@@ -24,7 +24,8 @@ from imagegen.inputs.decoding import Reference
 from imagegen.memory.plan import RESERVE, Card
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
-from tests.conftest import from_base64, scene, settings, to_base64, until
+from tests.support import settings, until
+from tests.support.images import from_base64, scene, to_base64
 
 
 def run(service, default_seed=None, max_answer=None, **fields):

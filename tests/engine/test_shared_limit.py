@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from imagegen.engine.shared_limit import SharedLimit
-from imagegen.metrics import Metrics
+from imagegen.telemetry.metrics import Metrics
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from imagegen.errors import BadReference, NotReady, PayloadTooLarge
 from imagegen.inputs import decoders as module
 from imagegen.inputs.decoder_server import receive, send
 from imagegen.inputs.decoders import Decoders
-from tests.conftest import scene, to_base64, to_bytes, until
 from tests.inputs.test_formats import CASES
+from tests.support import until
 from tests.support.hostile import scans, slow
+from tests.support.images import scene, to_base64, to_bytes
 
 PICTURE = scene("circle", "red", "blue")
 PNG = to_bytes(PICTURE)

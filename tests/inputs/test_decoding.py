@@ -15,8 +15,8 @@ from imagegen.errors import BadReference, PayloadTooLarge
 from imagegen.inputs import jpeg
 from imagegen.inputs.decoding import load_reference
 from imagegen.models import MEGAPIXEL
-from tests.conftest import scene, to_base64, to_bytes
 from tests.support import ROOT
+from tests.support.images import scene, to_base64, to_bytes
 
 LIMIT = 1_000_000
 

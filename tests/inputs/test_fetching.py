@@ -14,9 +14,10 @@ from aiohttp.abc import AbstractResolver
 from imagegen.contract.requests import parse_job
 from imagegen.errors import BadReference, ImageGenError, PayloadTooLarge
 from imagegen.inputs import connections, fetching
-from tests.conftest import from_base64, scene, settings, to_base64, to_bytes
 from tests.inputs.test_addresses import IPV4, IPV6, METADATA, PRIVATE_4, PUBLIC, edges, embedded
 from tests.outputs.test_signing import chain
+from tests.support import settings
+from tests.support.images import from_base64, scene, to_base64, to_bytes
 
 PICTURE = to_bytes(scene("circle", "red", "blue"))
 NOWHERE = "images[0]: its host has no public address, or no web server that answers within 20 s"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from imagegen.inputs.decoding import load_reference
-from tests.conftest import to_bytes
+from tests.support.images import to_bytes
 
 SIDE, TILE = 128, 32
 rng = np.random.default_rng(9)

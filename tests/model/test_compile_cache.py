@@ -85,7 +85,8 @@ import torch
 from torch._dynamo.utils import counters
 from imagegen.model.loading import load
 from imagegen.models import get_model
-from tests.conftest import scene, settings
+from tests.support import settings
+from tests.support.images import scene
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 HOW = {"num_inference_steps": 4, "guidance_scale": 1.0, "seed": 3}

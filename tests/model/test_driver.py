@@ -2,7 +2,7 @@ import pytest
 
 from imagegen.errors import ConfigurationError
 from imagegen.model import driver, loading
-from tests.conftest import settings
+from tests.support import settings
 
 #: As the kernel module writes them.
 OLD = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Thu Jan  9 18:30:00 UTC 2026\nGCC version: 12.2.0\n"

@@ -12,8 +12,7 @@ from imagegen.model import loading
 from imagegen.model.compile_cache import CompileCache
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import get_model
-from tests.conftest import settings
-from tests.support import ROOT
+from tests.support import ROOT, settings
 
 PROGRAM = """
 import asyncio, handler

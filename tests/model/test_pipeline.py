@@ -10,7 +10,7 @@ from imagegen.errors import ConfigurationError, GpuFailed, NotReady, OutOfMemory
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH
-from tests.conftest import scene
+from tests.support.images import scene
 
 HOW = {"width": 128, "height": 96, "num_inference_steps": 4, "guidance_scale": 1.0}
 REFERENCES = [

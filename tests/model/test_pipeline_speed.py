@@ -16,7 +16,7 @@ from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.model.warm_up import warm_up
 from imagegen.models import MICRO_PATH, get_model
-from tests.conftest import scene
+from tests.support.images import scene
 
 HOW = {"width": 128, "height": 96, "num_inference_steps": 4, "guidance_scale": 1.0}
 REFERENCES = [scene("circle", "red", "blue"), scene("star", "green", "white").resize((96, 160))]

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegen.contract.schemas import GenerateResponse, Timings
+from imagegen.contract.responses import GenerateResponse, Timings
 from imagegen.outputs import delivery
 from imagegen.outputs.provenance import Provenance
-from tests.conftest import scene
+from tests.support.images import scene
 
 PICTURE = scene("star", "yellow", "black")
 RECORD = Provenance("micro", 42, 4, *PICTURE.size)

@@ -4,7 +4,7 @@ import pytest
 
 from imagegen.errors import ConfigurationError, InvalidInput
 from imagegen.outputs.object_store import ObjectStore, object_key
-from tests.conftest import settings
+from tests.support import settings
 
 JOB = {"accessId": "canary-id", "accessSecret": "canary-secret", "endpointUrl": "https://s3.amazonaws.com"}
 

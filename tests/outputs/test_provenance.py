@@ -17,8 +17,8 @@ from imagegen.cli.main import main
 from imagegen.contract.requests import parse_job
 from imagegen.outputs.delivery import encode
 from imagegen.outputs.provenance import Provenance
-from tests.conftest import from_base64, scene, to_base64
 from tests.e2e.test_canaries import picture
+from tests.support.images import from_base64, scene, to_base64
 
 FORMATS = ("png", "jpeg", "webp")
 PICTURE = scene("star", "yellow", "black")

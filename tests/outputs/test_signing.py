@@ -25,7 +25,8 @@ from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError
 from imagegen.outputs.provenance import Provenance
 from imagegen.outputs.signing import Signer, load_signer, validation_state
-from tests.conftest import scene, settings, to_base64, to_bytes
+from tests.support import settings
+from tests.support.images import scene, to_base64, to_bytes
 
 FORMATS = ("png", "jpeg", "webp")
 RECORD = Provenance("micro", 42, 4, 128, 128)

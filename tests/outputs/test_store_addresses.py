@@ -10,9 +10,9 @@ from imagegen.errors import DeliveryFailed, InvalidInput
 from imagegen.inputs import connections
 from imagegen.outputs import upload
 from imagegen.outputs.object_store import ObjectStore
-from tests.conftest import settings
 from tests.inputs.test_addresses import METADATA, PUBLIC, embedded
 from tests.inputs.test_fetching import Names
+from tests.support import settings
 
 NOWHERE = "^the object store could not be reached, or did not answer as one$"
 

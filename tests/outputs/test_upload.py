@@ -17,8 +17,8 @@ from botocore.config import Config
 
 from imagegen.outputs import upload
 from imagegen.outputs.object_store import ObjectStore
-from tests.conftest import settings
 from tests.outputs.test_signing import chain
+from tests.support import settings
 from tests.support.faulty_store import STORED, FaultyStore, answer, error, outcome, store_at
 
 UNREACHABLE = "the object store could not be reached, or did not answer as one"

@@ -13,7 +13,7 @@ from imagegen.engine.service import Service
 from imagegen.runpod.adapter import RunPodAdapter
 from imagegen.runpod.progress import Progress
 from imagegen.runpod.queue_loop import QueueLoop
-from tests.conftest import settings
+from tests.support import settings
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import pytest
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.server.main import create_app
 from imagegen.server.serve import Server, uvicorn_config
-from tests.conftest import from_base64, settings, until
+from tests.support import settings, until
+from tests.support.images import from_base64
 
 
 def events(response):

@@ -9,8 +9,8 @@ import pytest
 from imagegen.errors import ConfigurationError
 from imagegen.server import access
 from imagegen.settings import Settings, get_settings
-from tests.conftest import settings
 from tests.server.conftest import serving
+from tests.support import settings
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 KEYS = "alice:alice-has-this-key-1,bob:bob-has-that-key-22,unnamed-key-number-3"

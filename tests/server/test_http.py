@@ -10,8 +10,9 @@ import httpx
 from PIL import Image
 
 from imagegen.server.main import create_app
-from tests.conftest import scene, settings, to_base64, until
 from tests.server.conftest import running, serving
+from tests.support import settings, until
+from tests.support.images import scene, to_base64
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}

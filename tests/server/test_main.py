@@ -4,10 +4,10 @@ import threading
 import httpx
 import pytest
 
-from imagegen.contract.schemas import EditResponse, GenerateResponse, HealthResponse
+from imagegen.contract.responses import EditResponse, GenerateResponse, HealthResponse
 from imagegen.model.pipeline import FluxPipeline
-from tests.conftest import scene, to_base64, to_bytes
 from tests.server.conftest import events, serving, shows
+from tests.support.images import scene, to_base64, to_bytes
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
@@ -135,16 +135,16 @@ def test_metrics_count(client):
         lines = client.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
-    before = [figure(name) for name in ('imagegen_jobs_total{outcome="ok"}', "imagegen_pictures_total")]
+    before = [figure(name) for name in ('imagegen_jobs_total{mode="generate",outcome="ok"}', "imagegen_pictures_total")]
     busy = figure("imagegen_gpu_busy_seconds_total")
     client.post("/generate", json={**PROMPT, "num_images": 2})
-    after = [figure(name) for name in ('imagegen_jobs_total{outcome="ok"}', "imagegen_pictures_total")]
+    after = [figure(name) for name in ('imagegen_jobs_total{mode="generate",outcome="ok"}', "imagegen_pictures_total")]
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2]
     assert figure("imagegen_gpu_busy_seconds_total") > busy
-    assert figure('imagegen_stage_seconds_count{stage="denoise"}') >= 1
-    mistakes = figure('imagegen_requests_total{status="422"}')
+    assert figure('imagegen_stage_seconds_count{mode="generate",stage="denoise"}') >= 1
+    mistakes = figure('imagegen_requests_total{route="/generate",status="422"}')
     client.post("/generate", json={})
-    assert figure('imagegen_requests_total{status="422"}') == mistakes + 1
+    assert figure('imagegen_requests_total{route="/generate",status="422"}') == mistakes + 1
 
 
 def test_openapi_names_every_status_and_field(client):

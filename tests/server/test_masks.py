@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.editing.mask import weights
 from imagegen.runpod import handler
-from tests.conftest import from_base64, scene, to_base64, to_bytes
+from tests.support.images import from_base64, scene, to_base64, to_bytes
 
 SIDE = 200
 PHOTO = scene("circle", "red", "blue").resize((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -6,8 +6,8 @@ import openai
 import pytest
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.conftest import from_base64, scene, to_bytes
 from tests.server.conftest import serving
+from tests.support.images import from_base64, scene, to_bytes
 
 PROMPT = "a red circle on a blue background"
 

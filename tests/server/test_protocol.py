@@ -12,8 +12,8 @@ from starlette.responses import PlainTextResponse
 
 from imagegen.server import protocol
 from imagegen.server.protocol import Limits
-from tests.conftest import settings, until
 from tests.server.conftest import running, serving
+from tests.support import settings, until
 
 HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"

@@ -7,10 +7,10 @@ import httpx
 import pytest
 
 from imagegen.contract.events import Step
-from imagegen.contract.schemas import EditResponse
+from imagegen.contract.responses import EditResponse
 from imagegen.engine.event_queue import EventQueue
-from tests.conftest import scene, to_base64
 from tests.server.conftest import events, shows
+from tests.support.images import scene, to_base64
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 #: Steps until a worker has noticed that its client is gone, on a machine that is busy: far fewer than the 400 of LONG.

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from tests.conftest import scene, to_bytes
 from tests.inputs.test_formats import CASES, chunk
+from tests.support.images import scene, to_bytes
 
 GOOD = {name: data for name, (data, _) in CASES.items()}
 PICTURE = scene("circle", "red", "blue")

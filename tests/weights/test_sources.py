@@ -14,7 +14,7 @@ from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError
 from imagegen.models import MICRO_PATH, MODELS, MULTIPLE, get_model
 from imagegen.weights.sources import SMALL_DECODER, download_decoder, download_weights, find_decoder, find_weights
-from tests.conftest import settings
+from tests.support import settings
 from tests.support.hub import Hub, client_of, serve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -1,0 +1,76 @@
+"""The fields that every request has, with what is the same for every model: types, limits, descriptions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from imagegen.contract.prompts import MAX_PROMPT, clean
+
+MAX_IMAGES = 8
+#: What JavaScript can hold in a number without loss.
+MAX_SEED = 2**53 - 1
+
+AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21", "match_input"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class CommonFields(BaseModel):
+    """The fields that generate and edit share."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_PROMPT,
+            description="What to generate, or what to change.",
+            examples=["a red circle on a blue background"],
+        ),
+        AfterValidator(clean),
+    ]
+    width: int | None = Field(
+        None,
+        description="Pixels, a multiple of 16, 256 to 2048 (micro: 64 to 1024); only together with height. Default: "
+        "1024 (micro: 128); for an edit, the shape of the first reference image, at most 1 megapixel.",
+        examples=[1024],
+    )
+    height: int | None = Field(None, description="Pixels; see width.", examples=[1024])
+    aspect_ratio: AspectRatio | None = Field(
+        None, description="A shape instead of width and height; its area is that of the default size."
+    )
+    num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = Field(
+        None, description="Denoising steps. Default: the model's own (4 for klein)."
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] | None = Field(
+        None, description="Default: the model's own (1.0 for klein). Distilled models ignore it, with a warning."
+    )
+    num_images: int = Field(1, ge=1, le=MAX_IMAGES, description="How many images. Image i has the seed `seed + i`.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None,
+        description="The same seed gives the same image. Default: over HTTP random, on RunPod from the job's id.",
+        examples=[42],
+    )
+    output_format: OutputFormat = Field("png", description="How images are encoded.")
+    output_quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+    delivery: Literal["base64", "url"] = Field(
+        "base64", description='Images in the answer, or as URLs; "url" needs an object store.'
+    )
+    allow_format_change: bool = Field(
+        False, description="Whether an answer that is too large may come as WebP or JPEG, with a warning."
+    )
+    timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds that the job may take, waiting included. Default: IMAGEGEN_REQUEST_TIMEOUT."
+    )
+    embed_prompt: bool = Field(False, description="Write the prompt into the image's provenance record.")
+
+    @model_validator(mode="after")
+    def _check(self) -> CommonFields:
+        if (self.width is None) != (self.height is None):
+            missing, given = ("height", "width") if self.height is None else ("width", "height")
+            raise ValueError(f"{missing}: is missing; give both width and height, or neither ({given} came alone)")
+        if self.aspect_ratio is not None and self.width is not None:
+            raise ValueError("aspect_ratio: came together with width and height; give one or the other")
+        return self

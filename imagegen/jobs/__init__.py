@@ -1,0 +1,1 @@
+"""Jobs that outlive their connection: kept in a store, run in turn, told by events and webhooks."""

@@ -1,0 +1,275 @@
+"""Where jobs are kept: their rows in a database, the bytes of their references and images beside it.
+
+Rows are read and written in one thread, bytes in others, so that the event loop waits for no disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+from imagegen.contract import requests
+from imagegen.contract.requests import Request
+from imagegen.contract.responses import EditResponse, GenerateResponse
+from imagegen.contract.schemas import EditRequest
+from imagegen.errors import StoreFailed
+from imagegen.jobs.database import SqliteDatabase
+from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
+from imagegen.jobs.rows import NewJob, Room, Row
+from imagegen.jobs.store import Store
+from imagegen.outputs.delivery import EXTENSIONS
+from imagegen.settings import Settings
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Megabytes of all jobs, with a folder and in memory.
+_FOLDER_MB, _MEMORY_MB = 10_000.0, 256.0
+#: Ended jobs that expire in one go.
+_EXPIRED_AT_ONCE = 200
+#: Fields that hold references. They are kept as files, and are in no row.
+_REFERENCES = ("images", "mask")
+
+
+class Archive:
+    """The jobs of this server.
+
+    Raises:
+        ConfigurationError: the folder cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        folder = settings.jobs_dir
+        self._thread = ThreadPoolExecutor(1, "jobs")
+        self._database = SqliteDatabase(folder)
+        self._files: Files = MemoryFiles() if folder is None else FolderFiles(folder)
+        self._store = Store(self._database, secrets.token_hex(8))
+        self._limit = int((settings.jobs_max_mb or (_MEMORY_MB if folder is None else _FOLDER_MB)) * 1e6)
+        #: Whether what is kept outlives the process.
+        self.outlives = folder is not None
+        self._keep = settings.jobs_keep_hours * 3600
+        #: Bytes of all jobs, as far as is known here.
+        self._bytes = 0
+
+    async def rows(self, statement: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a method of `store` returns, in the database's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: statement(*args, **kwargs))
+
+    @property
+    def store(self) -> Store:
+        """The rows; for `rows`."""
+        return self._store
+
+    async def begin(self) -> None:
+        """What the last process left: its running jobs wait again, and references whose jobs were not accepted go."""
+        waiting = await self.rows(self._store.recover)
+        if waiting:
+            log.info("%d jobs were running when the last process ended; they are done now", waiting)
+        self._bytes = await self.rows(self._store.bytes_kept)
+        left = await asyncio.to_thread(self._files.inputs)
+        for name in left:
+            row = await self.rows(self._store.get, name.partition(".")[0])
+            if row is None or name not in row.names:
+                await asyncio.to_thread(self._files.delete, [name])
+
+    async def add(self, job: NewJob, request: Request, room: Room, key: str | None) -> tuple[Row, bool]:
+        """Stores a job; see Store.add.
+
+        Args:
+            key: the Idempotency-Key.
+
+        Raises:
+            IdempotencyKeyReuse: the key came with another body.
+            StoreFailed: it could not be stored, or there is no room for it.
+        """
+        references = _references(request)
+        size = sum(map(len, references.values()))
+        if references and self._bytes + size > self._limit:
+            await self.make_room(size)
+        if self._bytes + size > self._limit:
+            raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
+        fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
+        names = {input_name(job.id, field): text for field, text in references.items()}
+        job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
+        try:
+            fingerprint = await asyncio.to_thread(_fingerprint, job, request, references) if key is not None else ""
+            for name, text in names.items():
+                await asyncio.to_thread(self._files.write, name, text.encode())
+            row, new = await self.rows(self._store.add, job, room, None if key is None else (key, fingerprint))
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(self._files.delete, names))
+            raise
+        if new:
+            self._bytes += size
+        else:
+            await asyncio.to_thread(self._files.delete, names)
+        return row, new
+
+    async def request_of(self, row: Row) -> Request:
+        """A job's request.
+
+        Raises:
+            InvalidInput: a newer version of the program does not take it any more.
+            StoreFailed: a reference cannot be read.
+        """
+        fields = json.loads(row.fields)
+        for name in row.names:
+            text = (await asyncio.to_thread(self._files.read, name)).decode()
+            field, _, place = name.partition(".in.")[2].partition(".")
+            if place:
+                fields.setdefault(field, []).append(text)
+            else:
+                fields[field] = text
+        return requests.parse_job({"mode": row.mode, **fields})
+
+    async def save(self, row: Row, answer: GenerateResponse, events: str) -> None:
+        """Stores a job's answer and images; from then on it has succeeded, whatever happens.
+
+        Raises:
+            StoreFailed: the disk is full, or broken.
+        """
+        extension = EXTENSIONS[answer.output_format]
+        names, size = [], 0
+        for i, image in enumerate(answer.images):
+            data = await asyncio.to_thread(base64.b64decode, image)
+            names.append(image_name(row.id, i, extension))
+            await asyncio.to_thread(self._files.write, names[-1], data)
+            size += len(data)
+        result = answer.model_dump_json(exclude={"images"})
+        await self.end(
+            row, "succeeded", result=result, events=events, files=names, size=size, megapixels=megapixels_of(answer)
+        )
+
+    async def end(
+        self,
+        row: Row,
+        state: str,
+        result: str | None = None,
+        error: str | None = None,
+        events: str | None = None,
+        files: list[str] | None = None,
+        size: int = 0,
+        megapixels: float = 0.0,
+    ) -> bool:
+        """Ends a job that waits or runs; False where it had ended. Its references go.
+
+        Args:
+            megapixels: of its images, in place of those that were counted when it was accepted.
+
+        Raises:
+            StoreFailed: the disk is full, or broken.
+        """
+        ended = await self.rows(
+            self._store.finish,
+            row.id,
+            state,
+            result=result,
+            error=error,
+            events=events,
+            files=files or [],
+            size=size,
+            megapixels=megapixels,
+        )
+        if ended:
+            self._bytes += size - row.bytes
+            await self._delete(row.names)
+        return ended
+
+    async def answer_of(self, row: Row, images: bool = True) -> GenerateResponse:
+        """The answer of a job that has succeeded.
+
+        Args:
+            images: whether they are read too.
+        """
+        fields = json.loads(row.result or "{}")
+        files = [await asyncio.to_thread(self._files.read, name) for name in row.names] if images else []
+        fields["images"] = [base64.b64encode(data).decode() for data in files]
+        return (EditResponse if row.mode == "edit" else GenerateResponse).model_validate(fields)
+
+    async def image(self, row: Row, number: int) -> bytes:
+        """One image of a job that has succeeded, as a file."""
+        return await asyncio.to_thread(self._files.read, row.names[number])
+
+    async def forget(self, row: Row) -> None:
+        """Deletes a job that has ended, and its images."""
+        await self._delete(row.names)
+        await self.rows(self._store.forget, row.id)
+        self._bytes -= row.bytes
+
+    async def make_room(self, size: int = 0) -> None:
+        """Lets ended jobs expire that are too old, and the oldest others where there are too many bytes.
+
+        Args:
+            size: bytes that are to come.
+        """
+        while old := await self.rows(self._store.oldest_kept, _EXPIRED_AT_ONCE, self._too_old()):
+            await self._expire(old)
+        self._bytes = await self.rows(self._store.bytes_kept)
+        while self._bytes + size > self._limit:
+            oldest = await self.rows(self._store.oldest_with_bytes, _EXPIRED_AT_ONCE)
+            if not oldest:
+                break
+            missing = self._bytes + size - self._limit
+            chosen = []
+            for row in oldest:
+                chosen.append(row)
+                missing -= row.bytes
+                if missing <= 0:
+                    break
+            await self._expire(chosen)
+        await self.rows(self._store.drop_expired, self._keep)
+
+    def close(self) -> None:
+        """Closes the database, after what it is doing."""
+        self._thread.shutdown()
+        self._database.close()
+
+    def _too_old(self) -> float:
+        return self._store.now() - self._keep
+
+    async def _expire(self, rows: list[Row]) -> None:
+        for row in rows:
+            await self._delete(row.names)
+        await self.rows(self._store.expire, [row.id for row in rows])
+        self._bytes -= sum(row.bytes for row in rows)
+
+    async def _delete(self, names: list[str]) -> None:
+        """Deletes files. One that cannot be deleted takes place, and is no reason to fail."""
+        try:
+            await asyncio.to_thread(self._files.delete, names)
+        except StoreFailed:
+            log.warning("files of a job could not be deleted")
+
+
+def megapixels_of(answer: GenerateResponse) -> float:
+    """Megapixels of all images of an answer."""
+    return answer.width * answer.height * len(answer.seeds) / 1e6
+
+
+def _references(request: Request) -> dict[str, str]:
+    """A request's references by field, with their places: images.0, mask."""
+    if not isinstance(request, EditRequest):
+        return {}
+    named = {f"images.{i}": image for i, image in enumerate(request.images)}
+    return named if request.mask is None else {**named, "mask": request.mask}
+
+
+def _fingerprint(job: NewJob, request: Request, references: dict[str, str]) -> str:
+    """What two requests have in common that ask for the same; a field that says what it would be anyway is none."""
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude=set(_REFERENCES))
+    asked = json.dumps([request.mode, fields, job.webhook_url, job.webhook_secret], sort_keys=True)
+    digest = hashlib.sha256(asked.encode())
+    for field, text in sorted(references.items()):
+        digest.update(f"\n{field} {len(text)} ".encode())
+        digest.update(text.encode())
+    return digest.hexdigest()

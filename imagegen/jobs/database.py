@@ -1,0 +1,169 @@
+"""The database of the jobs: SQLite in the folder of IMAGEGEN_JOBS_DIR, in memory without one.
+
+SQLite writes ahead (WAL) and waits for the disk with each commit, so that what was answered survives kill -9 and a loss
+of power. The statements are SQL that PostgreSQL knows too; `?` stands for a value.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from imagegen.errors import ConfigurationError, StoreFailed
+from imagegen.jobs.schema import MIGRATIONS
+
+log = logging.getLogger(__name__)
+
+_FILE, _LOCK = "jobs.sqlite3", "lock"
+
+
+class Database(Protocol):
+    """A database, for one thread."""
+
+    #: What `schema.MIGRATIONS` write for a column of numbers that the database counts up itself.
+    serial: str
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The rows of a statement.
+
+        Raises:
+            StoreFailed: the disk is full, or broken; the database cannot be reached.
+        """
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All statements of the block, or none.
+
+        Raises:
+            StoreFailed: as for `execute`.
+        """
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+class SqliteDatabase:
+    """SQLite.
+
+    Args:
+        folder: where the file is; None: in memory.
+
+    Raises:
+        ConfigurationError: the folder cannot be written to, is in use, or holds no database of this version.
+    """
+
+    serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
+
+    def __init__(self, folder: Path | None) -> None:
+        self._lock: int | None = None
+        try:
+            if folder is not None:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock = _lock(folder)
+            # A file of the owner's alone: it holds prompts, and the secrets of webhooks.
+            name = ":memory:" if folder is None else str(_private(folder / _FILE))
+            self._connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
+            self._connection.row_factory = sqlite3.Row
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            migrate(self)
+        except (sqlite3.DatabaseError, StoreFailed) as error:
+            self.close()
+            cause = error.__cause__ if isinstance(error, StoreFailed) else error
+            why = "is no database, or damaged; move it away, or put a copy in its place"
+            if isinstance(cause, sqlite3.OperationalError):
+                why = f"cannot be written to ({cause})"
+            raise ConfigurationError(f"IMAGEGEN_JOBS_DIR: {_FILE} {why}") from None
+        except OSError as error:
+            self.close()
+            raise ConfigurationError(f"IMAGEGEN_JOBS_DIR: cannot be used ({error.strerror})") from None
+        except ConfigurationError:
+            self.close()
+            raise
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The rows of a statement.
+
+        Raises:
+            StoreFailed: the disk is full, or broken.
+        """
+        try:
+            return [dict(row) for row in self._connection.execute(statement, values)]
+        except sqlite3.DatabaseError as error:
+            raise failed(error) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All statements of the block, or none.
+
+        Raises:
+            StoreFailed: the disk is full, or broken.
+        """
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Closes it, and lets another process have the folder."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def failed(error: Exception) -> StoreFailed:
+    """The error for the caller; the log has the cause."""
+    log.error("the store of jobs failed: %s", error)
+    return StoreFailed("the store of jobs cannot be written to now; try again later", retry_after=10)
+
+
+def migrate(database: Database) -> None:
+    """Brings the tables to this version, one version after the other.
+
+    Raises:
+        ConfigurationError: they are of a newer version.
+    """
+    with database.transaction():
+        database.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        rows = database.execute("SELECT value FROM meta WHERE name = 'version'")
+        version = int(rows[0]["value"]) if rows else 0
+        if version > len(MIGRATIONS):
+            raise ConfigurationError(
+                f"the store of jobs has version {version}, and this program knows versions up to {len(MIGRATIONS)}; "
+                "run the program that wrote it, or a newer one"
+            )
+        for migration in MIGRATIONS[version:]:
+            for statement in migration:
+                database.execute(statement.replace("SERIAL_KEY", database.serial))
+        database.execute("DELETE FROM meta WHERE name = 'version'")
+        database.execute("INSERT INTO meta (name, value) VALUES ('version', ?)", (str(len(MIGRATIONS)),))
+
+
+def _private(path: Path) -> Path:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    return path
+
+
+def _lock(folder: Path) -> int:
+    """Takes the folder for this process, until it ends, however it ends."""
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigurationError(
+            "IMAGEGEN_JOBS_DIR: another process uses this folder; give each server a folder of its own"
+        ) from None
+    return handle

@@ -1,0 +1,94 @@
+"""What one key may have of the server in a time: requests a minute, megapixels a day. Kept with the jobs, so that a
+restart does not give it anew."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from imagegen.contract.requests import Request, plan
+from imagegen.contract.responses import GenerateResponse
+from imagegen.engine.service import Service
+from imagegen.errors import LimitExceeded
+from imagegen.jobs.archive import Archive, megapixels_of
+from imagegen.jobs.keys import Keys
+from imagegen.jobs.store import DAY, DAYS_MEGAPIXELS
+
+#: Seconds of each limit's window, which begins at a multiple of it since 1970, in UTC.
+_WINDOWS = {"requests_per_minute": 60, DAYS_MEGAPIXELS: DAY}
+
+
+class KeyLimits:
+    """The limits of the keys."""
+
+    def __init__(self, archive: Archive, keys: Keys, service: Service) -> None:
+        self._archive, self.keys, self._service = archive, keys, service
+
+    async def count_request(self, name: str) -> None:
+        """One more request that asks for images.
+
+        Raises:
+            LimitExceeded: the key has had as many as it may in this minute.
+        """
+        key = self.keys.get(name)
+        if key is not None and key.requests_per_minute is not None:
+            await self._take(name, "requests_per_minute", 1, key.requests_per_minute)
+
+    async def reserve(self, name: str, request: Request) -> float:
+        """Takes the megapixels that a job will have, as far as that is known before its references are read; an edit
+        counts as one of the model's own size. What comes of it is known to `settle`.
+
+        Raises:
+            LimitExceeded: they are more than the key has left today.
+        """
+        key = self.keys.get(name)
+        if key is None or key.megapixels_per_day is None or self._service.spec is None:
+            return 0.0
+        planned = plan(request, self._service.spec, None, 0)
+        megapixels = planned.width * planned.height * len(planned.seeds) / 1e6
+        await self._take(name, DAYS_MEGAPIXELS, megapixels, key.megapixels_per_day)
+        return megapixels
+
+    async def settle(self, name: str, reserved: float, begun: float, answer: GenerateResponse | None) -> None:
+        """Counts the megapixels that a job of a connection has had in place of those that were reserved; none where it
+        failed.
+
+        Args:
+            begun: when they were reserved, in seconds since 1970.
+        """
+        if not reserved:
+            return
+        had = 0.0 if answer is None else megapixels_of(answer)
+        start = int(begun) // DAY * DAY
+        await self._archive.rows(self._archive.store.use, name, DAYS_MEGAPIXELS, start, had - reserved, None)
+
+    async def counted(
+        self, name: str, request: Request, work: Coroutine[Any, Any, GenerateResponse]
+    ) -> GenerateResponse:
+        """Runs a job of a connection within its key's limits."""
+        try:
+            begun, reserved = time.time(), await self.reserve(name, request)
+        except BaseException:
+            work.close()
+            raise
+        answer = None
+        try:
+            answer = await work
+            return answer
+        finally:
+            await self.settle(name, reserved, begun, answer)
+
+    async def _take(self, name: str, limit: str, amount: float, most: float) -> None:
+        window = _WINDOWS[limit]
+        now = time.time()
+        start = int(now) // window * window
+        had = await self._archive.rows(self._archive.store.use, name, limit, start, amount, most)
+        if had is not None:
+            seconds = max(1, math.ceil(start + window - now))
+            raise LimitExceeded(
+                f"{limit}: this key has had {had:.6g} of the {most:g} that are allowed; try again in {seconds} s",
+                limit,
+                retry_after=seconds,
+            )

@@ -1,0 +1,181 @@
+"""Takes jobs from the store into the engine, a few at a time, and stores what comes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+
+from imagegen import logs
+from imagegen.contract.responses import GenerateResponse
+from imagegen.engine.service import Service
+from imagegen.errors import Cancelled, GpuFailed, ImageGenError, NotReady, StoreFailed, internal
+from imagegen.jobs.archive import Archive
+from imagegen.jobs.events import Log, Signal
+from imagegen.jobs.rows import Row
+
+log = logging.getLogger(__name__)
+
+#: Owners without a job in the engine may have one there beside the jobs that keep it busy: theirs is next then.
+_NEWCOMERS = 2
+#: Starts after which a job counts as what ends the process, and is begun no more.
+MAX_STARTS = 10
+#: Seconds between two looks for a job, and between two tries to store an answer on a full disk.
+_PAUSE = 1.0
+#: Turns of owners that are remembered.
+_MAX_TURNS = 10_000
+
+
+class Runner:
+    """Runs the jobs of an archive.
+
+    Args:
+        moved: fired whenever a job begins or ends.
+    """
+
+    def __init__(self, archive: Archive, service: Service, moved: Signal) -> None:
+        self._archive, self._service, self._moved = archive, service, moved
+        #: Of the jobs that run here, by id.
+        self.logs: dict[str, Log] = {}
+        self._tasks: dict[str, asyncio.Task[GenerateResponse]] = {}
+        self._works: set[asyncio.Task[None]] = set()
+        self._running: Counter[str] = Counter()
+        self._turns: dict[str, int] = {}
+        self._turn = 0
+        self._more = Signal()
+        self._ending = False
+        self._not_before = 0.0
+
+    def wake(self) -> None:
+        """There may be a job to begin."""
+        self._more.fire()
+
+    @property
+    def running(self) -> int:
+        """How many jobs run here."""
+        return self._running.total()
+
+    async def run(self) -> None:
+        """Begins jobs as they can be run; until it is cancelled."""
+        while True:
+            try:
+                while self._may_begin() and (row := await self._next()) is not None:
+                    self._begin(row)
+            except StoreFailed:
+                await asyncio.sleep(_PAUSE)
+            await self._more.wait(_PAUSE)
+
+    def cancel(self, job: str) -> bool:
+        """Stops a job that runs here; False where it is past that: its images are being stored."""
+        task = self._tasks.get(job)
+        return task is not None and task.cancel()
+
+    async def close(self, patience: float) -> None:
+        """Waits for the jobs that run; those that do not end are begun again by the next process.
+
+        Args:
+            patience: seconds.
+        """
+        if self._works:
+            await asyncio.wait(self._works, timeout=patience)
+        self._ending = True
+        for work in self._works:
+            work.cancel()
+        await asyncio.gather(*self._works, return_exceptions=True)
+
+    def _may_begin(self) -> bool:
+        ready = time.monotonic() >= self._not_before
+        return ready and not self._service.admission.draining and self._service.fatal is None
+
+    async def _next(self) -> Row | None:
+        most = self._service.runner.jobs_at_once
+        if self.running >= most + _NEWCOMERS:
+            return None
+        newcomers = self.running >= most
+        return await self._archive.rows(self._archive.store.claim, self._running, self._turns, newcomers)
+
+    def _begin(self, row: Row) -> None:
+        self._turn += 1
+        self._turns.pop(row.owner, None)
+        self._turns[row.owner] = self._turn
+        if len(self._turns) > _MAX_TURNS:
+            del self._turns[next(iter(self._turns))]
+        self._running[row.owner] += 1
+        self.logs[row.id] = Log()
+        task = self._tasks[row.id] = asyncio.create_task(self._generate(row))
+        work = asyncio.create_task(self._work(row, task))
+        self._works.add(work)
+        work.add_done_callback(self._works.discard)
+
+    async def _work(self, row: Row, task: asyncio.Task[GenerateResponse]) -> None:
+        """One start of a job, from the store to the store."""
+        self._moved.fire()
+        try:
+            await self._run(row, task)
+        finally:
+            task.cancel()
+            self._running -= Counter([row.owner])  # which drops zeros
+            self.logs.pop(row.id).moved.fire()
+            self._moved.fire()
+            self._more.fire()
+
+    async def _run(self, row: Row, task: asyncio.Task[GenerateResponse]) -> None:
+        try:
+            try:
+                answer = await task
+            finally:
+                del self._tasks[row.id]
+        except NotReady as error:  # the process is about to end, or the model cannot be loaded for now
+            self._not_before = time.monotonic() + (error.retry_after or _PAUSE)
+            await self._archive.rows(self._archive.store.put_back, row.id, False)
+        except asyncio.CancelledError:
+            if self._ending:
+                raise
+            await self._fail(row, Cancelled("the job was cancelled"))
+        except ImageGenError as error:
+            await self._fail(row, error)
+        except Exception as error:  # noqa: BLE001 - a bug is told, with an id that is in the log
+            await self._fail(row, internal(error))
+        else:
+            await self._save(row, answer)
+
+    async def _generate(self, row: Row) -> GenerateResponse:
+        with logs.request(row.id, path="/jobs", caller=row.owner):
+            if row.starts > MAX_STARTS:
+                raise GpuFailed(f"the worker ended {MAX_STARTS} times while it ran this job")
+            return await self._service.run(
+                await self._archive.request_of(row),
+                caller=row.owner,
+                job_id=row.id,
+                default_seed=row.seed,
+                stored=True,
+                listener=self.logs[row.id].listen,
+                previews=row.previews,
+            )
+
+    async def _save(self, row: Row, answer: GenerateResponse) -> None:
+        """Stores an answer, however long the disk is full: it is not drawn again for that."""
+        events = self.logs[row.id].to_json()
+        while True:
+            try:
+                await self._archive.save(row, answer, events)
+                return
+            except StoreFailed:
+                await asyncio.sleep(_PAUSE)
+                await self._archive.make_room()
+
+    async def _fail(self, row: Row, error: ImageGenError) -> None:
+        if self._service.fatal is not None and row.starts <= MAX_STARTS and self._archive.outlives:
+            # The process is about to end, and the next one may be able to do the job.
+            await self._archive.rows(self._archive.store.put_back, row.id, True)
+            return
+        state = "cancelled" if isinstance(error, Cancelled) else "failed"
+        events = self.logs[row.id].to_json()
+        while True:
+            try:
+                await self._archive.end(row, state, error=json.dumps(error.body()), events=events)
+                return
+            except StoreFailed:
+                await asyncio.sleep(_PAUSE)

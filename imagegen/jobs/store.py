@@ -1,0 +1,338 @@
+"""The jobs in the database: every statement that is made of them. For one thread.
+
+A job's row says all that is needed to run it, to tell its caller what came of it, and to deliver its webhook. The bytes
+of references and images are `imagegen.jobs.files`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from imagegen.errors import IdempotencyKeyReuse, LimitExceeded, Overloaded
+from imagegen.jobs.database import Database
+from imagegen.jobs.rows import COLUMNS, NewJob, Room, Row
+
+#: Seconds of a day, and the limit that is counted by the day.
+DAY, DAYS_MEGAPIXELS = 86_400, "megapixels_per_day"
+#: Seconds for which an idempotency key is remembered, and an expired job's row is kept after it has expired.
+KEY_SECONDS, EXPIRED_SECONDS = 86_400.0, 7 * 86_400.0
+
+
+class Store:
+    """The jobs.
+
+    Args:
+        worker: the name of this process, for the jobs that it runs.
+    """
+
+    def __init__(self, database: Database, worker: str) -> None:
+        self._database, self._worker = database, worker
+
+    def add(self, job: NewJob, room: Room, key: tuple[str, str] | None = None) -> tuple[Row, bool]:
+        """Stores a job, unless its idempotency key has one.
+
+        Args:
+            room: for jobs that wait.
+            key: the Idempotency-Key, and the fingerprint of the body that came with it.
+
+        Returns:
+            The job, or the one that the key has; and whether it is new.
+
+        Raises:
+            IdempotencyKeyReuse: the key came with another body.
+            Overloaded: too many jobs wait.
+            StoreFailed: it could not be stored.
+        """
+        now = time.time()
+        with self._database.transaction():
+            if key is not None:
+                name, fingerprint = key
+                forgotten = now - KEY_SECONDS
+                self._execute("DELETE FROM idempotency WHERE created < ?", forgotten)
+                for known in self._execute(
+                    "INSERT INTO idempotency (owner, name, fingerprint, job, created) VALUES (?, ?, ?, ?, ?) "
+                    "ON CONFLICT (owner, name) DO UPDATE SET name = excluded.name RETURNING fingerprint, job",
+                    job.owner, name, fingerprint, job.id, now,
+                ):  # fmt: skip
+                    if known["fingerprint"] != fingerprint:
+                        raise IdempotencyKeyReuse("Idempotency-Key: came before with another body", "Idempotency-Key")
+                    if known["job"] != job.id and (row := self._get(known["job"])) is not None:
+                        return row, False
+                    self._execute(
+                        "UPDATE idempotency SET job = ? WHERE owner = ? AND name = ?", job.id, job.owner, name
+                    )
+            self._check_room(job.owner, room)
+            self._execute(
+                "INSERT INTO jobs (id, owner, priority, state, mode, fields, seed, previews, created, starts, files, "
+                "bytes, webhook_url, webhook_secret, webhook_tries, megapixels) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?)",
+                job.id, job.owner, job.priority, job.mode, job.fields, job.seed, job.previews, now,
+                json.dumps(job.files), job.bytes, job.webhook_url, job.webhook_secret, job.megapixels,
+            )  # fmt: skip
+            row = self._get(job.id)
+        if row is None:
+            raise RuntimeError("a job that was stored is not there")
+        return row, True
+
+    @staticmethod
+    def now() -> float:
+        """The clock of the rows."""
+        return time.time()
+
+    def get(self, job: str) -> Row | None:
+        """A job, whoever's it is."""
+        return self._get(job)
+
+    def page(self, owner: str, limit: int, before: int | None) -> list[Row]:
+        """An owner's jobs, the newest first.
+
+        Args:
+            before: only those with a smaller `seq`.
+        """
+        return [
+            Row(**row)
+            for row in self._execute(
+                f"SELECT {COLUMNS} FROM jobs WHERE owner = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
+                owner, 2**62 if before is None else before, limit,
+            )
+        ]  # fmt: skip
+
+    def waiting(self) -> dict[str, int]:
+        """How many jobs of each owner wait."""
+        rows = self._execute("SELECT owner, COUNT(*) AS n FROM jobs WHERE state = 'queued' GROUP BY owner")
+        return {row["owner"]: row["n"] for row in rows}
+
+    def place(self, job: Row) -> int:
+        """How many waiting jobs come before a waiting one at most: its owner's earlier ones, and of each other owner,
+        since owners take turns, as many and one more."""
+        rows = self._execute(
+            "SELECT owner, COUNT(*) AS n, SUM(CASE WHEN seq < ? THEN 1 ELSE 0 END) AS earlier, "
+            "MAX(priority) AS priority FROM jobs WHERE state = 'queued' GROUP BY owner",
+            job.seq,
+        )
+        own = next((int(row["earlier"]) for row in rows if row["owner"] == job.owner), 0)
+        place = own
+        for row in rows:
+            if row["owner"] != job.owner and row["priority"] >= job.priority:
+                place += row["n"] if row["priority"] > job.priority else min(row["n"], own + 1)
+        return place
+
+    def claim(self, running: Mapping[str, int], turns: Mapping[str, int], newcomers: bool) -> Row | None:
+        """Begins the next job: of the owners with the highest priority the one who has waited longest for a turn, and
+        of that owner's jobs the oldest.
+
+        Args:
+            running: how many jobs of each owner run here.
+            turns: the number of each owner's last turn.
+            newcomers: only owners with no running job.
+        """
+        owners = self._execute(
+            "SELECT owner, MAX(priority) AS priority, MIN(seq) AS seq FROM jobs WHERE state = 'queued' GROUP BY owner"
+        )
+        owners = [row for row in owners if not (newcomers and running.get(row["owner"]))]
+        owners.sort(key=lambda row: (-row["priority"], turns.get(row["owner"], -1), row["seq"]))
+        for owner in owners:
+            with self._database.transaction():
+                rows = self._execute(
+                    "UPDATE jobs SET state = 'running', started = ?, starts = starts + 1, worker = ? "
+                    f"WHERE seq = ? AND state = 'queued' RETURNING {COLUMNS}",
+                    time.time(), self._worker, owner["seq"],
+                )  # fmt: skip
+            if rows:  # else another process was faster
+                return Row(**rows[0])
+        return None
+
+    def put_back(self, job: str, started: bool) -> None:
+        """A job that was begun waits again, at its old place.
+
+        Args:
+            started: False: it had no chance, and that does not count as a start.
+        """
+        with self._database.transaction():
+            self._execute(
+                "UPDATE jobs SET state = 'queued', worker = NULL, starts = starts - ? "
+                "WHERE id = ? AND state = 'running'",
+                0 if started else 1, job,
+            )  # fmt: skip
+
+    def recover(self) -> int:
+        """Lets the jobs wait again that were running when the process ended; how many they are."""
+        with self._database.transaction():
+            return len(
+                self._execute("UPDATE jobs SET state = 'queued', worker = NULL WHERE state = 'running' RETURNING seq")
+            )
+
+    def finish(
+        self,
+        job: str,
+        state: str,
+        *,
+        result: str | None = None,
+        error: str | None = None,
+        events: str | None = None,
+        files: Collection[str] = (),
+        size: int = 0,
+        megapixels: float = 0.0,
+    ) -> bool:
+        """Ends a job that waits or runs, makes its webhook due, and corrects what was counted of its owner's limit;
+        False where it had ended already."""
+        now = time.time()
+        with self._database.transaction():
+            rows = self._execute(
+                "UPDATE jobs SET state = ?, finished = ?, worker = NULL, result = ?, error = ?, events = ?, "
+                "files = ?, bytes = ?, webhook_next = ?, "
+                "webhook_state = CASE WHEN webhook_url IS NULL THEN NULL ELSE 'pending' END "
+                "WHERE id = ? AND state IN ('queued', 'running') RETURNING owner, created, megapixels",
+                state,
+                now,
+                result,
+                error,
+                events,
+                json.dumps(list(files)),
+                size,
+                now,
+                job,
+            )  # fmt: skip
+            for row in rows:
+                if row["megapixels"]:
+                    start = int(row["created"]) // DAY * DAY
+                    self._use(row["owner"], DAYS_MEGAPIXELS, start, megapixels - row["megapixels"], None)
+        return bool(rows)
+
+    def forget(self, job: str) -> None:
+        """Deletes a job that has ended."""
+        with self._database.transaction():
+            self._execute("DELETE FROM jobs WHERE id = ? AND state NOT IN ('queued', 'running')", job)
+
+    def due_webhooks(self, of_each: int, limit: int) -> list[Row]:
+        """Jobs whose webhook is due, those that wait longest first.
+
+        Args:
+            of_each: jobs of one owner at most, so that one whose receiver hangs does not keep others waiting.
+        """
+        return [
+            Row(**{name: value for name, value in row.items() if name != "nth"})
+            for row in self._execute(
+                f"SELECT * FROM (SELECT {COLUMNS}, "
+                "ROW_NUMBER() OVER (PARTITION BY owner ORDER BY webhook_next) AS nth "
+                "FROM jobs WHERE webhook_state = 'pending' AND webhook_next <= ?) AS due "
+                "WHERE nth <= ? ORDER BY webhook_next LIMIT ?",
+                time.time(), of_each, limit,
+            )
+        ]  # fmt: skip
+
+    def note_webhook(self, job: str, state: str, error: str | None = None, next_try: float | None = None) -> None:
+        """What came of a try to deliver a job's webhook; its secret goes when there will be no other."""
+        with self._database.transaction():
+            self._execute(
+                "UPDATE jobs SET webhook_state = ?, webhook_tries = webhook_tries + 1, webhook_error = ?, "
+                "webhook_next = ?, webhook_secret = CASE WHEN ? = 'pending' THEN webhook_secret ELSE NULL END "
+                "WHERE id = ?",
+                state, error, next_try, state, job,
+            )  # fmt: skip
+
+    def use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:
+        """Counts what an owner has had of a limit in the window that begins at `start`.
+
+        Args:
+            most: what it may have; None: an amount that was counted before is corrected, if its window still runs.
+
+        Returns:
+            What it has had, where `amount` would be too much and is not counted; else None.
+        """
+        with self._database.transaction():
+            return self._use(owner, name, start, amount, most)
+
+    def secret(self) -> str:
+        """A secret of this store, made at the first call."""
+        with self._database.transaction():
+            rows = self._execute(
+                "INSERT INTO meta (name, value) VALUES ('secret', ?) "
+                "ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING value",
+                secrets.token_hex(32),
+            )
+        return str(rows[0]["value"])
+
+    def bytes_kept(self) -> int:
+        """Bytes of all jobs."""
+        return int(self._execute("SELECT COALESCE(SUM(bytes), 0) AS n FROM jobs WHERE bytes > 0")[0]["n"])
+
+    def oldest_with_bytes(self, limit: int) -> list[Row]:
+        """Ended jobs that have files, the oldest first."""
+        return [
+            Row(**row)
+            for row in self._execute(
+                f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND bytes > 0 "
+                "ORDER BY finished LIMIT ?",
+                limit,
+            )
+        ]
+
+    def oldest_kept(self, limit: int, before: float) -> list[Row]:
+        """Ended jobs that ended before a time, the oldest first."""
+        return [
+            Row(**row)
+            for row in self._execute(
+                f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND finished < ? "
+                "ORDER BY finished LIMIT ?",
+                before, limit,
+            )
+        ]  # fmt: skip
+
+    def expire(self, jobs: Collection[str]) -> None:
+        """Ended jobs whose files are gone; they are remembered for a while, so that their callers learn of it."""
+        with self._database.transaction():
+            for job in jobs:
+                self._execute(
+                    "UPDATE jobs SET state = 'expired', result = NULL, error = NULL, events = NULL, fields = '{}', "
+                    "files = '[]', bytes = 0 WHERE id = ? AND state IN ('succeeded', 'failed', 'cancelled')",
+                    job,
+                )
+
+    def drop_expired(self, keep: float) -> None:
+        """Deletes what expired long ago.
+
+        Args:
+            keep: seconds for which an ended job is kept.
+        """
+        with self._database.transaction():
+            oldest = time.time() - keep - EXPIRED_SECONDS
+            self._execute(
+                "DELETE FROM jobs WHERE state = 'expired' AND finished < ? "
+                "AND (webhook_state IS NULL OR webhook_state <> 'pending')",
+                oldest,
+            )
+
+    def _use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:
+        rows = self._execute("SELECT start, amount FROM used WHERE owner = ? AND name = ?", owner, name)
+        had = rows[0]["amount"] if rows and rows[0]["start"] == start else 0.0
+        if most is not None and had + amount > most:
+            return float(had)
+        if most is not None or (rows and rows[0]["start"] == start):
+            self._execute(
+                "INSERT INTO used (owner, name, start, amount) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (owner, name) DO UPDATE SET start = excluded.start, amount = excluded.amount",
+                owner, name, start, max(0.0, had + amount),
+            )  # fmt: skip
+        return None
+
+    def _check_room(self, owner: str, room: Room) -> None:
+        waiting = self.waiting()
+        again = f"try again in {room.seconds} s"
+        if waiting.get(owner, 0) >= room.share:
+            cause = f"this caller has {waiting[owner]} jobs waiting, and {room.share} are allowed"
+            raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
+        if sum(waiting.values()) >= room.total:
+            cause = f"{sum(waiting.values())} jobs wait already"
+            raise Overloaded(f"jobs_waiting: {cause}; {again}", retry_after=room.seconds)
+
+    def _get(self, job: str) -> Row | None:
+        rows = self._execute(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", job)
+        return Row(**rows[0]) if rows else None
+
+    def _execute(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        return self._database.execute(statement, values)
