@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from imagegen.contract.loras import MAX_LORAS, Lora
 from imagegen.contract.prompts import MAX_PROMPT, clean
 
 MAX_IMAGES = 8
@@ -65,6 +67,31 @@ class CommonFields(BaseModel):
         None, description="Seconds that the job may take, waiting included. Default: IMAGEGEN_REQUEST_TIMEOUT."
     )
     embed_prompt: bool = Field(False, description="Write the prompt into the image's provenance record.")
+
+    loras: Annotated[list[Lora], Field(max_length=MAX_LORAS)] = Field(
+        [],
+        description="LoRA adapters, each by the name that the worker knows it by; `scale` is -4 to 4.",
+        examples=[[{"name": "brand-x", "scale": 0.8}]],
+    )
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _read_loras(cls, value: Any) -> Any:
+        """In a form they are the list's JSON."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError('loras: is not a JSON list such as [{"name": "brand-x", "scale": 0.8}]') from None
+
+    @field_validator("loras")
+    @classmethod
+    def _check_loras(cls, value: list[Lora]) -> list[Lora]:
+        names = [one.name or one.url for one in value]
+        if len(set(names)) < len(names):
+            raise ValueError("loras: one comes twice; give each once, with its scale")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> CommonFields:

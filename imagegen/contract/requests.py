@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from imagegen.contract.editing import MAX_REFERENCES, Expand
 from imagegen.contract.fields import MAX_SEED
+from imagegen.contract.loras import MAX_LORAS, Lora
 from imagegen.contract.prompts import MAX_PROMPT
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import InvalidInput, PayloadTooLarge
@@ -127,6 +128,7 @@ def check(request: Request, spec: ModelSpec, settings: Settings) -> None:
         ("prompt", len(request.prompt), settings.max_prompt, "characters"),
         ("images", references, min(spec.max_references, settings.max_references), "references"),
         ("num_images", request.num_images, settings.max_images, "images"),
+        ("loras", len(request.loras), settings.max_loras, "LoRAs"),
     ):
         if came > most:
             raise InvalidInput(f"{field}: {came:g} {what} are too many here; 1 to {most:g} are allowed", field)
@@ -187,7 +189,7 @@ def show(value: Any, limit: int = 60) -> str:
 
 
 #: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
-_PRIVATE = ("prompt", "images", "mask")
+_PRIVATE = ("prompt", "images", "mask", "url")
 _KINDS: dict[type[Any], str] = {dict: "an object", list: "a list", str: "a string"}
 
 
@@ -209,6 +211,9 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
     if field == "expand" and len(location) > 1:  # a field of that object
         fields, field = Expand, str(location[1])[:60]
         name = f"expand.{field}"
+    if field == "loras" and len(location) > 2:  # a field of one of them
+        fields, field = Lora, str(location[2])[:60]
+        name = f"{name}.{field}"
     if kind == "value_error":  # our own validators write "field: message"
         message = str(context["error"])
         return InvalidInput(message, message.split(":")[0])
@@ -222,7 +227,9 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
         text = f"is empty; 1 to {MAX_PROMPT} characters are allowed"
     elif field == "images" and kind in ("too_long", "too_short"):
         text = f"{len(came)} references came; 1 to {MAX_REFERENCES} are allowed"
-    elif kind in ("greater_than_equal", "less_than_equal"):
+    elif field == "loras" and kind == "too_long":
+        text = f"{len(came)} LoRAs came; {MAX_LORAS} are allowed"
+    elif kind in ("greater_than_equal", "less_than_equal", "finite_number"):
         low, high = _bounds(fields, field)
         text = f"{show(came)} is out of bounds ({low} to {high})"
     elif kind == "literal_error":

@@ -78,6 +78,7 @@ def generate_images(
                 num_inference_steps=plan.num_inference_steps,
                 guidance_scale=plan.guidance_scale,
                 seed=seed,
+                loras=job.loras.adapters,
                 on_step=on_step,
             )
             queued.append((seed, generated))

@@ -29,7 +29,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 _IGNORED: dict[str, tuple[Any, ...]] = {"quality": (None, "auto"), "moderation": (None, "auto")}
 _KNOWN = {
     "model", "prompt", "n", "size", "response_format", "output_format", "output_compression", "user", "stream",
-    "partial_images", "seed", "image", "images", "mask", *_REFUSED, *_IGNORED,
+    "partial_images", "seed", "image", "images", "mask", "loras", *_REFUSED, *_IGNORED,
 }  # fmt: skip
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -141,7 +141,13 @@ def translate(  # noqa: C901 - field by field, as the API's reference has them
         raise InvalidInput(f"response_format: {came} is not known; allowed are b64_json and url", "response_format")
     native: dict[str, Any] = {
         theirs[1]: fields[theirs[0]]
-        for theirs in (("prompt", "prompt"), ("n", "num_images"), ("output_format", "output_format"), ("seed", "seed"))
+        for theirs in (
+            ("prompt", "prompt"),
+            ("n", "num_images"),
+            ("output_format", "output_format"),
+            ("seed", "seed"),
+            ("loras", "loras"),
+        )
         if fields.get(theirs[0]) is not None
     }
     if (compression := fields.get("output_compression")) is not None:
@@ -225,5 +231,6 @@ def answer(answer: GenerateResponse, warnings: list[str]) -> dict[str, Any]:
         "output_format": answer.output_format,
         "usage": USAGE,
         "seeds": answer.seeds,
+        "loras": [lora.model_dump() for lora in answer.loras],
         "warnings": [*warnings, *answer.warnings],
     }

@@ -101,7 +101,7 @@ def read(file: Path, spec: ModelSpec, most_rank: int) -> Header:
 
 
 def _parse(data: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if data[:4] == _ZIP or data[:1] == _PICKLE and b"\x00\x00" not in data[1:8]:
+    if data[:4] == _ZIP or (data[:1] == _PICKLE and b"\x00\x00" not in data[1:8]):
         raise Broken("is a pickle, which is never opened; save it as safetensors")
     if len(data) < 8 or not 2 <= (length := struct.unpack("<Q", data[:8])[0]) <= _MAX_HEADER:
         raise Broken("is no safetensors file")
@@ -123,7 +123,9 @@ def _parse(data: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise Broken(f"has a header that does not fit its tensor {_short(name)}")
         at = tensor.end
     if size != 8 + length + at:
-        raise Broken(f"has {size} bytes of {8 + length + at}" if size < 8 + length + at else "goes on after its tensors")
+        raise Broken(
+            f"has {size} bytes of {8 + length + at}" if size < 8 + length + at else "goes on after its tensors"
+        )
     start = 8 + length
     moved = {n: t._replace(begin=t.begin + start, end=t.end + start) for n, t in tensors.items()}
     return moved, metadata

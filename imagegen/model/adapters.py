@@ -166,10 +166,6 @@ class LoraLayers:
         finally:
             self._state.active = False
 
-    def warm(self) -> list[Scaled]:
-        """Adapters that change nothing, to run what a job with adapters runs."""
-        return [Scaled(Adapter(0, {}), 0.0)]
-
     def _hold(self, adapters: list[Adapter]) -> None:
         """Copies adapters into the buffers, one below the other, unless they are there."""
         if sum(one.rank for one in adapters) > self.rank:

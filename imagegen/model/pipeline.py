@@ -10,6 +10,7 @@ import gc
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,8 @@ from imagegen.models import Size
 if TYPE_CHECKING:
     import torch
 
+    from imagegen.model.adapters import LoraLayers, Scaled
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,8 @@ class FluxPipeline:
         self._device: torch.device
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
         self._plain: Any = None  # of the same parts, the one that knows no cache of keys and values; mostly the same
+        self._loras: LoraLayers | None = None
+        self._dtype: torch.dtype
         self._compiled = False
         self._encoder: PromptEncoder
 
@@ -67,6 +72,12 @@ class FluxPipeline:
     def compiled(self) -> bool:
         """Whether its blocks are compiled: they were asked to be, and could be."""
         return self._compiled
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the transformer computes, once it is loaded."""
+        self._loaded()
+        return self._dtype
 
     @property
     def device(self) -> str | None:
@@ -118,13 +129,18 @@ class FluxPipeline:
             gc.collect()
             torch.cuda.empty_cache()
             raise kind(message) from error
-        self._device = execution_device(pipe)
+        self._device, self._dtype = execution_device(pipe), dtype
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):
             one.set_progress_bar_config(disable=not config.progress, desc="steps")
         if config.attention is not None:
             capability = torch.cuda.get_device_capability(device) if self._device.type == "cuda" else None
             acceleration.use_attention(pipe, config.attention, device, capability)
+        if config.lora_rank:
+            # Before the blocks are compiled, so that what is copied in later compiles nothing.
+            from imagegen.model.adapters import LoraLayers
+
+            self._loras = LoraLayers(pipe.transformer, config.spec, config.lora_rank, self._device, dtype)
         if config.compile:
             acceleration.compile_blocks(pipe)
         self._compiled = config.compile
@@ -137,7 +153,7 @@ class FluxPipeline:
         import torch
 
         self._pipe.remove_all_hooks()
-        self._pipe = self._plain = None
+        self._pipe = self._plain = self._loras = None
         del self._encoder
         gc.collect()  # modules and hooks refer to each other in circles
         if torch.cuda.is_available():
@@ -166,6 +182,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        loras: Sequence[Scaled] = (),
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt. On a GPU it returns when the work is queued; the image waits for its end.
@@ -173,6 +190,7 @@ class FluxPipeline:
         Args:
             width, height: pixels, multiples of 16.
             seed: of a generator of its own, so that an image does not depend on those before it.
+            loras: adapters that change the transformer for this image.
             on_step: progress, and the way to stop.
 
         Raises:
@@ -180,7 +198,7 @@ class FluxPipeline:
             OutOfMemory: it did not fit; the memory has been given back.
             GpuFailed: the GPU's context is dead.
         """
-        return self._generate(prompt, None, width, height, num_inference_steps, guidance_scale, seed, on_step)
+        return self._generate(prompt, None, width, height, num_inference_steps, guidance_scale, seed, loras, on_step)
 
     def edit(
         self,
@@ -192,6 +210,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        loras: Sequence[Scaled] = (),
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt and references; otherwise like `generate`.
@@ -201,7 +220,9 @@ class FluxPipeline:
                 one `References` for several images they are encoded once.
         """
         references = images if isinstance(images, References) else References(list(images))
-        return self._generate(prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step)
+        return self._generate(
+            prompt, references, width, height, num_inference_steps, guidance_scale, seed, loras, on_step
+        )
 
     def compile_cache(self, folder: Path) -> CompileCache:
         """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
@@ -228,6 +249,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        loras: Sequence[Scaled],
         on_step: StepCallback | None,
     ) -> GeneratedImage:
         self._loaded()
@@ -248,12 +270,20 @@ class FluxPipeline:
                 arguments["negative_prompt_embeds"] = self.encode_prompt("").embeddings
 
         def call() -> GeneratedImage:
-            image = generation.generate(pipe, arguments, references, seed, on_step, self._device)
+            with self._applied(loras):
+                image = generation.generate(pipe, arguments, references, seed, on_step, self._device)
             if pipe is not self._pipe:
                 self._pipe.maybe_free_model_hooks()  # which are the loaded one's; under model offload
             return image
 
         return self.with_eager_fallback(call)
+
+    def _applied(self, loras: Sequence[Scaled]) -> AbstractContextManager[None]:
+        if not loras:
+            return nullcontext()
+        if self._loras is None:
+            raise ValueError("the model was loaded without room for LoRA adapters")
+        return self._loras.applied(loras)
 
     def with_eager_fallback(self, call: Callable[[], T]) -> T:
         """Calls `call`; where its compiled blocks fail to compile, logs that once and calls it again without them, as

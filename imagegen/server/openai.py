@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from imagegen.contract.events import Step
+from imagegen.contract.loras import MAX_LORAS, Lora, UsedLora
 from imagegen.engine import openai
 from imagegen.engine.event_queue import to_base64
 from imagegen.engine.openai import MAX_PARTIAL_IMAGES, USAGE, about, error_body
@@ -46,7 +47,7 @@ class Image(BaseModel):
 
 
 class Images(BaseModel):
-    """The images; `seeds` and `warnings` are not OpenAI's."""
+    """The images; `seeds`, `loras` and `warnings` are not OpenAI's."""
 
     created: int
     data: list[Image]
@@ -56,6 +57,7 @@ class Images(BaseModel):
     output_format: str
     usage: dict[str, Any]
     seeds: list[int]
+    loras: list[UsedLora]
     warnings: list[str]
 
 
@@ -87,6 +89,12 @@ def _openapi(edit: bool) -> dict[str, Any]:
         "stream": {"type": "boolean", "default": False},
         "partial_images": {**number, "minimum": 0, "maximum": MAX_PARTIAL_IMAGES, "default": 0},
         "seed": {**number, "minimum": 0, "description": "Not OpenAI's: the same seed gives the same image."},
+        "loras": {
+            "type": "array",
+            "items": Lora.model_json_schema(),
+            "maxItems": MAX_LORAS,
+            "description": "Not OpenAI's: LoRA adapters; in a form the list's JSON.",
+        },
     }
     if edit:
         properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
@@ -171,7 +179,11 @@ async def _images(request: Request, edit: bool) -> Response:
         else:
             kind = f"{name}.completed"
             done = {"type": kind, "b64_json": answer.images[0], "usage": USAGE}
-            extra = {"seed": answer.seeds[0], "warnings": [*warnings, *answer.warnings]}
+            extra = {
+                "seed": answer.seeds[0],
+                "loras": [lora.model_dump() for lora in answer.loras],
+                "warnings": [*warnings, *answer.warnings],
+            }
             size = f"{answer.width}x{answer.height}"
             yield streams.server_sent(kind, json.dumps({**done, **about(job), **extra, "size": size}))
 
