@@ -13,8 +13,8 @@ class LoraSettings(BaseSettings):
         "",
         validation_alias="IMAGEGEN_LORAS",
         description="LoRA adapters that jobs may name, separated by commas: a directory of safetensors files, each "
-        "named by its file, or NAME=SOURCE, where SOURCE is a file, owner/repository@commit (of the hub; /FILE.safetensors "
-        "behind it where it holds several), s3://bucket/key or an https URL. Unset: none.",
+        "named by its file, or NAME=SOURCE, where SOURCE is a file, owner/repository@commit of the hub (with "
+        "/FILE.safetensors behind it where it holds several), s3://bucket/key or an https URL. Unset: none.",
     )
     lora_hosts: str = Field(
         "",

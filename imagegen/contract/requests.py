@@ -203,17 +203,8 @@ _TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool"
 
 def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[EditRequest]) -> InvalidInput:
     """One of pydantic's errors in the contract's words."""
-    location = [part for part in error["loc"] if part != "body"]
-    field = str(location[0])[:60] if location else "input"
-    name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
+    fields, field, name = _place([part for part in error["loc"] if part != "body"], schema)
     kind, context, came = error["type"], error.get("ctx", {}), error["input"]
-    fields: type[BaseModel] = schema
-    if field == "expand" and len(location) > 1:  # a field of that object
-        fields, field = Expand, str(location[1])[:60]
-        name = f"expand.{field}"
-    if field == "loras" and len(location) > 2:  # a field of one of them
-        fields, field = Lora, str(location[2])[:60]
-        name = f"{name}.{field}"
     if kind == "value_error":  # our own validators write "field: message"
         message = str(context["error"])
         return InvalidInput(message, message.split(":")[0])
@@ -242,6 +233,17 @@ def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[Edit
     else:
         text = f"{show(came)}: {error['msg']}"
     return InvalidInput(f"{name}: {text}", name)
+
+
+def _place(location: list[int | str], schema: type[BaseModel]) -> tuple[type[BaseModel], str, str]:
+    """Where an error is: the model whose field it is, the field, and how the caller finds it: expand.left, loras[0]."""
+    field = str(location[0])[:60] if location else "input"
+    name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
+    inner = [str(part)[:60] for part in location[1:] if isinstance(part, str)]
+    nested: dict[str, type[BaseModel]] = {"expand": Expand, "loras": Lora}
+    if field in nested and inner:
+        return nested[field], inner[0], f"{name}.{inner[0]}"
+    return schema, field, name
 
 
 def _unknown(field: str, fields: type[BaseModel], schema: type[GenerateRequest] | type[EditRequest]) -> str:

@@ -50,7 +50,7 @@ class Job:
     #: Of its first reference, at that one's own size; None where the whole image is the answer.
     edit: PhotoEdit | None = None
     #: The LoRA adapters that it asks for.
-    loras: Chosen = Chosen()
+    loras: Chosen = field(default_factory=Chosen)
     warnings: list[str] = field(default_factory=list)
     trace: JobTrace = field(default_factory=lambda: JobTrace("job"))
     #: ok or an error's code, once it has ended.

@@ -1,4 +1,4 @@
-"""Whether a file is an adapter of a model, by its safetensors header alone: no tensor is read, and nothing is unpickled.
+"""Whether a file is an adapter of a model, by its safetensors header alone: no tensor is read, nothing unpickled.
 
 https://github.com/huggingface/safetensors#format
 """
@@ -159,8 +159,8 @@ def _check(tensors: dict[str, Tensor], metadata: dict[str, Any], spec: ModelSpec
             raise Broken(f"{_short(key)} is no layer of {spec.name}")
         if tensor.dtype not in DTYPES:
             raise Broken(f"{_short(key)} is of {_short(tensor.dtype)}; allowed are {', '.join(DTYPES)}")
-        module, matrix = read_as
-        if found.setdefault(module, {}).setdefault(matrix, tensor) is not tensor:
+        name, matrix = read_as
+        if found.setdefault(name, {}).setdefault(matrix, tensor) is not tensor:
             raise Broken(f"{_short(key)} is there twice, under two names")
     made = tuple(_module(name, parts, spec, settings) for name, parts in found.items())
     changed: set[str] = set()
@@ -199,7 +199,7 @@ def _shape(targets: tuple[Target, ...], shapes: dict[str, Shape]) -> Shape:
 
 
 def _peft_settings(metadata: dict[str, Any]) -> dict[str, Any]:
-    """peft's settings of the transformer, as diffusers notes them (`lora_adapter_metadata`); empty where it does not."""
+    """peft's settings of the transformer, as diffusers notes them (`lora_adapter_metadata`); else empty."""
     noted = metadata.get("lora_adapter_metadata")
     if noted is None:
         return {}

@@ -87,7 +87,7 @@ _QKV = {
 def modules(spec: ModelSpec) -> dict[str, tuple[Target, ...]]:
     """Each name that a trainer may give to a module of this model, without its prefix, and what it means."""
     own = layers(spec)
-    found = {layer: (Target(layer),) for layer in own}
+    found: dict[str, tuple[Target, ...]] = {layer: (Target(layer),) for layer in own}
     found |= {theirs: (Target(layer),) for theirs, layer in _PLAIN.items()}
     # BFL's layer gives shift and scale, diffusers' the other way round.
     found["final_layer.adaLN_modulation.1"] = (Target("norm_out.linear", (1, 0), 2),)

@@ -1,5 +1,5 @@
-"""LoRA on a loaded transformer: each Linear layer gets a pair of buffers beside its weight, into which the adapters of a
-job are copied. Nothing is merged, so the weights stay as they are, in bf16, fp8, int8 and nf4 alike.
+"""LoRA on a loaded transformer: each Linear layer gets a pair of buffers beside its weight, into which the adapters of
+a job are copied. Nothing is merged, so the weights stay as they are, in bf16, fp8, int8 and nf4 alike.
 
 The buffers are there before the blocks are compiled and keep their shape, so another adapter compiles nothing; a job
 without adapters runs the layer alone, in a graph of its own.

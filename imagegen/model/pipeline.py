@@ -198,7 +198,8 @@ class FluxPipeline:
             OutOfMemory: it did not fit; the memory has been given back.
             GpuFailed: the GPU's context is dead.
         """
-        return self._generate(prompt, None, width, height, num_inference_steps, guidance_scale, seed, loras, on_step)
+        size = width, height
+        return self._generate(prompt, None, size, num_inference_steps, guidance_scale, seed, loras, on_step)
 
     def edit(
         self,
@@ -220,9 +221,8 @@ class FluxPipeline:
                 one `References` for several images they are encoded once.
         """
         references = images if isinstance(images, References) else References(list(images))
-        return self._generate(
-            prompt, references, width, height, num_inference_steps, guidance_scale, seed, loras, on_step
-        )
+        size = width, height
+        return self._generate(prompt, references, size, num_inference_steps, guidance_scale, seed, loras, on_step)
 
     def compile_cache(self, folder: Path) -> CompileCache:
         """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
@@ -244,8 +244,7 @@ class FluxPipeline:
         self,
         prompt: str | Prompt,
         references: References | None,
-        width: int,
-        height: int,
+        size: Size,
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
@@ -256,11 +255,11 @@ class FluxPipeline:
         if isinstance(prompt, str):
             prompt = self.encode_prompt(prompt)
         sizes = [image.size for image in references.images] if references else []
-        pipe = self._pipe if self.caches_keys_and_values((width, height), sizes) else self._plain
+        pipe = self._pipe if self.caches_keys_and_values(size, sizes) else self._plain
         arguments: dict[str, Any] = {
             "prompt_embeds": prompt.embeddings,
-            "width": width,
-            "height": height,
+            "width": size[0],
+            "height": size[1],
             "num_inference_steps": num_inference_steps,
             "max_sequence_length": self.config.spec.max_sequence_length,
         }

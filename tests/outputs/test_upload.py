@@ -175,7 +175,7 @@ def test_a_redirect_to_another_region_leads_to_its_host_of_the_same_domain(url, 
     assert upload._move(store, store, told) == (moved is not None)
     if moved is not None:
         assert (store.endpoint_url, store.region) == (moved, region)
-        assert urlsplit(upload._presign(store, "a.png")).hostname.endswith(urlsplit(moved).hostname)
+        assert urlsplit(upload.presign(store, "a.png")).hostname.endswith(urlsplit(moved).hostname)
 
 
 def test_a_store_that_sends_uploads_around_without_end_is_left():
@@ -236,7 +236,7 @@ def test_what_is_signed_is_what_boto3_signs(url, monkeypatch):
     theirs = client.generate_presigned_url(
         "get_object", Params={"Bucket": "pics", "Key": "job/0.png"}, ExpiresIn=store.expiry
     )
-    ours = upload._presign(store, "job/0.png")
+    ours = upload.presign(store, "job/0.png")
     assert urlsplit(ours)[:3] == urlsplit(theirs)[:3]
     assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(theirs).query)
 
@@ -265,7 +265,7 @@ def attacked(reply, reads=True, seconds=60, count=8):
     """What uploads to a hostile store come to; afterwards none of its connections is open, and no file is left."""
 
     async def run():
-        await asyncio.to_thread(upload._presign, store_at("http://127.0.0.1:9"), "a")  # whatever opens a file once
+        await asyncio.to_thread(upload.presign, store_at("http://127.0.0.1:9"), "a")  # whatever opens a file once
         async with FaultyStore(reply, reads) as server:
             before = files()
             begun = asyncio.get_running_loop().time()

@@ -87,7 +87,8 @@ def build_examples(pipe: Any, seed: int) -> list[Examples]:
             latents = pipe.vae.encode(to_tensor([scene.draw(SIDE, SIDE) for scene in scenes[at : at + 50]]))
             parts.append(compat.pack(latents.latent_dist.mode()))
         scale = (pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()
-        return (torch.cat(parts) - pipe.vae.bn.running_mean) / scale
+        normalised: Tensor = (torch.cat(parts) - pipe.vae.bn.running_mean) / scale
+        return normalised
 
     made = []
     for kind, count in COUNTS.items():
