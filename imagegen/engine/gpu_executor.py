@@ -65,7 +65,7 @@ class GpuExecutor:
         work = partial(context.run, self._generate, job, plan, pipeline, finished, queued)
         future: Future[None] = Future()
         with self._lock:
-            self._ready.put(job.caller, job.begun, (future, work))
+            self._ready.put(job.caller, job.begun, (future, work), tuple(one.name for one in job.loras.used))
         self._metrics.gpu_time.change(ready=1)
         self.submit(self._run_next)
         generated = asyncio.wrap_future(future)

@@ -54,7 +54,7 @@ def list_entries(settings: Settings, spec: ModelSpec, fetch: bool = True) -> dic
         for name, file in _files(part, settings, spec, fetch):
             if name in found:
                 raise ConfigurationError(f"IMAGEGEN_LORAS: {name} comes twice")
-            found[name] = _check(name, file, settings, spec)
+            found[name] = check(name, file, settings, spec)
             if (fault := found[name].fault) is not None:
                 log.warning("the LoRA %s cannot be used: it %s", name, fault)
     return found
@@ -72,7 +72,8 @@ def check_file(file: Path, settings: Settings, spec: ModelSpec) -> Header:
         raise Broken(f"cannot be read ({type(error).__name__})") from None
 
 
-def _check(name: str, file: Path, settings: Settings, spec: ModelSpec) -> Entry:
+def check(name: str, file: Path, settings: Settings, spec: ModelSpec) -> Entry:
+    """What the header of a file says of it."""
     try:
         return Entry(name, file, check_file(file, settings, spec))
     except Broken as error:
