@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import BaseModel, Field, model_validator
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from imagegen.contract.reading import Fields
 
 #: Adapters of one job, and how strong each may be.
 MAX_LORAS, MAX_SCALE = 4, 4
 
 
-class Lora(BaseModel):
+class Lora(Fields):
     """One adapter: by its name, or by an address that the operator allows."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str | None = Field(None, max_length=128, description="One of the names in `/capabilities`.")
     url: str | None = Field(
@@ -23,12 +21,11 @@ class Lora(BaseModel):
         1.0, ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False, description="How strong it is; 0: it changes nothing."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_one(cls, data: Any) -> Any:
-        if isinstance(data, dict) and ("name" in data) == ("url" in data):
-            raise ValueError('loras: each has a name or a url, such as {"name": "brand-x", "scale": 0.8}')
-        return data
+    @model_validator(mode="after")
+    def _check_one(self) -> Lora:
+        if (self.name is None) == (self.url is None):
+            raise ValueError('has a name or a url, and not both, such as {"name": "brand-x", "scale": 0.8}')
+        return self
 
 
 class UsedLora(BaseModel):
