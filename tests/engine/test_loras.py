@@ -113,15 +113,15 @@ def test_what_cannot_be_used_is_a_typed_error_and_the_next_job_is_as_ever(worker
     [
         (3, "loras", "must be a list, and not 3"),
         ("{", "loras", "is not a JSON list"),
-        ([{}], "loras", "each has a name or a url"),
-        ([{"name": "a", "url": "b"}], "loras", "each has a name or a url"),
+        ([{"scale": 1}], "loras[0]", "has a name or a url"),
+        ([{"name": "a", "url": "b"}], "loras[0]", "has a name or a url, and not both"),
         ([{"name": "a", "scale": 4.5}], "loras[0].scale", "4.5 is out of bounds (-4 to 4)"),
         ([{"name": "a", "scale": float("nan")}], "loras[0].scale", "nan is out of bounds"),
         ([{"name": "a", "scale": "much"}], "loras[0].scale", "must be a number"),
         ([{"name": "b"}, {"name": 3}], "loras[1].name", "must be a string"),
         ([{"name": "a", "weight": 1}], "loras[0].weight", "allowed are name, url, scale"),
         ([{"name": "a"}, {"name": "a", "scale": 0.5}], "loras", "one comes twice"),
-        ([{"name": str(i)} for i in range(5)], "loras", "5 LoRAs came; 4 are allowed"),
+        ([{"name": str(i)} for i in range(5)], "loras", "5 LoRAs were received; 4 are allowed"),
     ],
 )
 def test_a_field_at_fault_is_named(loras, field, message):

@@ -41,7 +41,7 @@ LAYERS = (
 #: What is active in a batch, and how often.
 SETS: dict[tuple[str, ...], float] = {("frame",): 0.45, ("ring",): 0.2, ("frame", "ring"): 0.35}
 #: How many samples of each kind, and the size of a batch.
-COUNTS, BATCH = {"generate": 3000, "edit": 1200, "edit2": 300}, {"generate": 24, "edit": 16, "edit2": 12}
+COUNTS, BATCH = {"generate": 1600, "edit": 400, "edit2": 100}, {"generate": 24, "edit": 16, "edit2": 12}
 SHARES = {"generate": 0.6, "edit": 0.32, "edit2": 0.08}
 ROUNDS, RATE, SEED, SIDE = 600, 4e-3, 2027, 128
 #: A frame is a white disc behind its shape, so much larger; a ring's hole is so much smaller than its circle.
