@@ -38,7 +38,7 @@ def rows(short: bool) -> Iterator[Row]:
     with noise_server() as url, server(keys=True, **environment) as attacked:
         attacked.edit(to_bytes(Image.new("RGB", (64, 64))))
         bodies = [json.dumps(body).encode() for body in jobs(url)]
-        end = time.monotonic() + (20 if short else 40)
+        end = time.monotonic() + (30 if short else 90)
         with Peak(attacked.process.pid) as peak, ThreadPoolExecutor(CLIENTS) as threads:
             counts = list(threads.map(lambda number: send(attacked, bodies, number, end), range(CLIENTS)))
         outcome, _ = attacked.generate()
