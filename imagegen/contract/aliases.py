@@ -132,11 +132,16 @@ _RUNPODS = {
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a request said in other words: the caller's name of each field that has another here, and what changes
-    nothing."""
+    """What a request said in other words: the caller's name of each field that has another here, and the fields that
+    change nothing, with their values as far as a job that is stored keeps them."""
 
     names: dict[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    ignored: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One for each field that changes nothing."""
+        return tuple(f"{name}: changes nothing here" for name in self.ignored)
 
     def name(self, ours: str) -> str:
         """The caller's name of a field such as "width" or "images[1]"."""
@@ -152,7 +157,7 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
     """
     ours = {name: value for name, value in fields.items() if name not in ALIASES and name not in IGNORED}
     names: dict[str, str] = {}
-    warnings = []
+    ignored = {}
     for name, value in fields.items():
         if name in ours or not is_given(value):
             continue
@@ -162,8 +167,8 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
             allowed = " and ".join(dict.fromkeys(str(one) for one in ONLY[name]))
             raise ValueError(f"{name}: {show(value)} cannot be honoured here; allowed are {allowed}")
         elif value not in IGNORED[name]:
-            warnings.append(f"{name}: changes nothing here")
-    return ours, Spoken(names, tuple(warnings))
+            ignored[name] = value if isinstance(value, int) else str(value)[:100]
+    return ours, Spoken(names, ignored)
 
 
 def _add(ours: dict[str, Any], names: dict[str, str], name: str, value: Any) -> None:

@@ -98,7 +98,8 @@ class Archive:
             await self.make_room(size)
         if self._bytes + size > self._limit:
             raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
-        fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
+        given = request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES))
+        fields = json.dumps(given | request.spoken.ignored)  # which are warned of when it runs
         names = {input_name(job.id, field): text for field, text in references.items()}
         job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
         try:

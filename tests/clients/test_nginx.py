@@ -10,8 +10,8 @@ from tests.support.nginx import lines, nginx
 
 pytestmark = pytest.mark.slow  # nginx is installed by `make slow`
 
-#: Seconds that each step takes in the first test, and the first step in the second: three times the proxy's timeout, the
-#: smallest that leaves room for a comment. `benchmarks.proxy` has the longer ones.
+#: Seconds that each step takes in the first test, and the first step in the second: three times the proxy's timeout,
+#: the smallest that leaves room for a comment. `benchmarks.proxy` has the longer ones.
 STEP, WAIT, TIMEOUT = 1.0, 36, 12
 
 
