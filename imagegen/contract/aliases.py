@@ -155,19 +155,21 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
     Raises:
         ValueError: a field came under two names, or its value cannot be read; begins with the name.
     """
+    fields = {name: value for name, value in fields.items() if not is_image(name) or has_image(value)}
     ours = {name: value for name, value in fields.items() if name not in ALIASES and name not in IGNORED}
     names: dict[str, str] = {}
     ignored = {}
+    for name in ALIASES:  # in its order: input_image comes before input_image_2
+        if is_given(fields.get(name)):
+            _add(ours, names, name, fields[name])
     for name, value in fields.items():
-        if name in ours or not is_given(value):
+        if name not in IGNORED or not is_given(value):
             continue
-        if name in ALIASES:
-            _add(ours, names, name, value)
-        elif name in ONLY and value not in ONLY[name]:
+        if name in ONLY and value not in ONLY[name]:
             allowed = " and ".join(dict.fromkeys(str(one) for one in ONLY[name]))
             raise ValueError(f"{name}: {show(value)} cannot be honoured here; allowed are {allowed}")
         elif value not in IGNORED[name]:
-            ignored[name] = value if isinstance(value, int) else str(value)[:100]
+            ignored[name] = value[:100] if isinstance(value, str) else value is not False
     return ours, Spoken(names, ignored)
 
 
@@ -205,6 +207,11 @@ def names_of(fields: Iterable[str]) -> list[str]:
 def is_image(name: str) -> bool:
     """Whether a field, under any of its names, holds reference images."""
     return name == "images" or (name in ALIASES and ALIASES[name].field == "images")
+
+
+def has_image(value: Any) -> bool:
+    """Whether a field of reference images holds any: a list of nothing but empty entries does not."""
+    return any(is_given(one) for one in value) if isinstance(value, list) else is_given(value)
 
 
 def is_mask(name: str) -> bool:

@@ -14,9 +14,7 @@ EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def is_given(value: Any) -> bool:
-    """Whether a value says anything; a list of nothing but empty entries does not."""
-    if isinstance(value, list):
-        return any(one not in EMPTY for one in value)
+    """Whether a value says anything."""
     return value not in EMPTY
 
 

@@ -96,9 +96,12 @@ def _accept_empty(schema: Schema) -> None:
             continue
         shown = {key: field.pop(key) for key in ("default", "description", "title", "examples") if key in field}
         options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+        if name == "images":
+            options.append({"type": "array", "items": _EMPTY})
         properties[name] = {**shown, "anyOf": [*options, _EMPTY]}
     schema["additionalProperties"] = _EMPTY
-    schema["allOf"] = list(_rules(properties))
+    if rules := list(_rules(properties)):
+        schema["allOf"] = rules
 
 
 def _rules(properties: Schema) -> Iterable[Schema]:
@@ -129,7 +132,12 @@ def _together(one: str, other: str) -> Schema:
 
 def _without_null(schema: Schema) -> None:
     """A form has no null: a field that is not given is left out, or empty."""
+    schema["additionalProperties"] = False
     for name, field in schema["properties"].items():
-        if "anyOf" in field:
-            options = [option for option in field.pop("anyOf") if option.get("type") != "null"]
-            schema["properties"][name] = {**field, **options[0]} if len(options) == 1 else {**field, "anyOf": options}
+        if name in schema["required"]:
+            continue
+        shown = {key: field.pop(key) for key in ("default", "description", "title", "examples") if key in field}
+        options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+        schema["properties"][name] = {**shown, "anyOf": [*options, {"enum": [""]}]}
+    if rules := list(_rules(schema["properties"])):
+        schema["allOf"] = rules
