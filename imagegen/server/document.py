@@ -105,16 +105,20 @@ def _accept_empty(schema: Schema) -> None:
 
 
 def _rules(properties: Schema) -> Iterable[Schema]:
+    """What `CommonFields` and `EditFields` check between fields."""
     if "width" in properties:
         yield _together("width", "height")
         yield _together("height", "width")
         yield _apart("width", "aspect_ratio")
-    ways = [name for name in _WAYS if name in properties]
-    for i, way in enumerate(ways):
+    if "fit" not in properties:
+        return
+    yield _together("fit", "aspect_ratio")
+    yield _apart("aspect_ratio", "mask")
+    yield _apart("aspect_ratio", "expand")
+    yield from (_together(name, "mask") for name in _OF_THE_MASK)
+    for i, way in enumerate(_WAYS):
         yield _apart("width", way)
-        yield from (_apart(way, other) for other in ways[i + 1 :])
-    if "mask" in properties:
-        yield from (_together(name, "mask") for name in _OF_THE_MASK if name in properties)
+        yield from (_apart(way, other) for other in _WAYS[i + 1 :])
 
 
 def _given(*names: str) -> Schema:

@@ -14,6 +14,7 @@ from hypothesis.errors import Unsatisfiable
 from PIL import Image
 from schemathesis import GenerationMode
 from schemathesis.core.failures import FailureGroup
+from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.transport.serialization import Binary
 
 from tests.server.conftest import serving
@@ -22,6 +23,9 @@ pytestmark = pytest.mark.slow  # schemathesis sends thousands of requests
 
 #: Cases of each route, valid and invalid ones each; cases in all.
 CASES, LEAST = 120, 2000
+#: Routes of which the document does not say all that their fields demand of each other (a mask has its image's shape,
+#: a larger canvas its bounds): what it allows may still be refused there.
+UNTOLD = ("POST /edit", "POST /jobs", "POST /v1/images/edits", "POST /v1/flux-2-klein-9b", "POST /v1/flux-2-klein-4b")
 
 
 def _picture():
@@ -65,6 +69,8 @@ def ask_all(operation, mode, seen, failures):
                 case.validate_response(response)
         except FailureGroup as group:
             for failure in group.exceptions:
+                if isinstance(failure, RejectedPositiveData) and operation.label in UNTOLD:
+                    continue
                 failures.setdefault((operation.label, type(failure).__name__), f"{failure}\n{case.as_curl_command()}")
 
     with contextlib.suppress(Unsatisfiable):
