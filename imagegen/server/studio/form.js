@@ -1,6 +1,7 @@
 // The settings: what the server allows, what the caller chose, as the fields of a request, and errors beside them.
 
 import { $, icon, node } from "./dom.js";
+import { offerLoras, readLoras, writeLoras } from "./loras.js";
 import { service } from "./service.js";
 import { t } from "./text.js";
 
@@ -29,6 +30,7 @@ export function offer() {
   $("output_format").replaceChildren(
     ...output_formats.map((name) => node("option", { value: name, textContent: name.toUpperCase() })),
   );
+  offerLoras();
 }
 
 function shapeChoice(value) {
@@ -61,7 +63,7 @@ export function read() {
     fields.output_format = $("output_format").value;
     fields.output_quality = Number($("output_quality").value);
   }
-  return fields;
+  return { ...fields, ...readLoras() };
 }
 
 /** Takes settings up again, from the history or from a link. */
@@ -71,6 +73,7 @@ export function write(fields) {
   for (const name of [...SIDES, ...NUMBERS]) $(name).value = fields[name] ?? (name === "num_images" ? 1 : "");
   $("output_format").value = fields.output_format ?? "png";
   $("output_quality").value = fields.output_quality ?? 90;
+  writeLoras(fields.loras);
   showLock();
   showQuality();
 }

@@ -127,6 +127,8 @@ export default {
   mask_tools: "Mask tools",
   mask_help: "Paint what is to change. Keys: [ and ] size, X erase, I invert, Ctrl+Z undo; arrows move, space paints.",
   mask_keys: "Mask. Arrow keys move the brush, space paints, Shift with an arrow key paints on.",
+  loras: "LoRAs",
+  lora_scale: "Scale of {name}",
   close: "Close",
   fit: "Fit",
   actual_size: "Actual size",
