@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from imagegen import __version__, logs
@@ -73,8 +75,9 @@ class Service:
         return self.host.start()
 
     def drain(self) -> None:
-        """From now on jobs that come are refused; those that are here are finished."""
-        self.admission.draining = True
+        """From now on jobs that come are refused; those that are here are finished, but for references that are slow to
+        read."""
+        self.admission.drain()
 
     def close(self) -> None:
         """Ends the threads after their jobs and unloads the model; does not wait for a load that is going on."""
@@ -122,6 +125,7 @@ class Service:
             offload=memory.offload if memory else "",
             device=state.device or "",
         )
+        metrics.record_disk(temporary=Path(tempfile.gettempdir()), cache=self.settings.hf_home.expanduser())
         for stage, seconds in state.start or ():
             metrics.start.labels(stage).set(seconds)
 
