@@ -99,7 +99,8 @@ def test_an_image_is_pasted(page):
           const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
           const transfer = new DataTransfer();
           transfer.items.add(new File([bytes], "", { type: "image/png" }));
-          document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true }));
+          const options = { clipboardData: transfer, bubbles: true, cancelable: true };
+          document.dispatchEvent(new ClipboardEvent("paste", options));
         }""",
         to_base64(scene("circle", "red", "white")),
     )

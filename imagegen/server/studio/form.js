@@ -20,7 +20,7 @@ export function offer() {
   const ratios = aspect_ratios.filter((ratio) => ratio.includes(":"));
   $("shapes").replaceChildren(...["", ...ratios, "custom"].map(shapeChoice));
   choose("");
-  for (const side of SIDES) Object.assign($(side), { min: sizes.min, max: sizes.max, placeholder: sizes.default });
+  for (const side of SIDES) Object.assign($(side), { min: sizes.min, max: sizes.good, placeholder: sizes.default });
   Object.assign($("num_inference_steps"), {
     max: limits.num_inference_steps,
     placeholder: defaults.num_inference_steps,
@@ -64,6 +64,13 @@ export function read() {
     fields.output_quality = Number($("output_quality").value);
   }
   return { ...fields, ...readLoras() };
+}
+
+/** What is wrong with a size that the model accepts and does badly, as an error of its field; null for others. */
+export function badSize(fields) {
+  const { model, sizes } = service.capabilities ?? {};
+  const field = SIDES.find((side) => fields[side] > sizes?.good);
+  return field ? { field, message: t("bad_size", { model, min: sizes.min, max: sizes.good }) } : null;
 }
 
 /** Takes settings up again, from the history or from a link. */

@@ -35,6 +35,7 @@ export default {
   custom: "Eigenes",
   width: "Breite",
   height: "Höhe",
+  bad_size: "{model} kann {min} bis {max} Pixel je Seite gut.",
   images: "Anzahl",
   steps: "Schritte",
   seed: "Seed",

@@ -35,6 +35,7 @@ export default {
   custom: "Custom",
   width: "Width",
   height: "Height",
+  bad_size: "{model} does well with {min} to {max} pixels a side.",
   images: "Images",
   steps: "Steps",
   seed: "Seed",

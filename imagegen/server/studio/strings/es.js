@@ -35,6 +35,7 @@ export default {
   custom: "Otra",
   width: "Ancho",
   height: "Alto",
+  bad_size: "{model} funciona bien con {min} a {max} píxeles por lado.",
   images: "Imágenes",
   steps: "Pasos",
   seed: "Semilla",
