@@ -36,7 +36,7 @@ def test_axe_finds_no_violation_in_any_state(browser, url, width, scheme):
     expect(page.locator("#service")).to_contain_text("micro")
     assert violations(page) == []
     if width < 500:
-        page.get_by_role("button", name="Settings").click()
+        page.get_by_role("button", name="Settings", exact=True).click()
     page.get_by_label("Images", exact=True).fill("2")
     generate(page, "a cat")
     assert violations(page) == []
@@ -78,8 +78,19 @@ def test_a_first_image_by_keyboard_alone(page):
     for _ in range(60):
         page.keyboard.press("Tab")
         reached.add(focused(page))
-    controls = {"choose", "num_images", "num_inference_steps", "seed", "die", "lock", "output_format", "go", "fold"}
-    assert controls | {"Download", "Use as reference", "Copy as", "Clear"} <= reached
+    controls = {
+        "choose",
+        "num_images",
+        "num_inference_steps",
+        "seed",
+        "die",
+        "lock",
+        "output_format",
+        "go",
+        "fold",
+        "clear",
+    }
+    assert controls | {"Download", "Use as reference", "Copy as"} <= reached
     page.get_by_text("Copy as").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
@@ -97,7 +108,7 @@ def test_a_first_image_by_touch_alone(browser, url):
     page.get_by_role("button", name="Generate", exact=True).tap()
     expect(tiles(page)).to_have_count(1, timeout=30_000)
     page.get_by_role("button", name="Use as reference").tap()
-    page.get_by_role("button", name="Settings").tap()
+    page.get_by_role("button", name="Settings", exact=True).tap()
     page.get_by_text("Only a painted area").tap()
     page.get_by_role("button", name="Paint the area").tap()
     box = page.locator(".paint canvas").bounding_box()
