@@ -46,8 +46,8 @@ AUDITED ?= $(BIN)/python
 # Dependencies of which more is used than they promise, and the tests that see it go. Without their own dependencies, which
 # would bring another torch.
 INSIDE := aiohttp botocore diffusers runpod torchao uvicorn
-INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_store_addresses.py \
-  tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
+INSIDE_TESTS := tests/compat tests/inputs/test_fetch*.py tests/outputs/test_store_addresses.py \
+  tests/outputs/test_upload*.py tests/outputs/test_hostile_stores.py tests/runpod tests/server/test_http.py
 
 .DEFAULT_GOAL := help
 .PHONY: stale help run test slow clients coverage check format hooks lint lock reference docs image image-test serve micro newest eval bench attack benchmark-gpu fuzz audit sbom licences clean
@@ -135,7 +135,7 @@ bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.caches
 
-attack: $(VENV)/.run ## attack a server over HTTP, and measure what others notice of it (four minutes)
+attack: $(VENV)/.run ## attack servers of its own: connections, images, callers, object stores, memory (eight minutes)
 	$(BIN)/python -m benchmarks.attack
 
 fuzz: $(VENV)/.fuzz ## look for images that break the decoding, for five minutes (atheris)

@@ -6,6 +6,7 @@ from imagegen import errors
 
 CONTRACT = {
     "invalid_input": 422,
+    "bad_lora": 422,
     "bad_reference": 422,
     "payload_too_large": 413,
     "unauthorized": 401,
@@ -52,7 +53,7 @@ def test_the_tree_in_the_docstring_is_whole():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_doors_say_the_same(kind):
+def test_both_endpoints_say_the_same(kind):
     error = kind("width: 1000 is not a multiple of 16", "width")
     body, output = error.body(), error.output()
     assert body == {

@@ -53,7 +53,7 @@ def parse_job(job_input: Any, strict: bool = True, most: Mapping[str, float] | N
     fields = {name: value for name, value in job_input.items() if name != "mode"}
     mode = job_input.get("mode")
     if not is_given(mode):
-        edit = any(is_given(value) for name, value in fields.items() if aliases.is_image(name))
+        edit = any(aliases.has_image(value) for name, value in fields.items() if aliases.is_image(name))
         mode = "edit" if edit else "generate"
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
@@ -147,6 +147,7 @@ def limits(spec: ModelSpec | None, settings: Settings) -> dict[str, float]:
         "negative_prompt": settings.max_prompt,
         "images": references,
         "num_images": settings.max_images,
+        "loras": settings.max_loras,
     }
 
 
@@ -173,6 +174,7 @@ def check(request: Request, spec: ModelSpec, settings: Settings) -> None:
         ("negative_prompt", len(request.negative_prompt or ""), "characters"),
         ("images", len(request.images) if isinstance(request, EditRequest) else 0, "references"),
         ("num_images", request.num_images, "images"),
+        ("loras", len(request.loras), "LoRAs"),
     ):
         most = allowed[field]
         if received > most:

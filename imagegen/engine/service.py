@@ -8,7 +8,9 @@ others. A job that is cancelled, or whose time runs out, leaves the GPU after th
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -73,6 +75,23 @@ class Service:
         The future raises ConfigurationError where the model is unknown or its weights are not available.
         """
         return self.host.start()
+
+    def freeze(self) -> None:
+        """Makes this process, whose model is loaded, fit for a snapshot of its memory, from which several may go on:
+        it has no other process, no open socket, and no random numbers that two of them would share.
+
+        What a job draws at random comes from the operating system (`secrets`), which a snapshot does not hold.
+        """
+        if isinstance(self.runner, LocalRunner):
+            self.runner.freeze()
+
+    def thaw(self) -> None:
+        """Goes on after a snapshot: other generators of random numbers are seeded anew, clocks begin at 0."""
+        random.seed()
+        if "torch" in sys.modules:
+            sys.modules["torch"].seed()
+        if isinstance(self.runner, LocalRunner):
+            self.runner.thaw()
 
     def drain(self) -> None:
         """From now on jobs that come are refused; those that are here are finished, but for references that are slow to

@@ -127,6 +127,28 @@ def test_a_stream_of_two_images(ai, client):
     assert [event.b64_json for event in seen] == native["images"]
 
 
+def test_an_empty_form_field_is_not_given(client):
+    empty = (
+        "model",
+        "n",
+        "size",
+        "response_format",
+        "quality",
+        "background",
+        "stream",
+        "partial_images",
+        "user",
+        "seed",
+    )
+    files = [("image[]", ("a.png", to_bytes(scene("circle", "red", "blue")), "image/png")), ("mask", ("", b"", None))]
+    fields = {"prompt": "make the background green", **dict.fromkeys(empty, "")}
+    answer = client.post("/v1/images/edits", data=fields, files=files)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["warnings"] == []
+    answer = client.post("/v1/images/edits", data={**fields, "n": "2", "stream": "false", "seed": "-1"}, files=files)
+    assert len(answer.json()["data"]) == 2
+
+
 def test_stream_of_an_edit(ai):
     stream = ai.images.edit(
         image=file(scene("circle", "red", "blue")), prompt="make the background green", stream=True, partial_images=1
@@ -184,7 +206,7 @@ def test_before_the_model_is_chosen_nothing_is_called_unknown():
         assert openai.OpenAI(base_url=f"{url}/v1", api_key="any").images.generate(model="micro", prompt=PROMPT).data
 
 
-def test_a_bad_picture_and_a_bad_mask(ai):
+def test_a_bad_image_and_a_bad_mask(ai):
     with pytest.raises(openai.BadRequestError) as caught:
         ai.images.edit(image=("a.png", b"not a picture", "image/png"), prompt="x")
     assert caught.value.code == "bad_reference"
