@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.conftest import scene, to_base64
 from tests.page.conftest import DROP, generate, tiles, watch
+from tests.support.images import scene, to_base64
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-from tests.conftest import scene, to_base64
 from tests.page.conftest import DROP, generate, saved, tiles
+from tests.support.images import scene, to_base64
 
 pytestmark = pytest.mark.slow
 
