@@ -14,6 +14,8 @@ MAX_SEED = 2**53 - 1
 
 AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21", "match_input"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+#: Pixels on a side that a WebP file can hold (its container's specification, "Simple File Format (Lossy)").
+MAX_WEBP_SIDE = 16383
 
 
 class CommonFields(BaseModel):
@@ -54,7 +56,9 @@ class CommonFields(BaseModel):
         examples=[42],
     )
     output_format: OutputFormat = Field("png", description="How images are encoded.")
-    output_quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+    output_quality: int = Field(
+        90, ge=1, le=100, description="Quality of jpeg and webp; webp of quality 100 is lossless."
+    )
     delivery: Literal["base64", "url"] = Field(
         "base64", description='Images in the answer, or as URLs; "url" needs an object store.'
     )
@@ -65,6 +69,10 @@ class CommonFields(BaseModel):
         None, description="Seconds that the job may take, waiting included. Default: IMAGEGEN_REQUEST_TIMEOUT."
     )
     embed_prompt: bool = Field(False, description="Write the prompt into the image's provenance record.")
+
+    def is_lossless(self, output_format: OutputFormat) -> bool:
+        """Whether images in this format have every pixel as it was made."""
+        return output_format == "png" or (output_format == "webp" and self.output_quality == 100)
 
     @model_validator(mode="after")
     def _check(self) -> CommonFields:

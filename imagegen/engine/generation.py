@@ -65,12 +65,17 @@ def generate_images(
         left = (time.monotonic() - begun) / done * (total - done)
         job.notify(Step(done, total, round(left, 2), preview() if step in due else None))
 
+    if plan.strength == 0:  # the reference itself
+        for seed in plan.seeds:
+            finished(seed, job.references[0])
+        return
     try:
         prompt = pipeline.encode_prompt(plan.prompt)
         job.prompt_cached = prompt.cached
         job.warnings += prompt.warnings
         references = References(job.references)
-        one = partial(pipeline.edit, prompt, references) if job.references else partial(pipeline.generate, prompt)
+        edit = partial(pipeline.edit, prompt, references, strength=plan.strength)
+        one = edit if job.references else partial(pipeline.generate, prompt)
         for seed in plan.seeds:
             generated = one(
                 width=plan.width,

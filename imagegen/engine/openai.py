@@ -29,7 +29,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 _IGNORED: dict[str, tuple[Any, ...]] = {"quality": (None, "auto"), "moderation": (None, "auto")}
 _KNOWN = {
     "model", "prompt", "n", "size", "response_format", "output_format", "output_compression", "user", "stream",
-    "partial_images", "seed", "image", "images", "mask", *_REFUSED, *_IGNORED,
+    "partial_images", "seed", "image", "images", "mask", "strength", *_REFUSED, *_IGNORED,
 }  # fmt: skip
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -124,7 +124,7 @@ def translate(  # noqa: C901 - field by field, as the API's reference has them
     if model not in (None, spec.name, spec.repository):
         raise ModelNotFound(f"model: {requests.show(model)} is not served here; {spec.name} is", "model")
     for name in fields:
-        if name not in _KNOWN or (not edit and name in ("image", "images", "mask")):
+        if name not in _KNOWN or (not edit and name in ("image", "images", "mask", "strength")):
             shown = requests.show(name)[1:-1]
             raise InvalidInput(f"{shown}: is not a parameter of this route", shown)
     for name, harmless in _REFUSED.items():
@@ -158,6 +158,8 @@ def translate(  # noqa: C901 - field by field, as the API's reference has them
         if images is not None:
             images = images if isinstance(images, list) else [images]
             native["images"] = [_reference(image) for image in images]
+        if fields.get("strength") is not None:
+            native["strength"] = fields["strength"]
         if fields.get("mask") is not None:
             # An alpha channel that is opaque everywhere selects nothing in OpenAI's terms; here it is read by its
             # colours, as masks of other tools are.

@@ -128,6 +128,9 @@ class LocalRunner:
         first = job.references[0].size if job.references else None
         plan = requests.plan(request, spec, first, job.default_seed)
         requests.check_work(plan, self._settings)
+        if plan.strength < 1 and first != (plan.width, plan.height):  # it begins at the reference, so of its size
+            size = plan.width, plan.height
+            job.references[0] = await asyncio.to_thread(job.references[0].resize, size, Image.Resampling.LANCZOS)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
         if pipeline.config.plan is not None:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
@@ -184,8 +187,7 @@ class LocalRunner:
                     job.edit = await asyncio.to_thread(plan_edit, job.request, job.references[0], mask, spec)
                     job.references[0] = job.edit.crop
                     job.warnings += job.edit.warnings
-                    if (lossy := job.request.output_format) != "png":
-                        job.warnings.append(f"output_format: {lossy} is lossy; only in png are kept pixels exact")
+                    job.warnings += delivery.warnings_of_loss(job.request, job.request.output_format)
         finally:  # those that never came have taken their time too
             job.spent("references", time.monotonic() - clock)
             self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * NEWEST_WEIGHT
@@ -219,6 +221,8 @@ class LocalRunner:
 
 def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:
     """A photo with its edit, in a thread beside the GPU; what was done is noted in the job's warnings and timings."""
+    if isinstance(job.request, EditRequest) and job.request.strength == 0:
+        return edit.photo
     clock = time.monotonic()
     finished = edit.finish(generated)
     job.warnings += [warning for warning in finished.warnings if warning not in job.warnings]

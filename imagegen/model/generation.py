@@ -12,6 +12,7 @@ from PIL import Image
 from imagegen.model.caches import References, shared_reference_latents
 from imagegen.model.images import GeneratedImage, Mark
 from imagegen.model.preview import estimate_end
+from imagegen.model.strength import begin_at_reference
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +34,14 @@ def generate(
     seed: int,
     on_step: StepCallback | None,
     device: torch.device,
+    strength: float = 1.0,
 ) -> GeneratedImage:
     """Calls a diffusers pipeline for one image. On a GPU it returns when all work is queued.
 
     Args:
         arguments: of the call, beside the images and what follows.
         seed: of the generator of the noise.
+        strength: below 1 the steps begin at the first reference, which then has the size of the image.
     """
     import torch
 
@@ -63,13 +66,16 @@ def generate(
 
     # 2. References are encoded, the steps run, the latents are decoded
     images = references.images if references and references.images else None
-    begun = Mark.on(device)
+    generator, begun = torch.Generator(device).manual_seed(seed), Mark.on(device)
     hook = pipe.transformer.register_forward_pre_hook(keep_latents, with_kwargs=True)
     try:
         with shared_reference_latents(pipe, references) if references and images else nullcontext():
+            if references and strength < 1:
+                steps, dtype = arguments["num_inference_steps"], arguments["prompt_embeds"].dtype
+                arguments = arguments | begin_at_reference(pipe, references, steps, strength, generator, dtype)
             decoded = pipe(
                 image=images,
-                generator=torch.Generator(device).manual_seed(seed),
+                generator=generator,
                 callback_on_step_end=after_step,
                 output_type="pt",
                 **arguments,

@@ -192,6 +192,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        strength: float = 1.0,
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt and references; otherwise like `generate`.
@@ -199,9 +200,13 @@ class FluxPipeline:
         Args:
             images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them. As
                 one `References` for several images they are encoded once.
+            strength: over 0, and at most 1; below 1 the image begins at the first reference, which then must have its
+                size, under noise of this level.
         """
         references = images if isinstance(images, References) else References(list(images))
-        return self._generate(prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step)
+        return self._generate(
+            prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step, strength
+        )
 
     def compile_cache(self, folder: Path) -> CompileCache:
         """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
@@ -229,6 +234,7 @@ class FluxPipeline:
         guidance_scale: float,
         seed: int,
         on_step: StepCallback | None,
+        strength: float = 1.0,
     ) -> GeneratedImage:
         self._loaded()
         if isinstance(prompt, str):
@@ -248,7 +254,7 @@ class FluxPipeline:
                 arguments["negative_prompt_embeds"] = self.encode_prompt("").embeddings
 
         def call() -> GeneratedImage:
-            image = generation.generate(pipe, arguments, references, seed, on_step, self._device)
+            image = generation.generate(pipe, arguments, references, seed, on_step, self._device, strength)
             if pipe is not self._pipe:
                 self._pipe.maybe_free_model_hooks()  # which are the loaded one's; under model offload
             return image

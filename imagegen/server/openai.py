@@ -96,6 +96,8 @@ def _openapi(edit: bool) -> dict[str, Any]:
             "description": "Of the first image's size: what is transparent is edited, and all else kept. Without "
             "transparency what is white is edited.",
         }
+        text = "Not OpenAI's: how much of the first image may change."
+        properties["strength"] = {"type": "number", "minimum": 0, "maximum": 1, "default": 1, "description": text}
     schema = {"type": "object", "required": ["prompt"], "properties": properties}
     form = {"multipart/form-data": {"schema": schema}} if edit else {}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}, **form}}}
@@ -184,6 +186,8 @@ def _from_form(name: str, value: Any) -> Any:
         return value
     if name in ("n", "output_compression", "partial_images", "seed") and re.fullmatch(r"-?[0-9]{1,20}", value):
         return int(value)
+    if name == "strength" and re.fullmatch(r"[0-9]{0,20}[.]?[0-9]{1,20}", value):
+        return float(value)
     if name == "stream":
         return {"true": True, "false": False}.get(value.lower(), value)
     return value
