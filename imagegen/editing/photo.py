@@ -90,11 +90,11 @@ class MaskedEdit(PhotoEdit):
         """The photo with the edit in it; pixels of weight 0 are the photo's own."""
         pixels, notes = np.asarray(generated), []
         if self._correct_drift:
-            drift = estimate(np.asarray(self.crop), pixels, self._kept())
+            drift = estimate(np.asarray(self.crop), pixels, self.kept())
             pixels, notes = drift.undo(pixels), _describe(drift)
         return Finished(self._paste(pixels, self._alpha), notes)
 
-    def _kept(self) -> NDArray[np.bool_]:
+    def kept(self) -> NDArray[np.bool_]:
         """Where the crop shows nothing but what is kept."""
         import cv2
 
