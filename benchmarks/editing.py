@@ -204,7 +204,8 @@ def added(_: int, __: Path | None) -> list[_Row]:
 def cost() -> None:
     """Prints the processor's seconds and the megabytes of a masked edit of 12 megapixels, without the model."""
     spec, size = get_model("klein-9b"), (4000, 3000)
-    estimate(*[np.asarray(synthetic_photo((64, 64), 1))] * 2, np.ones((64, 64), bool))  # what is imported once
+    small = np.asarray(synthetic_photo((64, 64), 1))
+    estimate(small, small, np.ones((64, 64), bool))  # what is imported once
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     photo, mask = synthetic_photo(size, 1), Image.new("L", size)
     ImageDraw.Draw(mask).ellipse((1500, 1000, 2300, 1800), fill=255)

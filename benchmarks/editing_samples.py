@@ -107,14 +107,14 @@ def synthetic_edit(photo: Image.Image, seed: int) -> tuple[Image.Image, NDArray[
     radius = rng.uniform(0.08, 0.22) * min(width, height)
     x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
     inside = (columns - x) ** 2 + (rows - y) ** 2 < radius**2
-    pixels = np.asarray(photo)
+    pixels, other = np.asarray(photo), np.asarray(photo)
     way = seed % 3
     if way == 0:
-        other = np.broadcast_to(rng.integers(0, 256, 3), pixels.shape)
+        other = np.broadcast_to(rng.integers(0, 256, 3, np.uint8), pixels.shape)
     elif way == 1:
         other = pixels[..., rng.permutation([[1, 2, 0], [2, 0, 1]])[0]]
     else:
-        other = cv2.GaussianBlur(255 - pixels, (0, 0), radius / 6)
+        other = cv2.GaussianBlur(255 - pixels, (0, 0), radius / 6).astype(np.uint8)
     return Image.fromarray(np.where(inside[..., None], other, pixels).astype(np.uint8)), inside
 
 

@@ -27,11 +27,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.editing_samples import MaskedSample, masked_sample, seam
+from imagegen.compat.diffusers import encode_image
 from imagegen.contract.schemas import EditRequest
 from imagegen.editing.mask import weights
 from imagegen.editing.photo import MaskedEdit, plan_edit
 from imagegen.model.config import FluxConfig
-from imagegen.model.images import to_pixels
+from imagegen.model.images import image_to_bytes, to_pixels
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 
@@ -42,15 +43,12 @@ _ROWS, _SIDE = 6, 160
 
 
 @contextmanager
-def keeping(pipe: Any, edit: MaskedEdit, way: str, seed: int) -> Iterator[None]:
+def keeping(pipe: Any, edit: MaskedEdit, way: str, noise: torch.Tensor) -> Iterator[None]:
     """While it is open, the pipeline's steps keep the unmasked latents in one of the ways."""
     if way == "reference":
         yield
         return
-    x0, _ = pipe.prepare_image_latents([to_pixels(edit.crop, torch.device("cpu"))], 1, None, "cpu", pipe.vae.dtype)
-    rows, columns = edit.crop.height // 16, edit.crop.width // 16
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, x0.shape[-1], rows, columns, generator=generator).flatten(2).transpose(1, 2)
+    x0 = encode_image(pipe, to_pixels(image_to_bytes(edit.crop)))
     # Max-pooled: a cell of which any pixel is selected is generated.
     selected = torch.from_numpy(~edit.kept()).float()[None, None]
     changes = torch.nn.functional.max_pool2d(selected, 16).flatten(1)[..., None]
@@ -79,8 +77,14 @@ def answer(pipeline: FluxPipeline, sample: MaskedSample, way: str) -> tuple[Imag
     request = EditRequest(prompt=sample.prompt, images=["x"], mask="x")
     edit = plan_edit(request, sample.photo, sample.mask, pipeline.config.spec)
     assert isinstance(edit, MaskedEdit)
-    how = {"width": edit.crop.width, "height": edit.crop.height, "num_inference_steps": 4, "guidance_scale": 1.0}
-    with keeping(pipeline._plain, edit, way, sample.seed):  # noqa: SLF001 - its steps are what is compared
+    how: dict[str, Any] = {
+        "width": edit.crop.width,
+        "height": edit.crop.height,
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+    }
+    noise = pipeline._preparation.noise(edit.crop.size, sample.seed)  # noqa: SLF001 - the same as the pipeline's
+    with keeping(pipeline._plain, edit, way, noise):  # noqa: SLF001 - its steps are what is compared
         references = [] if way == "no reference" else [edit.crop]
         generated = pipeline.edit(sample.prompt, references, seed=sample.seed, **how).image
     alpha = weights(sample.mask, sample.photo.size, invert=False, grow=None, feather=None)

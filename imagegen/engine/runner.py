@@ -14,7 +14,7 @@ from PIL import Image
 
 from imagegen import logs
 from imagegen.contract import requests
-from imagegen.contract.events import References
+from imagegen.contract.events import Generated, References
 from imagegen.contract.responses import EditResponse, GenerateResponse, Timings
 from imagegen.contract.schemas import EditRequest
 from imagegen.contract.start_times import StartTimes
@@ -37,7 +37,9 @@ from imagegen.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 #: Threads for images' bytes; Pillow releases the interpreter lock while it decodes and compresses.
-_CPU_THREADS = 4
+CPU_THREADS = 4
+#: Threads that plan edits of photos, which take a second for the largest; so that no image waits for them.
+PHOTO_THREADS = 2
 
 
 class Runner(Protocol):
@@ -87,7 +89,8 @@ class LocalRunner:
         self._settings, self._executor, self._admission = settings, executor, admission
         self._metrics, self._progress = metrics, progress
         self.mean_prepare_seconds = 0.0
-        self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
+        self._cpu = ThreadPoolExecutor(CPU_THREADS, "cpu")
+        self._photos = ThreadPoolExecutor(PHOTO_THREADS, "photo")
         self._decoders = Decoders()
         self._signer: Signer | None = None
         self._pipeline: FluxPipeline | None = None
@@ -142,7 +145,12 @@ class LocalRunner:
         clock = time.monotonic()
         async with self._admission.delivery(job.caller, len(plan.seeds) * width * height):
             job.spent("queue", time.monotonic() - clock)
-            await self._executor.run(job, plan, pipeline, images.begin)
+            if plan.strength == 0:  # the reference itself
+                for seed in plan.seeds:
+                    images.begin(seed, job.references[0])
+                job.notify(Generated())
+            else:
+                await self._executor.run(job, plan, pipeline, images.begin)
             if not pipeline.times.first_picture:
                 pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
                 log.info("the first image is ready: %s", pipeline.times.show())
@@ -166,10 +174,23 @@ class LocalRunner:
         answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
         return answer
 
+    def freeze(self) -> None:
+        """Ends its processes, between `load` and a snapshot of this process."""
+        self._decoders.close()
+
+    def thaw(self) -> None:
+        """Starts them anew; the start's times begin here."""
+        self._decoders = Decoders()
+        self._decoders.start()
+        if self._pipeline is not None:
+            self._pipeline.times = StartTimes()
+        self._metrics.gpu_time.begin()
+
     def close(self) -> None:
         """Ends the threads after what they are doing, which is not waited for: no job needs it any more."""
         self._decoders.close()
-        self._cpu.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._cpu, self._photos):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _read_references(self, job: Job, spec: ModelSpec) -> None:
         """Fills `job.references` and `job.edit`."""
@@ -178,13 +199,15 @@ class LocalRunner:
             if isinstance(job.request, EditRequest):
                 job.notify(References())
                 masked = job.request.mask is not None
-                loaded = await self._load_all(job.request, job.caller)
+                async with self._admission.reading():
+                    loaded = await self._load_all(job.request, job.caller)
                 job.let_go_of_references()
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
                 job.references = [reference.image for reference in loaded]
                 if job.request.keeps_photo:
                     mask = job.references.pop() if masked else None
-                    job.edit = await asyncio.to_thread(plan_edit, job.request, job.references[0], mask, spec)
+                    plan = partial(plan_edit, job.request, job.references[0], mask, spec)
+                    job.edit = await self._admission.decode(job.caller, lambda: self._photos.submit(plan))
                     job.references[0] = job.edit.crop
                     job.warnings += job.edit.warnings
                     job.warnings += delivery.warnings_of_loss(job.request, job.request.output_format)
@@ -208,15 +231,18 @@ class LocalRunner:
                 task.cancel()
 
     async def _load_reference(self, value: str, field: str, purpose: Purpose, caller: str | None) -> Reference:
-        source: str | bytes = value
-        if is_url(value):
-            fetching = await asyncio.to_thread(_import_fetching)
+        if not is_url(value):
+            self._metrics.reference_bytes.labels("request").inc(len(value) * 3 // 4)  # base64
+            return await self._decode(value, field, purpose, caller)
+        fetching = await asyncio.to_thread(_import_fetching)
+        async with self._admission.download(caller):
             source = await fetching.fetch(value, field, self._settings)
-        size = len(source) if isinstance(source, bytes) else len(source) * 3 // 4  # base64
-        self._metrics.reference_bytes.labels("url" if isinstance(source, bytes) else "request").inc(size)
+            self._metrics.reference_bytes.labels("url").inc(len(source))
+            return await self._decode(source, field, purpose, caller)
+
+    async def _decode(self, source: str | bytes, field: str, purpose: Purpose, caller: str | None) -> Reference:
         limit = int(self._settings.max_reference_mb * 1e6)
-        async with self._admission.decoding(caller):
-            return await asyncio.wrap_future(self._decoders.submit(source, field, limit, purpose))
+        return await self._admission.decode(caller, lambda: self._decoders.submit(source, field, limit, purpose))
 
 
 def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:

@@ -8,11 +8,15 @@ others. A job that is cancelled, or whose time runs out, leaves the GPU after th
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from imagegen import __version__, logs
@@ -72,9 +76,27 @@ class Service:
         """
         return self.host.start()
 
+    def freeze(self) -> None:
+        """Makes this process, whose model is loaded, fit for a snapshot of its memory, from which several may go on:
+        it has no other process, no open socket, and no random numbers that two of them would share.
+
+        What a job draws at random comes from the operating system (`secrets`), which a snapshot does not hold.
+        """
+        if isinstance(self.runner, LocalRunner):
+            self.runner.freeze()
+
+    def thaw(self) -> None:
+        """Goes on after a snapshot: other generators of random numbers are seeded anew, clocks begin at 0."""
+        random.seed()
+        if "torch" in sys.modules:
+            sys.modules["torch"].seed()
+        if isinstance(self.runner, LocalRunner):
+            self.runner.thaw()
+
     def drain(self) -> None:
-        """From now on jobs that come are refused; those that are here are finished."""
-        self.admission.draining = True
+        """From now on jobs that come are refused; those that are here are finished, but for references that are slow to
+        read."""
+        self.admission.drain()
 
     def close(self) -> None:
         """Ends the threads after their jobs and unloads the model; does not wait for a load that is going on."""
@@ -122,6 +144,7 @@ class Service:
             offload=memory.offload if memory else "",
             device=state.device or "",
         )
+        metrics.record_disk(temporary=Path(tempfile.gettempdir()), cache=self.settings.hf_home.expanduser())
         for stage, seconds in state.start or ():
             metrics.start.labels(stage).set(seconds)
 
@@ -215,7 +238,7 @@ class Service:
             raise
         except ImageGenError as error:
             outcome = error.code
-            raise
+            raise requests.renamed(error, request.spoken) from None
         except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
             outcome = "internal"
             raise internal(error) from None
@@ -252,7 +275,8 @@ class Service:
         logs.note(mode=request.mode, images=request.num_images, **words)
         if request.delivery == "url" and job.store is None:
             raise InvalidInput(
-                "delivery: 'url' needs an object store, and there is none; 'base64' is allowed", "delivery"
+                "delivery: 'url' needs an object store, and there is none; leave it out to get the images themselves",
+                "delivery",
             )
         if self.spec is not None:
             requests.check(request, self.spec, self.settings)

@@ -31,13 +31,14 @@ def planned(spec=KLEIN, reference=None, seed=7, **fields):
         ({"prompt": "  \n"}, "prompt", ["blank", "4000"]),
         ({"prompt": "x" * 4001}, "prompt", ["4001", "4000"]),
         ({"prompt": 5}, "prompt", ["string", "5"]),
-        ({"prompt": None}, "prompt", ["string", "null"]),
+        ({"prompt": None}, "prompt", ["missing", "4000"]),
+        ({"prompt": ["x"]}, "prompt", ["string", "a list"]),
         ({"prompt": "x", "mode": "paint"}, "mode", ["'paint'", "generate and edit"]),
         ({"prompt": "x", "mode": ["edit"]}, "mode", ["generate and edit"]),
-        ({"prompt": "x", "steps": 4}, "steps", ["not a field", "num_inference_steps"]),
+        ({"prompt": "x", "stepz": 4}, "stepz", ["not a field", "the nearest is steps", "num_inference_steps"]),
         ({"prompt": "x", "mode": "generate", "images": ["a"]}, "images", ["not a field of generate"]),
         ({"prompt": "x", "mode": "edit"}, "images", ["missing"]),
-        ({"prompt": "x", "images": []}, "images", ["0 references", "1 to 4"]),
+        ({"prompt": "x", "mode": "edit", "images": []}, "images", ["missing"]),
         ({"prompt": "x", "images": ["a"] * 5}, "images", ["5 references", "1 to 4"]),
         ({"prompt": "x", "images": ["a", 2]}, "images[1]", ["string", "2"]),
         ({"prompt": "x", "image": "a", "images": ["a"]}, "image", ["together"]),
@@ -47,7 +48,7 @@ def planned(spec=KLEIN, reference=None, seed=7, **fields):
         ({"prompt": "x", "aspect_ratio": "5:4"}, "aspect_ratio", ["'5:4'", "16:9"]),
         ({"prompt": "x", "num_inference_steps": 51}, "num_inference_steps", ["51", "1 to 50"]),
         ({"prompt": "x", "num_images": 0}, "num_images", ["0", "1 to 8"]),
-        ({"prompt": "x", "seed": -1}, "seed", ["-1", "0 to 9007199254740991"]),
+        ({"prompt": "x", "seed": -2}, "seed", ["-2", "0 to 9007199254740991"]),
         ({"prompt": "x", "seed": True}, "seed", ["integer", "True"]),
         ({"prompt": "x", "guidance_scale": 21}, "guidance_scale", ["21", "0"]),
         ({"prompt": "x", "output_format": "gif"}, "output_format", ["'gif'", "png", "webp"]),
@@ -197,12 +198,15 @@ def test_more_references_than_the_model_takes():
         {"prompt": "canary\ud800"},
         {"prompt": "canary\x00"},
         {"prompt": "canary" * 1000},
-        {"prompt": "x", "image": ["canary"]},
+        {"prompt": "x", "image": [["canary"]]},
+        {"prompt": "x", "negative_prompt": "canary\x00"},
+        {"prompt": "x", "image": {"canary": "canary"}},
+        {"prompt": "x", "image": "a", "mask": {"canary": "canary"}},
         {"prompt": "x", "images": "canary"},
         {"prompt": "x", "images": [["canary"]]},
     ],
 )
-def test_an_error_repeats_neither_words_nor_pictures(job):
+def test_an_error_repeats_neither_words_nor_images(job):
     with pytest.raises(InvalidInput) as caught:
         parse_job(job)
     assert "canary" not in str(caught.value.body())

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from imagegen.compat.diffusers import time_shift
-from imagegen.model.strength import noise_levels
+from imagegen.model.inputs import References
 from tests.support.images import scene
 
 HOW = {"width": 128, "height": 128, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 3}
@@ -16,16 +15,15 @@ def difference(picture):
     return np.abs(np.asarray(picture, float) - np.asarray(SOURCE, float)).mean()
 
 
-@pytest.mark.parametrize("tokens", [16, 64, 4096, 8192])
 @pytest.mark.parametrize("steps", [1, 4, 50])
-def test_the_scheduler_makes_the_usual_levels_times_the_strength(pipeline, tokens, steps):
-    scheduler = pipeline._plain.scheduler
-    mu = time_shift(tokens, steps)
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
-    usual = scheduler.sigmas.numpy().copy()
+def test_the_noise_levels_are_the_usual_ones_times_the_strength(pipeline, steps):
+    how = {"width": 128, "height": 128, "guidance_scale": 1.0, "seeds": [3], "num_inference_steps": steps}
+    usual = pipeline.prepare(References([SOURCE]), **how)
+    assert usual.sigmas[0] == 1
     for strength in (0.001, 0.3, 0.999):
-        scheduler.set_timesteps(sigmas=noise_levels(tokens, steps, strength), mu=mu)
-        assert scheduler.sigmas.numpy() == pytest.approx(strength * usual, rel=1e-4)
+        inputs = pipeline.prepare(References([SOURCE]), strength=strength, **how)
+        assert inputs.sigmas.numpy() == pytest.approx(strength * usual.sigmas.numpy(), rel=1e-5)
+        assert inputs.timesteps.numpy() == pytest.approx(1000 * inputs.sigmas[:-1].numpy(), rel=1e-5)
 
 
 def test_more_is_more(pipeline):
