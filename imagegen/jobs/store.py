@@ -20,6 +20,8 @@ from imagegen.jobs.rows import COLUMNS, NewJob, Room, Row
 DAY, DAYS_MEGAPIXELS = 86_400, "megapixels_per_day"
 #: Seconds for which an idempotency key is remembered, and an expired job's row is kept after it has expired.
 KEY_SECONDS, EXPIRED_SECONDS = 86_400.0, 7 * 86_400.0
+#: Expired jobs and idempotency keys that are remembered at most, the newest.
+_MOST_EXPIRED, _MOST_KEYS = 10_000, 100_000
 
 
 class Store:
@@ -294,7 +296,7 @@ class Store:
                 )
 
     def drop_expired(self, keep: float) -> None:
-        """Deletes what expired long ago.
+        """Deletes what expired long ago, and of expired jobs and idempotency keys the oldest that are too many.
 
         Args:
             keep: seconds for which an ended job is kept.
@@ -305,6 +307,16 @@ class Store:
                 "DELETE FROM jobs WHERE state = 'expired' AND finished < ? "
                 "AND (webhook_state IS NULL OR webhook_state <> 'pending')",
                 oldest,
+            )
+            self._execute(
+                "DELETE FROM jobs WHERE state = 'expired' AND finished < "
+                "(SELECT finished FROM jobs WHERE state = 'expired' ORDER BY finished DESC LIMIT 1 OFFSET ?)",
+                _MOST_EXPIRED,
+            )
+            self._execute(
+                "DELETE FROM idempotency WHERE created < "
+                "(SELECT created FROM idempotency ORDER BY created DESC LIMIT 1 OFFSET ?)",
+                _MOST_KEYS,
             )
 
     def _use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:

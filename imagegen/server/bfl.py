@@ -11,13 +11,14 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
 
+from imagegen.contract.loras import Lora
 from imagegen.engine import openai
 from imagegen.errors import NotFound
 from imagegen.jobs import bfl
 from imagegen.jobs.rows import Row
 from imagegen.server import native
 from imagegen.server.bodies import read_fields
-from imagegen.server.stored import add, jobs_of
+from imagegen.server.stored import add, file_answer, jobs_of
 
 router = APIRouter(prefix="/v1", tags=["Black Forest Labs"])
 
@@ -57,6 +58,7 @@ _PROPERTIES: dict[str, Any] = {
     "seed": {"type": "integer", "minimum": 0},
     "width": {"type": "integer"},
     "height": {"type": "integer"},
+    "loras": {"type": "array", "items": Lora.model_json_schema(), "description": "Not BFL's: LoRA adapters."},
     "safety_tolerance": {"type": "integer", "minimum": 0, "maximum": 6, "description": "Has no effect."},
     "output_format": {**_text, "enum": ["jpeg", "png", "webp"], "default": "jpeg"},
     "webhook_url": _text,
@@ -137,7 +139,7 @@ async def sample(
     if not known or not expires.isdigit() or int(expires) < time.time():
         raise NotFound("the URL is wrong, or too old; ask /v1/get_result for another")
     found, kind = await jobs.image(await jobs.get(job_id), 0)
-    return RedirectResponse(found, 302) if isinstance(found, str) else Response(found, media_type=kind)
+    return RedirectResponse(found, 302) if isinstance(found, str) else file_answer(found, kind)
 
 
 async def _sample(request: Request, row: Row) -> str:
