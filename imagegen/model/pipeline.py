@@ -258,10 +258,8 @@ class FluxPipeline:
         """Generates one image from a prompt and references; otherwise like `generate`.
 
         Args:
-            images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them. As
-                one `References` for several images they are encoded once.
-            strength: over 0, and at most 1; below 1 the image begins at the first reference, which then must have its
-                size, under noise of this level.
+            images: RGB, sides multiples of 16, at most a megapixel; one `References` is encoded once for many images.
+            strength: over 0; below 1 the image begins at the first reference, of its size, at this level of noise.
         """
         inputs = self.prepare(
             images if isinstance(images, References) else References(list(images)),
@@ -273,9 +271,8 @@ class FluxPipeline:
             seeds=[seed],
             strength=strength,
         )
-        return self.generate_prepared(
-            inputs, self.encode_prompt(prompt) if isinstance(prompt, str) else prompt, seed, on_step, loras
-        )
+        encoded = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        return self.generate_prepared(inputs, encoded, seed, on_step, loras)
 
     def generate_prepared(
         self,
