@@ -104,18 +104,14 @@ def _openapi(edit: bool) -> dict[str, Any]:
         },
     }
     if edit:
-<<<<<<< HEAD
-        properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
-        text = "Not OpenAI's: how much of the first image may change."
-        properties["strength"] = {"type": "number", "minimum": 0, "maximum": 1, "default": 1, "description": text}
-=======
         properties["image"] = {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
             "minItems": 1,
             "maxItems": 4,
         }
->>>>>>> main
+        text = "Not OpenAI's: how much of the first image may change."
+        properties["strength"] = {"type": "number", "minimum": 0, "maximum": 1, "default": 1, "description": text}
         properties["mask"] = {
             "type": "string",
             "format": "binary",

@@ -118,7 +118,6 @@ def test_four_references_and_a_fifth(client):
         {"left": 1.5},
         {"left": "8"},
         {"left": True},
-
         "no",
         7,
         {"left": 8192, "top": 8192},
