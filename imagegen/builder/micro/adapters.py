@@ -1,4 +1,6 @@
-"""`python -m imagegen.builder.micro.adapters`: two LoRA adapters of the miniature, trained with peft as any adapter of klein is.
+"""Two LoRA adapters of the miniature, trained with peft as any adapter of klein is.
+
+    python -m imagegen.builder.micro.adapters
 
 `frame` draws every shape with a white frame, `ring` turns circles into rings. They are trained in one run, each
 alone and both together, so that they also work together. The file format is the one that diffusers writes.
