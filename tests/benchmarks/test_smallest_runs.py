@@ -31,6 +31,7 @@ ELSEWHERE = {
     "fuzz_references": "needs atheris: make fuzz",
     "gpu": "tests/benchmarks/test_gpu.py",
     "precision": "tests/benchmarks/test_precision.py",
+    "proxy": "needs nginx, and minutes",
     "quantize": "klein-9b's size, 30 GB of disk; with micro: tests/builder/test_quantize.py",
     "ray_replicas": "tests/e2e/test_ray.py",
     "readme_picture": "writes docs/micro.png",
