@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as its text encoder reads it: numbers and mask (1, max_sequence_length), and what of it is not read."""
+    """A prompt as its text encoder reads it.
+
+    Args:
+        read: its numbers (1, max_sequence_length), or their rows (1, max_sequence_length, hidden) of an embedding table
+            that stays on the CPU.
+        mask: (1, max_sequence_length).
+        warnings: what of it is not read.
+    """
 
     text: str
-    ids: torch.Tensor
+    read: torch.Tensor
     mask: torch.Tensor
     warnings: list[str]
 
@@ -117,9 +124,11 @@ class Preparation:
 
     def tokens(self, prompt: str) -> Tokens:
         """A prompt in the model's chat template, padded or cut to the length that the text encoder reads."""
-        tokenizer = self._pipe.tokenizer
+        from imagegen.model.offload import CpuEmbedding
+
+        tokenizer, table = self._pipe.tokenizer, self._pipe.text_encoder.get_input_embeddings()
         with self._tokenizing:
-            read = tokenizer(
+            made = tokenizer(
                 prompts.in_chat_template(tokenizer, prompt),
                 return_tensors="pt",
                 padding="max_length",
@@ -127,7 +136,9 @@ class Preparation:
                 max_length=self._spec.max_sequence_length,
             )
             warnings = prompts.warnings(self._spec, prompt, tokenizer)
-        return Tokens(prompt, self._pin(read["input_ids"]), self._pin(read["attention_mask"]), warnings)
+        ids = made["input_ids"]
+        read = table.rows(ids) if isinstance(table, CpuEmbedding) else ids
+        return Tokens(prompt, self._pin(read), self._pin(made["attention_mask"]), warnings)
 
     def inputs(
         self,
