@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,8 +21,9 @@ from imagegen.contract import requests
 from imagegen.contract.requests import Request
 from imagegen.contract.responses import EditResponse, GenerateResponse
 from imagegen.contract.schemas import EditRequest
-from imagegen.errors import StoreFailed
-from imagegen.jobs.database import SqliteDatabase
+from imagegen.errors import ConfigurationError, StoreFailed
+from imagegen.jobs.database import Database, SqliteDatabase
+from imagegen.jobs.expiry import Expiry
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
 from imagegen.jobs.rows import NewJob, Room, Row
 from imagegen.jobs.store import Store
@@ -37,6 +39,8 @@ T = TypeVar("T")
 _FOLDER_MB, _MEMORY_MB = 10_000.0, 256.0
 #: Ended jobs that expire in one go.
 _EXPIRED_AT_ONCE = 200
+#: Seconds in which a job's references are written, and its row.
+_BEING_ACCEPTED = 3600.0
 #: Fields that hold references. They are kept as files, and are in no row.
 _REFERENCES = ("images", "mask")
 
@@ -45,15 +49,18 @@ class Archive:
     """The jobs of this server.
 
     Raises:
-        ConfigurationError: the folder cannot be used.
+        ConfigurationError: the folder or the database cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         folder = settings.jobs_dir
         self._thread = ThreadPoolExecutor(1, "jobs")
-        self._database = SqliteDatabase(folder)
+        self._database = _database(settings)
         self._files: Files = MemoryFiles() if folder is None else FolderFiles(folder)
         self._store = Store(self._database, secrets.token_hex(8))
+        self._expiry = Expiry(self._database)
+        #: Whether other servers run these jobs too.
+        self.shared = self._database.shared
         self._limit = int((settings.jobs_max_mb or (_MEMORY_MB if folder is None else _FOLDER_MB)) * 1e6)
         #: Whether what is kept outlives the process.
         self.outlives = folder is not None
@@ -72,11 +79,12 @@ class Archive:
 
     async def begin(self) -> None:
         """What the last process left: its running jobs wait again, and references whose jobs were not accepted go."""
-        waiting = await self.rows(self._store.recover)
+        waiting = await self.rows(self._store.recover, self.shared)
         if waiting:
             log.info("%d jobs were running when the last process ended; they are done now", waiting)
-        self._bytes = await self.rows(self._store.bytes_kept)
-        left = await asyncio.to_thread(self._files.inputs)
+        self._bytes = await self.rows(self._expiry.bytes_kept)
+        # Those of another server may belong to a job that it is just accepting.
+        left = await asyncio.to_thread(self._files.inputs, _BEING_ACCEPTED if self.shared else 0.0)
         for name in left:
             row = await self.rows(self._store.get, name.partition(".")[0])
             if row is None or name not in row.names:
@@ -212,11 +220,11 @@ class Archive:
         Args:
             size: bytes that are to come.
         """
-        while old := await self.rows(self._store.oldest_kept, _EXPIRED_AT_ONCE, self._too_old()):
+        while old := await self.rows(self._expiry.oldest_kept, _EXPIRED_AT_ONCE, self._too_old()):
             await self._expire(old)
-        self._bytes = await self.rows(self._store.bytes_kept)
+        self._bytes = await self.rows(self._expiry.bytes_kept)
         while self._bytes + size > self._limit:
-            oldest = await self.rows(self._store.oldest_with_bytes, _EXPIRED_AT_ONCE)
+            oldest = await self.rows(self._expiry.oldest_with_bytes, _EXPIRED_AT_ONCE)
             if not oldest:
                 break
             missing = self._bytes + size - self._limit
@@ -227,7 +235,7 @@ class Archive:
                 if missing <= 0:
                     break
             await self._expire(chosen)
-        await self.rows(self._store.drop_expired, self._keep)
+        await self.rows(self._expiry.drop_expired, self._keep)
 
     def close(self) -> None:
         """Closes the database, after what it is doing."""
@@ -235,12 +243,12 @@ class Archive:
         self._database.close()
 
     def _too_old(self) -> float:
-        return self._store.now() - self._keep
+        return time.time() - self._keep
 
     async def _expire(self, rows: list[Row]) -> None:
         for row in rows:
             await self._delete(row.names)
-        await self.rows(self._store.expire, [row.id for row in rows])
+        await self.rows(self._expiry.expire, [row.id for row in rows])
         self._bytes -= sum(row.bytes for row in rows)
 
     async def _delete(self, names: list[str]) -> None:
@@ -249,6 +257,20 @@ class Archive:
             await asyncio.to_thread(self._files.delete, names)
         except StoreFailed:
             log.warning("files of a job could not be deleted")
+
+
+def _database(settings: Settings) -> Database:
+    if settings.jobs_database is None:
+        return SqliteDatabase(settings.jobs_dir)
+    if settings.jobs_dir is None:
+        raise ConfigurationError(
+            "IMAGEGEN_JOBS_DATABASE: needs IMAGEGEN_JOBS_DIR, a folder that all servers of the database share"
+        )
+    try:
+        from imagegen.jobs.postgres import PostgresDatabase
+    except ImportError:
+        raise ConfigurationError("IMAGEGEN_JOBS_DATABASE: needs pg8000; pip install 'klein-worker[postgres]'") from None
+    return PostgresDatabase(settings.jobs_database.get_secret_value())
 
 
 def megapixels_of(answer: GenerateResponse) -> float:

@@ -169,10 +169,10 @@ class Jobs:
         row = await self.get(job_id, owner)
         if row.state == "expired":
             raise Expired("the job has expired")
-        if row.state == "running":
+        if row.state == "running" and self._archive.store.is_here(row):
             if not self._runner.cancel(job_id):
                 raise Conflict("the job is ending; ask again")
-        elif row.state == "queued":
+        elif row.state in OPEN:  # one that runs elsewhere is stopped there
             if not await self._archive.end(row, "cancelled", error=_CANCELLED):
                 return await self.cancel(job_id, owner)  # it was begun meanwhile
             self._moved.fire()

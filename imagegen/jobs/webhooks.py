@@ -99,7 +99,8 @@ class Webhooks:
                 task.cancel()
 
     async def _begin_due(self) -> None:
-        due = await self._archive.rows(self._archive.store.due_webhooks, 2 * _OF_AN_OWNER, 2 * _AT_ONCE)
+        lease = 2 * _SECONDS if self._archive.shared else 0.0
+        due = await self._archive.rows(self._archive.store.due_webhooks, 2 * _OF_AN_OWNER, 2 * _AT_ONCE, lease)
         for row in due:
             mine = sum(owner == row.owner for owner, _ in self._tries.values())
             if row.id not in self._tries and mine < _OF_AN_OWNER and len(self._tries) < _AT_ONCE:
