@@ -66,7 +66,7 @@ class Archive:
         self.outlives = folder is not None
         self._keep = settings.jobs_keep_hours * 3600
         #: Bytes of all jobs, as far as is known here.
-        self._bytes = 0
+        self.bytes = 0
 
     async def rows(self, statement: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a method of `store` returns, in the database's thread."""
@@ -82,7 +82,7 @@ class Archive:
         waiting = await self.rows(self._store.recover, self.shared)
         if waiting:
             log.info("%d jobs were running when the last process ended; they are done now", waiting)
-        self._bytes = await self.rows(self._expiry.bytes_kept)
+        self.bytes = await self.rows(self._expiry.bytes_kept)
         # Those of another server may belong to a job that it is just accepting.
         left = await asyncio.to_thread(self._files.inputs, _BEING_ACCEPTED if self.shared else 0.0)
         for name in left:
@@ -102,9 +102,9 @@ class Archive:
         """
         references = _references(request)
         size = sum(map(len, references.values()))
-        if references and self._bytes + size > self._limit:
+        if references and self.bytes + size > self._limit:
             await self.make_room(size)
-        if self._bytes + size > self._limit:
+        if self.bytes + size > self._limit:
             raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
         fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
         names = {input_name(job.id, field): text for field, text in references.items()}
@@ -118,7 +118,7 @@ class Archive:
             await asyncio.shield(asyncio.to_thread(self._files.delete, names))
             raise
         if new:
-            self._bytes += size
+            self.bytes += size
         else:
             await asyncio.to_thread(self._files.delete, names)
         return row, new
@@ -189,7 +189,7 @@ class Archive:
             megapixels=megapixels,
         )
         if ended:
-            self._bytes += size - row.bytes
+            self.bytes += size - row.bytes
             await self._delete(row.names)
         return ended
 
@@ -212,7 +212,7 @@ class Archive:
         """Deletes a job that has ended, and its images."""
         await self._delete(row.names)
         await self.rows(self._store.forget, row.id)
-        self._bytes -= row.bytes
+        self.bytes -= row.bytes
 
     async def make_room(self, size: int = 0) -> None:
         """Lets ended jobs expire that are too old, and the oldest others where there are too many bytes.
@@ -222,12 +222,12 @@ class Archive:
         """
         while old := await self.rows(self._expiry.oldest_kept, _EXPIRED_AT_ONCE, self._too_old()):
             await self._expire(old)
-        self._bytes = await self.rows(self._expiry.bytes_kept)
-        while self._bytes + size > self._limit:
+        self.bytes = await self.rows(self._expiry.bytes_kept)
+        while self.bytes + size > self._limit:
             oldest = await self.rows(self._expiry.oldest_with_bytes, _EXPIRED_AT_ONCE)
             if not oldest:
                 break
-            missing = self._bytes + size - self._limit
+            missing = self.bytes + size - self._limit
             chosen = []
             for row in oldest:
                 chosen.append(row)
@@ -249,7 +249,7 @@ class Archive:
         for row in rows:
             await self._delete(row.names)
         await self.rows(self._expiry.expire, [row.id for row in rows])
-        self._bytes -= sum(row.bytes for row in rows)
+        self.bytes -= sum(row.bytes for row in rows)
 
     async def _delete(self, names: list[str]) -> None:
         """Deletes files. One that cannot be deleted takes place, and is no reason to fail."""

@@ -52,7 +52,7 @@ class Jobs:
         self.limits = KeyLimits(self._archive, keys, service)
         service.admission.limit_places(self._places_of)
         self._runner = Runner(self._archive, service, self._moved)
-        self._webhooks = webhooks.Webhooks(self._archive, settings, self.state)
+        self._webhooks = webhooks.Webhooks(self._archive, settings, service.metrics, self.state)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -186,6 +186,12 @@ class Jobs:
         log = self._runner.logs.get(row.id)
         step = log.step if log is not None else None
         return state_of(row, self._settings.jobs_keep_hours * 3600, place, step, self._seconds_per_job)
+
+    async def measure(self) -> None:
+        """Brings the metrics of stored jobs up to date."""
+        waiting = await self._archive.rows(self._archive.store.waiting)
+        self._service.metrics.stored_waiting.set(sum(waiting.values()))
+        self._service.metrics.stored_bytes.set(self._archive.bytes)
 
     async def secret(self) -> str:
         """A secret of this server's jobs, for URLs that need no key; the same for as long as the jobs are kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -12,10 +13,11 @@ from imagegen.contract.fields import AspectRatio, OutputFormat
 from imagegen.contract.responses import HealthResponse, PublicHealth
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine.service import Service
-from imagegen.errors import NotReady
+from imagegen.errors import NotReady, StoreFailed
 from imagegen.models import MODELS, MULTIPLE
 from imagegen.server.http import ERRORS
 from imagegen.server.page import page
+from imagegen.server.stored import jobs_of
 
 router = APIRouter()
 
@@ -90,10 +92,17 @@ async def capabilities(service: _Service) -> dict[str, Any]:
             "num_inference_steps": service.settings.max_steps,
             "megapixel_steps": service.settings.max_megapixel_steps,
         },
+        "jobs": {
+            "outlive": service.settings.jobs_dir is not None,
+            "keep_hours": service.settings.jobs_keep_hours,
+            "waiting": service.settings.jobs_max_waiting,
+        },
     }
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
-async def metrics(service: _Service) -> Response:
+async def metrics(request: Request, service: _Service) -> Response:
     """Metrics for Prometheus."""
+    with suppress(StoreFailed):
+        await jobs_of(request).measure()
     return Response(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")

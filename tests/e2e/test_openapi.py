@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # schemathesis sends hundreds of requests
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 #: Cases of each route, valid and invalid ones each; the routes of the document; cases in all.
-CASES, ROUTES, LEAST = 150, 11, 1000
+CASES, ROUTES, LEAST = 150, 20, 1000
 
 
 def bounded(case):
