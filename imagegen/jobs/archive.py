@@ -90,11 +90,11 @@ class Archive:
             if row is None or name not in row.names:
                 await asyncio.to_thread(self._files.delete, [name])
 
-    async def add(self, job: NewJob, request: Request, room: Room, key: str | None) -> tuple[Row, bool]:
+    async def add(self, job: NewJob, request: Request, room: Room, key: tuple[str, str] | None) -> tuple[Row, bool]:
         """Stores a job; see Store.add.
 
         Args:
-            key: the Idempotency-Key.
+            key: the Idempotency-Key, and the body's fingerprint.
 
         Raises:
             IdempotencyKeyReuse: the key came with another body.
@@ -110,10 +110,9 @@ class Archive:
         names = {input_name(job.id, field): text for field, text in references.items()}
         job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
         try:
-            fingerprint = await asyncio.to_thread(_fingerprint, job, request, references) if key is not None else ""
             for name, text in names.items():
                 await asyncio.to_thread(self._files.write, name, text.encode())
-            row, new = await self.rows(self._store.add, job, room, None if key is None else (key, fingerprint))
+            row, new = await self.rows(self._store.add, job, room, key)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._files.delete, names))
             raise
@@ -122,6 +121,19 @@ class Archive:
         else:
             await asyncio.to_thread(self._files.delete, names)
         return row, new
+
+    async def fingerprint(self, request: Request, hook: tuple[str, str] | None) -> str:
+        """What two requests have in common that ask for the same; a field that says what it would be anyway is none.
+
+        Args:
+            hook: the webhook's URL and secret.
+        """
+        fields = request.model_dump(mode="json", exclude_defaults=True, exclude=set(_REFERENCES))
+        digest = hashlib.sha256(json.dumps([request.mode, fields, hook], sort_keys=True).encode())
+        for field, text in sorted(_references(request).items()):
+            digest.update(f"\n{field} {len(text)} ".encode())
+            await asyncio.to_thread(digest.update, text.encode())
+        return digest.hexdigest()
 
     async def request_of(self, row: Row) -> Request:
         """A job's request.
@@ -284,14 +296,3 @@ def _references(request: Request) -> dict[str, str]:
         return {}
     named = {f"images.{i}": image for i, image in enumerate(request.images)}
     return named if request.mask is None else {**named, "mask": request.mask}
-
-
-def _fingerprint(job: NewJob, request: Request, references: dict[str, str]) -> str:
-    """What two requests have in common that ask for the same; a field that says what it would be anyway is none."""
-    fields = request.model_dump(mode="json", exclude_defaults=True, exclude=set(_REFERENCES))
-    asked = json.dumps([request.mode, fields, job.webhook_url, job.webhook_secret], sort_keys=True)
-    digest = hashlib.sha256(asked.encode())
-    for field, text in sorted(references.items()):
-        digest.update(f"\n{field} {len(text)} ".encode())
-        digest.update(text.encode())
-    return digest.hexdigest()

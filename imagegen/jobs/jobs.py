@@ -58,9 +58,10 @@ class Jobs:
     async def start(self) -> None:
         """Begins to run jobs, those that the last process left first."""
         await self._archive.begin()
-        self._tasks = [
-            asyncio.create_task(work) for work in (self._runner.run(), self._webhooks.run(), self._keep_house())
-        ]
+        works = [self._runner.run(), self._webhooks.run(), self._keep_house()]
+        if self._archive.shared:
+            works.append(self._runner.beat())
+        self._tasks = [asyncio.create_task(work) for work in works]
 
     async def close(self) -> None:
         """Waits for the jobs that run; those that wait are for the next process, if there is a folder."""
@@ -102,6 +103,9 @@ class Jobs:
         if request.delivery == "url" and self._service.store is None:
             text = "delivery: 'url' needs an object store, and there is none; 'base64' is allowed"
             raise InvalidInput(text, "delivery")
+        named = None if key is None else (key, await self._archive.fingerprint(request, hook))
+        if named is not None and (known := await self._archive.rows(self._archive.store.find, owner, *named)):
+            return known
         key_of_owner = self.limits.keys.get(owner)
         job = NewJob(
             job_id,
@@ -115,7 +119,7 @@ class Jobs:
         )
         new = False
         try:
-            row, new = await self._archive.add(job, request, self._room(owner), key)
+            row, new = await self._archive.add(job, request, self._room(owner), named)
         finally:
             if not new:
                 await self.limits.settle(owner, job.megapixels, time.time(), None)

@@ -62,7 +62,7 @@ class Store:
                     job.owner, name, fingerprint, job.id, now,
                 ):  # fmt: skip
                     if known["fingerprint"] != fingerprint:
-                        raise IdempotencyKeyReuse("Idempotency-Key: came before with another body", "Idempotency-Key")
+                        raise _reused()
                     if known["job"] != job.id and (row := self._get(known["job"])) is not None:
                         return row, False
                     self._execute(
@@ -80,6 +80,22 @@ class Store:
         if row is None:
             raise RuntimeError("a job that was stored is not there")
         return row, True
+
+    def find(self, owner: str, name: str, fingerprint: str) -> Row | None:
+        """The job that an idempotency key has.
+
+        Raises:
+            IdempotencyKeyReuse: the key came with another body.
+        """
+        rows = self._execute(
+            "SELECT fingerprint, job FROM idempotency WHERE owner = ? AND name = ? AND created >= ?",
+            owner, name, time.time() - KEY_SECONDS,
+        )  # fmt: skip
+        if not rows:
+            return None
+        if rows[0]["fingerprint"] != fingerprint:
+            raise _reused()
+        return self._get(rows[0]["job"])
 
     def get(self, job: str) -> Row | None:
         """A job, whoever's it is."""
@@ -310,3 +326,7 @@ class Store:
 
     def _execute(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         return self._database.execute(statement, values)
+
+
+def _reused() -> IdempotencyKeyReuse:
+    return IdempotencyKeyReuse("Idempotency-Key: came before with another body", "Idempotency-Key")
