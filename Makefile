@@ -38,6 +38,7 @@ IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . 
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope
 VAST := $(VENV)/vast
+CLIENTS := $(VENV)/clients
 # Whose packages are listed.
 AUDITED ?= $(BIN)/python
 
@@ -48,7 +49,7 @@ INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_st
   tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
 
 .DEFAULT_GOAL := help
-.PHONY: stale help run test slow coverage check hooks lint lock reference docs image image-test serve micro newest eval bench attack benchmark-gpu fuzz audit sbom licences clean
+.PHONY: stale help run test slow clients coverage check hooks lint lock reference docs image image-test serve micro newest eval bench attack benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -62,6 +63,9 @@ test: $(VENV)/.dev ## run the tests
 # In one process: some take every core, and one measures. Warnings of the platforms' packages are no errors.
 slow: $(VENV)/.slow ## the tests that need a browser, curl and nginx (apt, as root), other platforms' packages, or minutes
 	$(BIN)/pytest -m slow -W default
+
+clients: $(VENV)/.slow ## what other people's clients send: those of pip and npm, chromium and nginx, against the server
+	$(BIN)/pytest -m slow -W default tests/clients
 
 coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches; fails below 85 %
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
@@ -145,7 +149,7 @@ sbom: $(VENV)/.run $(AUDIT)/.done ## build/sbom.json: what is installed, as Cycl
 licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that pyproject.toml does not allow is a failure
 	$(AUDIT)/bin/pip-licenses --python=$(AUDITED)
 
-$(VENV)/.slow: $(VENV)/.dev $(VAST)/.done
+$(VENV)/.slow: $(VENV)/.dev $(VAST)/.done $(CLIENTS)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,modal,ray]'
 	{ command -v chromium && command -v curl && command -v nginx && command -v promtool; } >/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq chromium curl nginx-light prometheus >/dev/null; }
@@ -188,6 +192,14 @@ $(LINT)/.done: constraints-lint.txt $(STALE) | $(BIN)/python
 $(VAST)/.done: deploy/vast/requirements.txt $(STALE) | $(BIN)/python
 	$(PYTHON) -m venv $(VAST)
 	PIP_CONSTRAINT= $(VAST)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+# Node and npm are the environment's own.
+$(CLIENTS)/.done: constraints-clients.txt tests/clients/package-lock.json $(STALE) | $(BIN)/python
+	$(PYTHON) -m venv $(CLIENTS)
+	PIP_CONSTRAINT= $(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
+	PATH=$(abspath $(CLIENTS))/bin:$$PATH npm ci --silent --no-audit --no-fund --prefix $(CLIENTS)
 	@touch $@
 
 $(VENV)/.run: $(PINS) | $(BIN)/python

@@ -38,6 +38,12 @@ class ModelSettings(BaseSettings):
         validation_alias="IMAGEGEN_MODEL",
         description=f"The model to serve: {', '.join(MODELS)}. Unset: klein-9b with a CUDA GPU, else micro.",
     )
+    model_aliases: str = Field(
+        "",
+        validation_alias="IMAGEGEN_MODEL_ALIASES",
+        description="Other names of the served model in OpenAI's API, separated by commas, such as gpt-image-1, for "
+        "clients with a fixed name. *: any name.",
+    )
     model_path: Path | None = Field(
         None,
         validation_alias="IMAGEGEN_MODEL_PATH",

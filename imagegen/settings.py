@@ -73,6 +73,11 @@ class Settings(ModelSettings, LimitSettings, ServerSettings, JobSettings, RunPod
         return named
 
     @property
+    def aliases(self) -> list[str]:
+        """Other names of the served model; "*" for any."""
+        return [part.strip() for part in self.model_aliases.split(",") if part.strip()]
+
+    @property
     def proxies(self) -> list[str]:
         """The trusted proxies."""
         return [part.strip() for part in self.trusted_proxies.split(",") if part.strip()]

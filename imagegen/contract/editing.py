@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from imagegen.contract.fields import CommonFields
+from imagegen.contract.reading import Fields, ImageText
 
 MAX_REFERENCES = 4
 #: Pixels by which a mask may grow, and fade out; and by which a canvas may grow on a side.
 MAX_MASK_GROW, MAX_EXPAND = 512, 8192
 
 
-class Expand(BaseModel):
+class Expand(Fields):
     """Pixels by which a photo's canvas grows on each side."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     left: int = Field(0, ge=0, le=MAX_EXPAND)
     right: int = Field(0, ge=0, le=MAX_EXPAND)
@@ -28,11 +27,11 @@ class Expand(BaseModel):
 class EditFields(CommonFields):
     """The reference images, and what of the first of them is kept."""
 
-    images: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
+    images: Annotated[list[ImageText], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
         description="1 to 4 reference images, each base64, a data: URI or an http(s) URL of a PNG, JPEG, WebP or AVIF. "
         "`image` (one string) works too."
     )
-    mask: str | None = Field(
+    mask: ImageText | None = Field(
         None,
         description="Edits the first reference where the mask says, at the reference's own size, and keeps every other "
         "pixel of it. As `images`: base64, a data: URI or a URL. Where it has transparency, transparent pixels are "
@@ -82,7 +81,7 @@ class EditFields(CommonFields):
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError('expand: is not a JSON object such as {"left": 256}') from None
+            raise ValueError('is not a JSON object such as {"left": 256}') from None
 
     @model_validator(mode="after")
     def _check_photo(self) -> EditFields:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
+from imagegen.contract.aliases import Spoken, translate
 from imagegen.contract.prompts import MAX_PROMPT, clean
+from imagegen.contract.reading import Fields, not_blank, read_aspect_ratio, read_format, read_seed
 
 MAX_IMAGES = 8
 #: What JavaScript can hold in a number without loss.
 MAX_SEED = 2**53 - 1
 
-AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21", "match_input"]
+Shape = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21"]
+AspectRatio = Literal[Shape, "match_input"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+_NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(partial(clean, field="negative_prompt"))]
 
 
-class CommonFields(BaseModel):
+class CommonFields(Fields):
     """The fields that generate and edit share."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     prompt: Annotated[
         str,
@@ -31,6 +34,11 @@ class CommonFields(BaseModel):
         ),
         AfterValidator(clean),
     ]
+    negative_prompt: Annotated[_NegativePrompt | None, BeforeValidator(not_blank)] = Field(
+        None,
+        description="What the image should not show. For the base models, with a guidance_scale over 1; distilled "
+        "models ignore it, with a warning.",
+    )
     width: int | None = Field(
         None,
         description="Pixels, a multiple of 16, 256 to 2048 (micro: 64 to 1024); only together with height. Default: "
@@ -38,7 +46,7 @@ class CommonFields(BaseModel):
         examples=[1024],
     )
     height: int | None = Field(None, description="Pixels; see width.", examples=[1024])
-    aspect_ratio: AspectRatio | None = Field(
+    aspect_ratio: Annotated[AspectRatio | None, BeforeValidator(read_aspect_ratio)] = Field(
         None, description="A shape instead of width and height; its area is that of the default size."
     )
     num_inference_steps: Annotated[int, Field(ge=1, le=50)] | None = Field(
@@ -48,12 +56,15 @@ class CommonFields(BaseModel):
         None, description="Default: the model's own (1.0 for klein). Distilled models ignore it, with a warning."
     )
     num_images: int = Field(1, ge=1, le=MAX_IMAGES, description="How many images. Image i has the seed `seed + i`.")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+    seed: Annotated[Annotated[int, Field(ge=0, le=MAX_SEED)] | None, BeforeValidator(read_seed)] = Field(
         None,
-        description="The same seed gives the same image. Default: over HTTP random, on RunPod from the job's id.",
+        description="The same seed gives the same image. Default, and -1: over HTTP random, on RunPod from the job's "
+        "id.",
         examples=[42],
     )
-    output_format: OutputFormat = Field("png", description="How images are encoded.")
+    output_format: Annotated[OutputFormat, BeforeValidator(read_format)] = Field(
+        "png", description="How images are encoded."
+    )
     output_quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
     delivery: Literal["base64", "url"] = Field(
         "base64", description='Images in the answer, or as URLs; "url" needs an object store.'
@@ -65,6 +76,23 @@ class CommonFields(BaseModel):
         None, description="Seconds that the job may take, waiting included. Default: IMAGEGEN_REQUEST_TIMEOUT."
     )
     embed_prompt: bool = Field(False, description="Write the prompt into the image's provenance record.")
+
+    _spoken: Spoken = PrivateAttr(default_factory=Spoken)
+
+    @property
+    def spoken(self) -> Spoken:
+        """In which words the caller said it."""
+        return self._spoken
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _translate(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        ours, spoken = translate(data)
+        request = handler(ours)
+        request._spoken = spoken  # noqa: SLF001 - its own
+        return request
 
     @model_validator(mode="after")
     def _check(self) -> CommonFields:

@@ -25,24 +25,24 @@ _REFUSED = re.compile(
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
 
 
-def clean(prompt: str) -> str:
+def clean(prompt: str, field: str = "prompt") -> str:
     """The prompt in Unicode's normal form C, with line breaks as a line feed.
 
     NFC is what klein's own tokenizer makes of it, so that what is counted, recorded and encoded is one text. Not NFKC:
     it makes "x²" into "x2", and a prompt often quotes what is to be written in the image.
 
     Raises:
-        ValueError: it is blank, too long, or holds a character that is not allowed; begins with "prompt: ".
+        ValueError: it is blank, too long, or holds a character that is not allowed; begins with the field's name.
     """
     prompt = unicodedata.normalize("NFC", prompt.replace("\r\n", "\n").replace("\r", "\n"))
     if len(prompt) > MAX_PROMPT:
-        raise ValueError(f"prompt: {len(prompt)} characters are too many; 1 to {MAX_PROMPT} are allowed")
+        raise ValueError(f"{field}: {len(prompt)} characters are too many; 1 to {MAX_PROMPT} are allowed")
     if found := _REFUSED.search(_TAGGED_FLAG.sub(lambda flag: " " * len(flag[0]), prompt)):
         number = ord(found[0])
         name = unicodedata.name(found[0], "a control character or none at all")
-        raise ValueError(f"prompt: character {found.start() + 1}, U+{number:04X} ({name}), is not allowed in a text")
+        raise ValueError(f"{field}: character {found.start() + 1}, U+{number:04X} ({name}), is not allowed in a text")
     if all(unicodedata.category(character) in _INVISIBLE for character in prompt):
-        raise ValueError(f"prompt: is blank; 1 to {MAX_PROMPT} characters are allowed")
+        raise ValueError(f"{field}: is blank; 1 to {MAX_PROMPT} characters are allowed")
     return prompt
 
 

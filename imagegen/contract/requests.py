@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-import reprlib
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
-from imagegen.contract.editing import MAX_REFERENCES, Expand
+from imagegen.contract import aliases
+from imagegen.contract.faults import Request, invalid_input
 from imagegen.contract.fields import MAX_SEED
-from imagegen.contract.prompts import MAX_PROMPT
+from imagegen.contract.reading import is_given
 from imagegen.contract.schemas import EditRequest, GenerateRequest
-from imagegen.errors import InvalidInput, PayloadTooLarge
+from imagegen.contract.showing import kind_of, show
+from imagegen.errors import ImageGenError, InvalidInput, PayloadTooLarge
 from imagegen.models import MULTIPLE, ModelSpec, clamp, fit
 from imagegen.settings import Settings
 
-Request = GenerateRequest | EditRequest
 R = TypeVar("R", GenerateRequest, EditRequest)
+E = TypeVar("E", bound=ImageGenError)
 MODES = ("generate", "edit")
 
 
@@ -33,25 +35,31 @@ class ResolvedRequest:
     num_inference_steps: int
     guidance_scale: float
     seeds: tuple[int, ...]
+    negative_prompt: str = ""
     warnings: tuple[str, ...] = ()
 
 
-def parse_job(job_input: Any, strict: bool = True) -> Request:
+def parse_job(job_input: Any, strict: bool = True, most: Mapping[str, float] | None = None) -> Request:
     """Validates a job's `input`: `mode` chooses the request, "edit" where images are given and it is left out.
 
     Args:
-        strict: as for `parse`.
+        strict, most: as for `parse`.
 
     Raises:
         InvalidInput: naming the field, what came and what is allowed.
     """
     if not isinstance(job_input, dict):
         raise InvalidInput(f"input: must be an object with a prompt, and not {kind_of(job_input)}", "input")
-    fields = dict(job_input)
-    mode = fields.pop("mode", "edit" if "images" in fields or "image" in fields else "generate")
+    fields = {name: value for name, value in job_input.items() if name != "mode"}
+    mode = job_input.get("mode")
+    if not is_given(mode):
+        edit = any(is_given(value) for name, value in fields.items() if aliases.is_image(name))
+        mode = "edit" if edit else "generate"
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
-    return parse(EditRequest, fields, strict) if mode == "edit" else parse(GenerateRequest, fields, strict)
+    if mode == "edit":
+        return parse(EditRequest, fields, strict, most)
+    return parse(GenerateRequest, fields, strict, most)
 
 
 def check_bytes(job_input: Any, most: int) -> None:
@@ -72,16 +80,23 @@ def check_bytes(job_input: Any, most: int) -> None:
             raise PayloadTooLarge(f"input: is over {most / 1e6:g} MB; send fewer or smaller images", "input")
 
 
-def parse(schema: type[R], fields: dict[str, Any], strict: bool = True) -> R:
-    """Validates the fields of a request; not `strict`, the strings of a form are read as the types that they stand for.
+def parse(schema: type[R], fields: dict[str, Any], strict: bool = True, most: Mapping[str, float] | None = None) -> R:
+    """Validates the fields of a request, under this project's names and others'.
+
+    Args:
+        strict: False: the strings of a form are read as the types that they stand for.
+        most: what is allowed here (`limits`), for messages.
 
     Raises:
-        InvalidInput: for the first field at fault.
+        InvalidInput: for the first field at fault, by the caller's name of it.
     """
     try:
         return schema.model_validate(fields, strict=strict)
     except ValidationError as error:
-        raise invalid_input(error.errors(include_url=False)[0], schema) from None
+        fault = invalid_input(error.errors(include_url=False)[0], schema, most or {})
+    with suppress(ValueError):  # which is the fault itself
+        fault = renamed(fault, aliases.translate(fields)[1])
+    raise fault
 
 
 def plan(
@@ -99,11 +114,20 @@ def plan(
     width, height = _size(request, spec, first_reference)
     seed = default_seed if request.seed is None else request.seed
     guidance = spec.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    warnings = []
-    if spec.distilled and request.guidance_scale not in (None, spec.guidance_scale):
-        warnings.append(f"guidance_scale: {spec.name} is distilled and does not use it")
+    warnings = list(request.spoken.warnings)
+    if spec.distilled:
+        unused = {"guidance_scale": request.guidance_scale not in (None, spec.guidance_scale)}
+        unused["negative_prompt"] = request.negative_prompt is not None
+        warnings += [
+            f"{request.spoken.name(name)}: {spec.name} is distilled and does not use it"
+            for name, given in unused.items()
+            if given
+        ]
+    elif request.negative_prompt is not None and guidance <= 1:
+        warnings.append("negative_prompt: has no effect with a guidance_scale of 1 or less")
     return ResolvedRequest(
         prompt=request.prompt,
+        negative_prompt=request.negative_prompt or "",
         width=width,
         height=height,
         num_inference_steps=request.num_inference_steps or spec.num_inference_steps,
@@ -113,31 +137,54 @@ def plan(
     )
 
 
+def limits(spec: ModelSpec | None, settings: Settings) -> dict[str, float]:
+    """The most that is allowed of a field here: what the operator and the model set, where it is known yet."""
+    references = settings.max_references if spec is None else min(spec.max_references, settings.max_references)
+    return {
+        "num_inference_steps": settings.max_steps,
+        "timeout": settings.timeout,
+        "prompt": settings.max_prompt,
+        "negative_prompt": settings.max_prompt,
+        "images": references,
+        "num_images": settings.max_images,
+    }
+
+
+def renamed(error: E, spoken: aliases.Spoken) -> E:
+    """The error of a field by the caller's name of that field."""
+    name = spoken.name(error.field or "")
+    if error.field and name != error.field:
+        error.message = name + error.message.removeprefix(error.field)
+        error.field, error.args = name, (error.message,)
+    return error
+
+
 def check(request: Request, spec: ModelSpec, settings: Settings) -> None:
     """Checks what is the model's or the operator's to say, before any work is done for the job.
 
     Raises:
         InvalidInput: naming the field at fault.
     """
-    references = len(request.images) if isinstance(request, EditRequest) else 0
-    steps = request.num_inference_steps or spec.num_inference_steps
-    for field, came, most, what in (
-        ("num_inference_steps", steps, settings.max_steps, "steps"),
-        ("timeout", request.timeout or 1, settings.timeout, "seconds"),
-        ("prompt", len(request.prompt), settings.max_prompt, "characters"),
-        ("images", references, min(spec.max_references, settings.max_references), "references"),
-        ("num_images", request.num_images, settings.max_images, "images"),
+    allowed = limits(spec, settings)
+    for field, received, what in (
+        ("num_inference_steps", request.num_inference_steps or spec.num_inference_steps, "steps"),
+        ("timeout", request.timeout or 1, "seconds"),
+        ("prompt", len(request.prompt), "characters"),
+        ("negative_prompt", len(request.negative_prompt or ""), "characters"),
+        ("images", len(request.images) if isinstance(request, EditRequest) else 0, "references"),
+        ("num_images", request.num_images, "images"),
     ):
-        if came > most:
-            raise InvalidInput(f"{field}: {came:g} {what} are too many here; 1 to {most:g} are allowed", field)
+        most = allowed[field]
+        if received > most:
+            raise InvalidInput(f"{field}: {received:g} {what} are too many here; 1 to {most:g} are allowed", field)
     for field, side in (("width", request.width), ("height", request.height)):
         if side is None:
             continue
-        allowed = f"{spec.min_size} to {spec.max_size}"
+        bounds = f"{spec.min_size} to {spec.max_size}"
         if not spec.min_size <= side <= spec.max_size:
-            raise InvalidInput(f"{field}: {show(side)} is out of bounds ({allowed}, multiples of {MULTIPLE})", field)
+            raise InvalidInput(f"{field}: {show(side)} is out of bounds ({bounds}, multiples of {MULTIPLE})", field)
         if side % MULTIPLE:
-            raise InvalidInput(f"{field}: {show(side)} is not a multiple of {MULTIPLE} ({allowed})", field)
+            raise InvalidInput(f"{field}: {show(side)} is not a multiple of {MULTIPLE} ({bounds})", field)
 
 
 def check_work(plan: ResolvedRequest, settings: Settings) -> None:
@@ -173,81 +220,3 @@ def _size(request: Request, spec: ModelSpec, first_reference: tuple[int, int] | 
 
 def _round(side: float) -> int:
     return max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)
-
-
-def show(value: Any, limit: int = 60) -> str:
-    """What came, short enough for a message."""
-    if value is None:
-        return "null"
-    try:
-        text = reprlib.repr(value)  # not repr: that descends into what may be a thousand levels deep
-    except ValueError:  # an integer of more than 4,300 digits
-        return f"a very long {type(value).__name__}"
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-#: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
-_PRIVATE = ("prompt", "images", "mask")
-_KINDS: dict[type[Any], str] = {dict: "an object", list: "a list", str: "a string"}
-
-
-def kind_of(value: Any) -> str:
-    """What came, without the words or images that it may hold."""
-    return _KINDS.get(type(value)) or show(value)
-
-
-_TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool": "true or false", "list": "a list"}
-
-
-def invalid_input(error: ErrorDetails, schema: type[GenerateRequest] | type[EditRequest]) -> InvalidInput:
-    """One of pydantic's errors in the contract's words."""
-    location = [part for part in error["loc"] if part != "body"]
-    field = str(location[0])[:60] if location else "input"
-    name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
-    kind, context, came = error["type"], error.get("ctx", {}), error["input"]
-    fields: type[BaseModel] = schema
-    if field == "expand" and len(location) > 1:  # a field of that object
-        fields, field = Expand, str(location[1])[:60]
-        name = f"expand.{field}"
-    if kind == "value_error":  # our own validators write "field: message"
-        message = str(context["error"])
-        return InvalidInput(message, message.split(":")[0])
-    if kind == "missing":
-        text = "is missing, and required"
-    elif kind == "extra_forbidden":
-        text = _unknown(field, fields, schema)
-    elif field == "prompt" and kind == "string_too_long":
-        text = f"{len(came)} characters are too many; 1 to {MAX_PROMPT} are allowed"
-    elif field == "prompt" and kind == "string_too_short":
-        text = f"is empty; 1 to {MAX_PROMPT} characters are allowed"
-    elif field == "images" and kind in ("too_long", "too_short"):
-        text = f"{len(came)} references came; 1 to {MAX_REFERENCES} are allowed"
-    elif kind in ("greater_than_equal", "less_than_equal"):
-        low, high = _bounds(fields, field)
-        text = f"{show(came)} is out of bounds ({low} to {high})"
-    elif kind == "literal_error":
-        text = f"{show(came)} is not known; allowed are {context['expected']}"
-    elif kind == "string_unicode":
-        text = "holds half of a surrogate pair, which is not a character"
-    elif kind.endswith(("_type", "_parsing")):
-        shown = kind_of(came) if field in _PRIVATE else show(came)
-        text = f"must be {_TYPES.get(kind.rpartition('_')[0], kind)}, and not {shown}"
-    else:
-        text = f"{show(came)}: {error['msg']}"
-    return InvalidInput(f"{name}: {text}", name)
-
-
-def _unknown(field: str, fields: type[BaseModel], schema: type[GenerateRequest] | type[EditRequest]) -> str:
-    """What is wrong with a field that `fields`, the request or an object in it, does not have."""
-    if schema is GenerateRequest and field in EditRequest.model_fields and field != "images":
-        return "needs a reference image; it is a field of edits"
-    known = ["mode", *fields.model_fields] if fields is schema else list(fields.model_fields)
-    return f"is not a field of {schema.mode}; allowed are {', '.join(known)}"
-
-
-def _bounds(schema: type[BaseModel], field: str) -> tuple[Any, Any]:
-    """The least and the most that the schema allows for a number."""
-    described = schema.model_json_schema()["properties"][field]
-    options = described.get("anyOf", [described])
-    bounded = next(option for option in options if "minimum" in option)
-    return bounded["minimum"], bounded["maximum"]

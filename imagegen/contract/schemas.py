@@ -6,12 +6,20 @@ What every model has in common is checked here; what the model's spec decides (i
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from imagegen.contract.editing import EditFields
-from imagegen.contract.fields import CommonFields
+from imagegen.contract.fields import CommonFields, Shape
+from imagegen.contract.reading import read_aspect_ratio
+
+
+def _shape(value: Any) -> Any:
+    shape = read_aspect_ratio(value)
+    if shape == "match_input":
+        raise ValueError("match_input needs a reference image; it is for edits")
+    return shape
 
 
 class GenerateRequest(CommonFields):
@@ -23,11 +31,9 @@ class GenerateRequest(CommonFields):
         json_schema_extra={"examples": [{"prompt": "a red circle on a blue background", "seed": 42}]}
     )
 
-    @model_validator(mode="after")
-    def _check_shape(self) -> GenerateRequest:
-        if self.aspect_ratio == "match_input":
-            raise ValueError("aspect_ratio: match_input needs a reference picture; it is for edits")
-        return self
+    aspect_ratio: Annotated[Shape | None, BeforeValidator(_shape)] = Field(
+        None, description="A shape instead of width and height; its area is that of the default size."
+    )
 
 
 class EditRequest(EditFields):
@@ -38,16 +44,3 @@ class EditRequest(EditFields):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "make the circle green", "images": ["iVBORw0KGgo..."], "seed": 42}]}
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _alias(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "image" in data:
-            data = dict(data)
-            image = data.pop("image")
-            if "images" in data:
-                raise ValueError("image: came together with images; give one or the other")
-            if not isinstance(image, str):
-                raise ValueError("image: must be one string; a list goes into images")
-            data["images"] = [image]
-        return data

@@ -77,6 +77,7 @@ def generate_images(
                 height=plan.height,
                 num_inference_steps=plan.num_inference_steps,
                 guidance_scale=plan.guidance_scale,
+                negative_prompt=plan.negative_prompt,
                 seed=seed,
                 on_step=on_step,
             )

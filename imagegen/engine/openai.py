@@ -1,38 +1,29 @@
 """OpenAI's images API in terms of this project's jobs, whichever transport it comes by: fields, answers and errors.
 
-Fields as https://platform.openai.com/docs/api-reference/images has them. What this model cannot honour is refused by
-name where the image would be another than the caller means, and warned of in `warnings` where it would not.
+Fields as https://platform.openai.com/docs/api-reference/images has them; `imagegen.contract.aliases` says which of them
+have another name here, and which change nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from imagegen.contract import requests
+from imagegen.contract.faults import Request, invalid_input
+from imagegen.contract.reading import Fields, is_given
 from imagegen.contract.responses import GenerateResponse
 from imagegen.contract.schemas import EditRequest, GenerateRequest
+from imagegen.contract.showing import kind_of, show
 from imagegen.engine.service import Service
 from imagegen.errors import ImageGenError, InvalidInput, NotFound, NotReady, Unauthorized
 from imagegen.models import ModelSpec
 from imagegen.settings import Settings
 
-#: Fields whose only honest answer is no, with the values that ask for nothing.
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "background": (None, "auto", "opaque"),
-    "style": (None,),
-    "input_fidelity": (None,),
-}
-#: Fields that change nothing here; a warning says so.
-_IGNORED: dict[str, tuple[Any, ...]] = {"quality": (None, "auto"), "moderation": (None, "auto")}
-_KNOWN = {
-    "model", "prompt", "n", "size", "response_format", "output_format", "output_compression", "user", "stream",
-    "partial_images", "seed", "image", "images", "mask", *_REFUSED, *_IGNORED,
-}  # fmt: skip
 MAX_PARTIAL_IMAGES = 3
-_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 class ModelNotFound(NotFound):
@@ -54,9 +45,38 @@ def error_body(error: ImageGenError) -> dict[str, Any]:
     return {"message": error.message, "type": kind, "param": error.field, "code": error.code}
 
 
-def model_list(spec: ModelSpec) -> dict[str, Any]:
-    """The one model that is served."""
-    return {"object": "list", "data": [{"id": spec.name, "object": "model", "created": 0, "owned_by": "image-gen"}]}
+def model_names(spec: ModelSpec, settings: Settings) -> list[str]:
+    """The served model's name, and those of IMAGEGEN_MODEL_ALIASES that stand for it."""
+    return [spec.name, *(alias for alias in settings.aliases if alias not in ("*", spec.name))]
+
+
+def describe_model(name: str, spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+    """One model, by any name that `check_model` takes.
+
+    Raises:
+        ModelNotFound: it is not served here.
+    """
+    check_model(name, spec, settings)
+    return {"id": name, "object": "model", "created": 0, "owned_by": "image-gen"}
+
+
+def model_list(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+    """The one model that is served, under each of its names."""
+    entries = [describe_model(name, spec, settings) for name in model_names(spec, settings)]
+    return {"object": "list", "data": entries}
+
+
+def check_model(name: Any, spec: ModelSpec, settings: Settings) -> None:
+    """Checks the model that a request names: the served one's name or repository, or an alias, in any case; or none.
+
+    Raises:
+        ModelNotFound: it names another.
+    """
+    if not is_given(name) or "*" in settings.aliases:
+        return
+    known = {one.lower() for one in (*model_names(spec, settings), spec.repository or spec.name)}
+    if not isinstance(name, str) or name.lower() not in known:
+        raise ModelNotFound(f"model: {show(name)} is not served here; {spec.name} is", "model")
 
 
 async def answer_job(service: Service, job_input: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -75,116 +95,78 @@ async def answer_job(service: Service, job_input: dict[str, Any], options: dict[
     route, fields = job_input["openai_route"], job_input.get("openai_input") or {}
     await asyncio.to_thread(service.choose)
     if route == "/v1/models":
-        return model_list(served(service))
+        return model_list(served(service), service.settings)
     if route not in ("/v1/images/generations", "/v1/images/edits"):
         allowed = "/v1/images/generations, /v1/images/edits and /v1/models"
-        raise InvalidInput(f"openai_route: {requests.show(route)} is not known; allowed are {allowed}", "openai_route")
+        raise InvalidInput(f"openai_route: {show(route)} is not known; allowed are {allowed}", "openai_route")
     if not isinstance(fields, dict):
-        raise InvalidInput(f"openai_input: must be an object, and not {requests.kind_of(fields)}", "openai_input")
+        raise InvalidInput(f"openai_input: must be an object, and not {kind_of(fields)}", "openai_input")
     job, warnings = translate(fields, route.endswith("edits"), served(service), service.settings)
     if any(streaming(fields)):
         warnings.append("stream: changes nothing in a job; the answer comes whole")
+    return answer(await service.run(job, **options), warnings, wants_urls(fields))
+
+
+class _Streaming(Fields):
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
+
+
+def streaming(fields: dict[str, Any], strict: bool = True) -> tuple[bool, int]:
+    """Whether a stream was asked for, and with how many partial images.
+
+    Raises:
+        InvalidInput: one of the two is of the wrong type, or out of its bounds.
+    """
+    chosen = {name: value for name, value in fields.items() if name in _Streaming.model_fields}
     try:
-        return answer(await service.run(job, **options), warnings)
-    except InvalidInput as error:
-        raise to_openai_field(error) from None
+        wanted = _Streaming.model_validate(chosen, strict=strict)
+    except ValidationError as error:
+        raise invalid_input(error.errors(include_url=False)[0], _Streaming, {}) from None
+    return wanted.stream, wanted.partial_images
 
 
-def streaming(fields: dict[str, Any]) -> tuple[bool, int]:
-    """Whether a stream was asked for, and with how many partial images."""
-    stream, partial = fields.get("stream"), fields.get("partial_images")
-    stream, partial = False if stream is None else stream, 0 if partial is None else partial
-    if stream is not True and stream is not False:
-        raise InvalidInput("stream: must be true or false", "stream")
-    if not isinstance(partial, int) or isinstance(partial, bool) or not 0 <= partial <= MAX_PARTIAL_IMAGES:
-        raise InvalidInput(f"partial_images: 0 to {MAX_PARTIAL_IMAGES} are allowed", "partial_images")
-    return stream, partial
+def translate(
+    fields: dict[str, Any], edit: bool, spec: ModelSpec, settings: Settings, strict: bool = True
+) -> tuple[Request, list[str]]:
+    """OpenAI's fields -> a request of this project, and what the caller should know. What is not OpenAI's is taken as
+    at the other endpoints.
 
-
-def to_openai_field(error: InvalidInput) -> InvalidInput:
-    """The error of a field in the names of the API that the caller speaks."""
-    theirs = {
-        "num_images": "n", "width": "size", "height": "size", "output_quality": "output_compression",
-        "delivery": "response_format",
-    }  # fmt: skip
-    name = theirs.get(error.field or "")
-    return error if name is None else InvalidInput(f"{name}: {error.message}", name)
-
-
-def translate(  # noqa: C901 - field by field, as the API's reference has them
-    fields: dict[str, Any], edit: bool, spec: ModelSpec, settings: Settings
-) -> tuple[GenerateRequest | EditRequest, list[str]]:
-    """OpenAI's fields -> a request of this project, and what the caller should know.
+    Args:
+        strict: False: the strings of a form are read as the types that they stand for.
 
     Raises:
         ModelNotFound: another model is named.
         InvalidInput: a field that cannot be honoured, or is not known.
     """
-    model = fields.get("model")
-    if model not in (None, spec.name, spec.repository):
-        raise ModelNotFound(f"model: {requests.show(model)} is not served here; {spec.name} is", "model")
-    for name in fields:
-        if name not in _KNOWN or (not edit and name in ("image", "images", "mask")):
-            shown = requests.show(name)[1:-1]
-            raise InvalidInput(f"{shown}: is not a parameter of this route", shown)
-    for name, harmless in _REFUSED.items():
-        if fields.get(name) not in harmless:
-            came = requests.show(fields[name])
-            raise InvalidInput(f"{name}: {came} cannot be honoured by {spec.name}", name)
-    warnings = [
-        f"{name}: {requests.show(fields[name])} changes nothing with {spec.name}"
-        for name, harmless in _IGNORED.items()
-        if fields.get(name) not in harmless
-    ]
-    if fields.get("response_format") not in (None, "b64_json", "url"):
-        came = requests.show(fields["response_format"])
-        raise InvalidInput(f"response_format: {came} is not known; allowed are b64_json and url", "response_format")
-    native: dict[str, Any] = {
-        theirs[1]: fields[theirs[0]]
-        for theirs in (("prompt", "prompt"), ("n", "num_images"), ("output_format", "output_format"), ("seed", "seed"))
-        if fields.get(theirs[0]) is not None
-    }
-    if (compression := fields.get("output_compression")) is not None:
-        if not isinstance(compression, int) or isinstance(compression, bool) or not 0 <= compression <= 100:
-            raise InvalidInput("output_compression: 0 to 100 are allowed", "output_compression")
-        native["output_quality"] = max(1, compression)
-        if fields.get("output_format") in (None, "png"):
-            warnings.append("output_compression: changes nothing for png")
-    if fields.get("response_format") == "url":
-        native["delivery"] = "url"
-    native |= _size(fields.get("size"))
+    check_model(fields.get("model"), spec, settings)
+    others = ("model", *_Streaming.model_fields)
+    fields = {name: value for name, value in fields.items() if name not in others and is_given(value)}
+    warnings = []
+    if "output_compression" in fields and fields.get("output_format", "png") == "png":
+        warnings.append("output_compression: changes nothing for png")
+    # An alpha channel of a mask that is opaque everywhere selects nothing in OpenAI's terms; here it is read by its
+    # colours, as masks of other tools are.
+    if edit and "mask" in fields and fields.pop("size", "auto") != "auto":
+        warnings.append("size: changes nothing with a mask; the answer has the image's own size")
+    most = requests.limits(spec, settings)
+    job: Request
     if edit:
-        images = fields.get("images", fields.get("image"))
-        if images is not None:
-            images = images if isinstance(images, list) else [images]
-            native["images"] = [_reference(image) for image in images]
-        if fields.get("mask") is not None:
-            # An alpha channel that is opaque everywhere selects nothing in OpenAI's terms; here it is read by its
-            # colours, as masks of other tools are.
-            native["mask"] = _reference(fields["mask"])
-            if native.pop("height", None) is not None:
-                del native["width"]
-                warnings.append("size: changes nothing with a mask; the answer has the image's own size")
+        job = requests.parse(EditRequest, fields, strict, most)
+    else:
+        job = requests.parse(GenerateRequest, fields, strict, most)
     try:
-        job = requests.parse(EditRequest, native) if edit else requests.parse(GenerateRequest, native)
         requests.check(job, spec, settings)
     except InvalidInput as error:
-        raise to_openai_field(error) from None
+        raise requests.renamed(error, job.spoken) from None
     return job, warnings
 
 
-def _reference(image: Any) -> Any:
-    """A reference as the JSON form of edits has it, {"image_url": ...}, or as it is."""
-    return image["image_url"] if isinstance(image, dict) and image.keys() == {"image_url"} else image
-
-
-def _size(size: Any) -> dict[str, int]:
-    if size in (None, "auto"):
-        return {}
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if match is None:
-        raise InvalidInput(f"size: {requests.show(size)} is not WIDTHxHEIGHT, such as 1024x1024, or auto", "size")
-    return {"width": int(match[1]), "height": int(match[2])}
+def wants_urls(fields: dict[str, Any]) -> bool:
+    """Whether images are to be URLs though nothing says so: DALL-E answers with URLs, and its clients read nothing
+    else."""
+    model = fields.get("model")
+    return isinstance(model, str) and model.lower().startswith("dall-e") and not is_given(fields.get("response_format"))
 
 
 def served(service: Service) -> ModelSpec:
@@ -207,18 +189,21 @@ USAGE = {
 }
 
 
-def about(job: GenerateRequest | EditRequest) -> dict[str, Any]:
+def about(job: Request) -> dict[str, Any]:
     """What each event of a stream says of its image."""
     size = f"{job.width}x{job.height}" if job.width else "auto"
     common = {"created_at": int(time.time()), "size": size, "quality": "auto", "background": "opaque"}
     return {**common, "output_format": job.output_format}
 
 
-def answer(answer: GenerateResponse, warnings: list[str]) -> dict[str, Any]:
-    """The response object; `warnings` are of the translation."""
+def answer(answer: GenerateResponse, warnings: list[str], by_url: bool = False) -> dict[str, Any]:
+    """The response object; `warnings` are of the translation. `by_url`: images that are no objects in a store are data:
+    URIs."""
+    start = f"data:image/{answer.output_format};base64,"
+    images = [{"url": start + image} if by_url else {"b64_json": image} for image in answer.images]
     return {
         "created": int(time.time()),
-        "data": [{"url": url} for url in answer.urls] or [{"b64_json": image} for image in answer.images],
+        "data": [{"url": url} for url in answer.urls] or images,
         "size": f"{answer.width}x{answer.height}",
         "quality": "auto",
         "background": "opaque",

@@ -215,7 +215,7 @@ class Service:
             raise
         except ImageGenError as error:
             outcome = error.code
-            raise
+            raise requests.renamed(error, request.spoken) from None
         except Exception as error:  # noqa: BLE001 - a bug is answered, with an id that is in the log
             outcome = "internal"
             raise internal(error) from None
@@ -252,7 +252,8 @@ class Service:
         logs.note(mode=request.mode, images=request.num_images, **words)
         if request.delivery == "url" and job.store is None:
             raise InvalidInput(
-                "delivery: 'url' needs an object store, and there is none; 'base64' is allowed", "delivery"
+                "delivery: 'url' needs an object store, and there is none; leave it out to get the images themselves",
+                "delivery",
             )
         if self.spec is not None:
             requests.check(request, self.spec, self.settings)

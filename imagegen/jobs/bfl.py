@@ -12,6 +12,7 @@ from typing import Any
 
 from imagegen.contract import requests
 from imagegen.contract.requests import Request
+from imagegen.contract.showing import show
 from imagegen.errors import ImageGenError, InvalidInput, NotFound
 from imagegen.job_settings import PREFIX, is_secret
 from imagegen.jobs.rows import OPEN, Row
@@ -49,7 +50,7 @@ def translate(fields: dict[str, Any]) -> tuple[Request, list[str]]:
     warnings = []
     if (tolerance := given.get("safety_tolerance")) is not None:
         if not isinstance(tolerance, int) or isinstance(tolerance, bool) or not 0 <= tolerance <= _TOLERANCE:
-            came = requests.show(tolerance)
+            came = show(tolerance)
             raise InvalidInput(f"safety_tolerance: {came} came; 0 to {_TOLERANCE} are allowed", "safety_tolerance")
         warnings.append("safety_tolerance: changes nothing; this server has no filter")
     native = {name: given[name] for name in _SAME if name in given}

@@ -166,6 +166,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        negative_prompt: str = "",
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt. On a GPU it returns when the work is queued; the image waits for its end.
@@ -173,6 +174,7 @@ class FluxPipeline:
         Args:
             width, height: pixels, multiples of 16.
             seed: of a generator of its own, so that an image does not depend on those before it.
+            negative_prompt: what guidance leads away from; without effect on a distilled model.
             on_step: progress, and the way to stop.
 
         Raises:
@@ -180,7 +182,8 @@ class FluxPipeline:
             OutOfMemory: it did not fit; the memory has been given back.
             GpuFailed: the GPU's context is dead.
         """
-        return self._generate(prompt, None, width, height, num_inference_steps, guidance_scale, seed, on_step)
+        size, guidance = (width, height), (guidance_scale, negative_prompt)
+        return self._generate(prompt, None, size, num_inference_steps, guidance, seed, on_step)
 
     def edit(
         self,
@@ -192,6 +195,7 @@ class FluxPipeline:
         num_inference_steps: int,
         guidance_scale: float,
         seed: int,
+        negative_prompt: str = "",
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt and references; otherwise like `generate`.
@@ -201,7 +205,8 @@ class FluxPipeline:
                 one `References` for several images they are encoded once.
         """
         references = images if isinstance(images, References) else References(list(images))
-        return self._generate(prompt, references, width, height, num_inference_steps, guidance_scale, seed, on_step)
+        size, guidance = (width, height), (guidance_scale, negative_prompt)
+        return self._generate(prompt, references, size, num_inference_steps, guidance, seed, on_step)
 
     def compile_cache(self, folder: Path) -> CompileCache:
         """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
@@ -223,29 +228,29 @@ class FluxPipeline:
         self,
         prompt: str | Prompt,
         references: References | None,
-        width: int,
-        height: int,
+        size: Size,
         num_inference_steps: int,
-        guidance_scale: float,
+        guidance: tuple[float, str],
         seed: int,
         on_step: StepCallback | None,
     ) -> GeneratedImage:
+        """`guidance`: its scale, and the prompt that it leads away from."""
         self._loaded()
         if isinstance(prompt, str):
             prompt = self.encode_prompt(prompt)
         sizes = [image.size for image in references.images] if references else []
-        pipe = self._pipe if self.caches_keys_and_values((width, height), sizes) else self._plain
+        pipe = self._pipe if self.caches_keys_and_values(size, sizes) else self._plain
         arguments: dict[str, Any] = {
             "prompt_embeds": prompt.embeddings,
-            "width": width,
-            "height": height,
+            "width": size[0],
+            "height": size[1],
             "num_inference_steps": num_inference_steps,
             "max_sequence_length": self.config.spec.max_sequence_length,
         }
         if pipe is self._plain:  # the other knows no guidance
-            arguments["guidance_scale"] = guidance_scale
-            if guidance_scale > 1 and not pipe.config.is_distilled:
-                arguments["negative_prompt_embeds"] = self.encode_prompt("").embeddings
+            arguments["guidance_scale"], negative = guidance
+            if guidance[0] > 1 and not pipe.config.is_distilled:
+                arguments["negative_prompt_embeds"] = self.encode_prompt(negative).embeddings
 
         def call() -> GeneratedImage:
             image = generation.generate(pipe, arguments, references, seed, on_step, self._device)

@@ -13,8 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 from imagegen import logs
+from imagegen.contract import aliases
 from imagegen.contract.events import Listener
-from imagegen.contract.requests import check_bytes, parse_job, show
+from imagegen.contract.requests import check_bytes, limits, parse_job
+from imagegen.contract.showing import show
 from imagegen.engine import openai
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, ConfigurationError, ImageGenError, InvalidInput, LoadFailed, internal
@@ -80,8 +82,16 @@ async def _answer(job: Any, identity: str, listener: Listener | None, previews: 
             options["store"] = ObjectStore.from_job(job["s3Config"], get_settings())
         if isinstance(job_input, dict) and "openai_route" in job_input:
             return await openai.answer_job(service(), job_input, options)
-        response = await service().run(parse_job(job_input), **options)
-        return response.model_dump()
+        request = parse_job(job_input, most=limits(service().spec, get_settings()))
+        wants_url = aliases.wants_image_url(job_input) and not get_settings().stream
+        if wants_url:
+            options["max_answer"] //= 2  # one image may be in it twice
+        response = await service().run(request, **options)
+        output = response.model_dump()
+        if wants_url:
+            image = f"data:image/{response.output_format};base64,{response.images[0]}" if response.images else None
+            output["image_url"] = image or response.urls[0]
+        return output
     except ImageGenError as error:
         return error.output()
     except ConfigurationError as error:

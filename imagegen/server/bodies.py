@@ -21,7 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from imagegen.contract import requests
+from imagegen.contract import aliases, requests
 from imagegen.contract.requests import R
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, DeadlineExceeded, InvalidInput, PayloadTooLarge, UnsupportedMediaType
@@ -42,7 +42,8 @@ _FORM_SLICE = 16_384
 async def read_fields(request: Request, stored: bool = False) -> tuple[dict[str, Any], bool]:
     """The fields of a body, and whether they came as a form, whose values are all strings.
 
-    A body is not read for a job that would be refused. Files of a form become base64 in `images`, in their order.
+    A body is not read for a job that would be refused. Files of a form become base64, and those of
+    one name a list in their order.
 
     Args:
         stored: its job goes into the store of jobs, as does each with an Idempotency-Key.
@@ -86,7 +87,8 @@ async def read_job(request: Request, schema: type[R]) -> R:
         ImageGenError: as `read_fields`; InvalidInput for a field at fault too.
     """
     fields, form = await read_fields(request)
-    return requests.parse(schema, fields, strict=not form)
+    service: Service = request.app.state.service
+    return requests.parse(schema, fields, not form, requests.limits(service.spec, service.settings))
 
 
 async def _read(request: Request, max_text: int) -> tuple[dict[str, Any], bool]:
@@ -229,22 +231,19 @@ async def _read_form(request: Request, max_text: int) -> dict[str, Any]:
 
 async def _form_fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    images: list[str] = []
     for name, value in form.multi_items():
+        name = name.removesuffix("[]")
+        images, single = aliases.is_image(name), aliases.is_mask(name)
         if isinstance(value, UploadFile):
-            data = (await asyncio.to_thread(base64.b64encode, await value.read())).decode()
-            if name.removesuffix("[]") in ("image", "images"):
-                images.append(data)
-            elif name == "mask" and name not in fields:
-                fields[name] = data
-            else:
-                raise InvalidInput(f"{name[:60]}: is not a field that takes a file, or was sent twice", name[:60])
-        elif name.removesuffix("[]") in ("image", "images"):
-            images.append(value)
+            if not images and not single:
+                raise InvalidInput(f"{name[:60]}: is not a field that takes a file", name[:60])
+            text = (await asyncio.to_thread(base64.b64encode, await value.read())).decode()
+        else:
+            text = value
+        if images and (text or name not in fields):  # browsers send an empty one where no file is chosen
+            fields[name] = [*filter(None, fields.get(name, [])), text]
         elif name in fields:
             raise InvalidInput(f"{name[:60]}: was received twice", name[:60])
         else:
-            fields[name] = value
-    if images:
-        fields["images"] = images
+            fields[name] = text
     return fields

@@ -42,11 +42,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # as GET; the protocol, which has its own scope, sends no body
+            scope = {**scope, "method": "GET"}
         client = scope["client"][0] if scope.get("client") else "unknown"
         state = scope.setdefault("state", {})
         state.update(request_id=uuid.uuid4().hex, caller=network_of(client), authorized=False)
-        with logs.request(state["request_id"], method=scope["method"], path=scope["path"][:100], client=client):
-            method = scope["method"]
+        with logs.request(state["request_id"], method=method, path=scope["path"][:100], client=client):
             if method != "POST":  # what machines ask every few seconds is not worth a trace
                 await self._handle(scope, receive, send, Span(None))
                 return

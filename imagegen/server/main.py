@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
             CORSMiddleware,
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+            allow_headers=["*"],  # clients send their own beside a key, as OpenAI's does x-stainless-*
             expose_headers=["X-Request-ID", "X-Seed", "X-Model", "X-Warnings", "Retry-After"],
         )
 

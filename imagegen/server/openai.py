@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -62,7 +61,15 @@ class Images(BaseModel):
 @router.get("/models", summary="The model that is served", responses={401: {"model": Error}, 503: {"model": Error}})
 async def models(request: Request) -> dict[str, Any]:
     """One entry: the served model."""
-    return openai.model_list(openai.served(request.app.state.service))
+    service: Service = request.app.state.service
+    return openai.model_list(openai.served(service), service.settings)
+
+
+@router.get("/models/{name:path}", summary="A model", responses={s: {"model": Error} for s in (401, 404, 503)})
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """The served model, by its name or an alias."""
+    service: Service = request.app.state.service
+    return openai.describe_model(name, openai.served(service), service.settings)
 
 
 def _openapi(edit: bool) -> dict[str, Any]:
@@ -135,24 +142,19 @@ async def edits(request: Request) -> Response:
 async def _images(request: Request, edit: bool) -> Response:
     service: Service = request.app.state.service
     fields, form = await read_fields(request)
-    if form:
-        fields = {name: _from_form(name, value) for name, value in fields.items()}
-    job, warnings = openai.translate(fields, edit, openai.served(service), service.settings)
-    stream, partial = openai.streaming(fields)
+    job, warnings = openai.translate(fields, edit, openai.served(service), service.settings, strict=not form)
+    stream, partial = openai.streaming(fields, strict=not form)
+    by_url = openai.wants_urls(fields)
     del fields  # its references are the job's alone to keep
     if partial and not stream:
         warnings.append("partial_images: changes nothing without stream")
     if not stream:
-        try:
-            answer = await streams.result_or_disconnect(request, streams.start(request, job))
-        except InvalidInput as error:
-            raise openai.to_openai_field(error) from None
-        return JSONResponse(openai.answer(answer, warnings))
+        answer = await streams.result_or_disconnect(request, streams.start(request, job))
+        return JSONResponse(openai.answer(answer, warnings, by_url))
 
     if job.delivery == "url":
-        raise InvalidInput("response_format: a stream sends its image itself; b64_json is allowed", "response_format")
-    if job.num_images != 1:
-        raise InvalidInput(f"n: a stream has one image, and {job.num_images} were asked for", "n")
+        name = job.spoken.name("delivery")
+        raise InvalidInput(f"{name}: a stream sends its images themselves; leave it out", name)
     task, events = await streams.follow(request, job, partial)
     name = "image_edit" if edit else "image_generation"
 
@@ -169,21 +171,10 @@ async def _images(request: Request, edit: bool) -> Response:
         if isinstance(answer, ImageGenError):
             yield streams.server_sent("error", json.dumps({"type": "error", "error": error_body(answer)}))
         else:
-            kind = f"{name}.completed"
-            done = {"type": kind, "b64_json": answer.images[0], "usage": USAGE}
-            extra = {"seed": answer.seeds[0], "warnings": [*warnings, *answer.warnings]}
-            size = f"{answer.width}x{answer.height}"
-            yield streams.server_sent(kind, json.dumps({**done, **about(job), **extra, "size": size}))
+            kind, size = f"{name}.completed", f"{answer.width}x{answer.height}"
+            for image, seed in zip(answer.images, answer.seeds, strict=True):
+                done = {"type": kind, "b64_json": image, "usage": USAGE, **about(job), "size": size}
+                extra = {"seed": seed, "warnings": [*warnings, *answer.warnings]}
+                yield streams.server_sent(kind, json.dumps({**done, **extra}))
 
     return streams.EventStream(body(), task)
-
-
-def _from_form(name: str, value: Any) -> Any:
-    """A form's string as the type of its field; what is none stays a string, and is named by the check of its field."""
-    if not isinstance(value, str):
-        return value
-    if name in ("n", "output_compression", "partial_images", "seed") and re.fullmatch(r"-?[0-9]{1,20}", value):
-        return int(value)
-    if name == "stream":
-        return {"true": True, "false": False}.get(value.lower(), value)
-    return value

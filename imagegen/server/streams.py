@@ -46,11 +46,18 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+#: Seconds without an event after which a comment is sent. Proxies close a connection that is silent for 60 s (nginx,
+#: AWS) or 100 s (Cloudflare); https://html.spec.whatwg.org/multipage/server-sent-events.html advises about 15 s.
+COMMENT_SECONDS = 10.0
+
+
 class EventStream(StreamingResponse):
-    """A text/event-stream whose end, however it comes, is the end of its job."""
+    """A text/event-stream whose end, however it comes, is the end of its job. A comment is sent where there is no event
+    for 10 s, so that no proxy takes the connection for dead, and nginx is told not to hold events back."""
 
     def __init__(self, body: AsyncIterator[str], task: asyncio.Task[Any]) -> None:
-        super().__init__(body, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_with_comments(body), media_type="text/event-stream", headers=headers)
         self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,6 +67,25 @@ class EventStream(StreamingResponse):
         finally:
             # Not left to the generators below: nobody closes those in time when their client goes away.
             self._task.cancel()
+
+
+async def _with_comments(body: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def next_event() -> str | None:
+        return await anext(body, None)
+
+    waiting = asyncio.create_task(next_event())
+    try:
+        while True:
+            done, _ = await asyncio.wait({waiting}, timeout=COMMENT_SECONDS)
+            if not done:
+                yield ": the job waits or runs\n\n"
+                continue
+            if (event := waiting.result()) is None:
+                return
+            yield event
+            waiting = asyncio.create_task(next_event())
+    finally:
+        waiting.cancel()
 
 
 def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateResponse]:

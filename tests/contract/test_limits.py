@@ -140,7 +140,7 @@ def test_openai_s_errors_name_openai_s_fields(low):
     url, _ = low
     answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": PROMPT, "n": 3}).json()
     assert answer["error"]["param"] == "n"
-    assert answer["error"]["message"] == "n: num_images: 3 images are too many here; 1 to 2 are allowed"
+    assert answer["error"]["message"] == "n: 3 images are too many here; 1 to 2 are allowed"
 
 
 def test_capabilities_tell_the_limits(low):

@@ -127,7 +127,7 @@ def test_preserve_and_expand(client):
         ({"mask": to_base64(MASK), "mask_feather": 513}, "mask_feather"),
         ({"expand": {"left": -1}}, "expand"),
         ({"expand": {"left": 9000}}, "expand"),
-        ({"expand": {}}, "expand"),
+        ({"expand": {"left": 0}}, "expand"),
         ({"expand": {"up": 5}}, "expand"),
         ({"fit": "expand"}, "fit"),
         ({"preserve": "all"}, "preserve"),

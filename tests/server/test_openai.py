@@ -28,10 +28,30 @@ def file(picture, name="a.png"):
 
 def test_models(ai):
     assert [model.id for model in ai.models.list()] == ["micro"]
+    assert ai.models.retrieve("micro").id == "micro"
+    with pytest.raises(openai.NotFoundError):
+        ai.models.retrieve("another")
+
+
+def test_aliases_of_the_model():
+    with serving(model_aliases="gpt-image-1, openai/gpt-image-1") as (url, service):
+        service.start().result()
+        named = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+        assert [model.id for model in named.models.list()] == ["micro", "gpt-image-1", "openai/gpt-image-1"]
+        assert named.models.retrieve("openai/gpt-image-1").id == "openai/gpt-image-1"
+        for name in ("micro", "MICRO", "gpt-image-1", "GPT-Image-1", "openai/gpt-image-1", ""):
+            assert named.images.generate(model=name, prompt=PROMPT).data
+        with pytest.raises(openai.NotFoundError):
+            named.images.generate(model="dall-e-3", prompt=PROMPT)
+    with serving(model_aliases="*") as (url, service):
+        service.start().result()
+        named = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+        assert [model.id for model in named.models.list()] == ["micro"]
+        assert named.images.generate(model="dall-e-3", prompt=PROMPT).data
 
 
 def test_generate(ai, client):
-    answer = ai.images.generate(model="micro", prompt=PROMPT, extra_body={"seed": 42}, user="someone")
+    answer = ai.images.generate(model="micro", prompt=PROMPT, extra_body={"seed": 42})
     assert shows(answer.data[0]) == ("blue", "red")
     assert (answer.size, answer.output_format) == ("128x128", "png")
     native = client.post("/generate", json={"prompt": PROMPT, "seed": 42}).json()
@@ -60,11 +80,12 @@ def test_the_range_of_compression_is_openais(ai, client):
 
 
 def test_what_changes_nothing_is_warned_of(ai):
-    answer = ai.images.generate(prompt=PROMPT, quality="high", moderation="low")
-    assert answer.model_extra["warnings"] == [
-        "quality: 'high' changes nothing with micro",
-        "moderation: 'low' changes nothing with micro",
-    ]
+    ignored = {"quality": "max", "moderation": "low", "style": "vivid", "user": "someone"}
+    ignored |= {"safety_identifier": "someone", "complexity": "high", "input_fidelity": "low"}
+    answer = ai.images.generate(prompt=PROMPT, extra_body=ignored)
+    assert answer.model_extra["warnings"] == [f"{name}: changes nothing here" for name in ignored]
+    answer = ai.images.generate(prompt=PROMPT, quality="auto", background="opaque", moderation="auto")
+    assert answer.model_extra["warnings"] == []
     answer = ai.images.generate(prompt=PROMPT, output_compression=50, partial_images=2)
     assert answer.model_extra["warnings"] == [
         "output_compression: changes nothing for png",
@@ -99,6 +120,13 @@ def test_stream(ai, partial):
         assert shows(seen[-2]) == ("blue", "red")
 
 
+def test_a_stream_of_two_images(ai, client):
+    seen = list(ai.images.generate(prompt=PROMPT, stream=True, n=2, extra_body={"seed": 42}))
+    assert [event.type for event in seen] == ["image_generation.completed"] * 2
+    native = client.post("/generate", json={"prompt": PROMPT, "num_images": 2, "seed": 42}).json()
+    assert [event.b64_json for event in seen] == native["images"]
+
+
 def test_stream_of_an_edit(ai):
     stream = ai.images.edit(
         image=file(scene("circle", "red", "blue")), prompt="make the background green", stream=True, partial_images=1
@@ -116,15 +144,16 @@ def test_stream_of_an_edit(ai):
         (dict(size="1000x1000"), openai.BadRequestError, "size"),
         (dict(response_format="url"), openai.BadRequestError, "response_format"),
         (dict(background="transparent"), openai.BadRequestError, "background"),
-        (dict(style="vivid"), openai.BadRequestError, "style"),
+        (dict(extra_body={"input_fidelity": "high"}), openai.BadRequestError, "input_fidelity"),
         (dict(output_compression=101), openai.BadRequestError, "output_compression"),
         (dict(output_format="gif"), openai.BadRequestError, "output_format"),
         (dict(partial_images=4), openai.BadRequestError, "partial_images"),
-        (dict(stream=True, n=2), openai.BadRequestError, "n"),
-        (dict(extra_body={"seed": -1}), openai.BadRequestError, "seed"),
-        (dict(extra_body={"steps": 3}), openai.BadRequestError, "steps"),
+        (dict(stream=True, response_format="url"), openai.BadRequestError, "response_format"),
+        (dict(extra_body={"seed": -2}), openai.BadRequestError, "seed"),
+        (dict(extra_body={"steps": 51}), openai.BadRequestError, "steps"),
+        (dict(extra_body={"stepz": 3}), openai.BadRequestError, "stepz"),
         (dict(extra_body={"stream": 0}), openai.BadRequestError, "stream"),
-        (dict(extra_body={"partial_images": ""}), openai.BadRequestError, "partial_images"),
+        (dict(extra_body={"partial_images": "2"}), openai.BadRequestError, "partial_images"),
     ],
 )
 def test_a_mistake_is_the_clients_exception(ai, fields, raised, param):

@@ -61,7 +61,9 @@ class Job:
         self.ending.set()
 
     def public(self) -> Fields:
-        return {"id": self.id, "status": self.status, "output": self.output, "error": self.error}
+        """As RunPod shows it, which leaves out what there is not."""
+        shown = {"id": self.id, "status": self.status, "output": self.output, "error": self.error}
+        return {name: value for name, value in shown.items() if value is not None}
 
 
 class Worker:

@@ -1,0 +1,83 @@
+"""What pydantic finds wrong with a request, in the contract's words: the field, what was received, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from imagegen.contract import aliases
+from imagegen.contract.editing import MAX_REFERENCES, Expand
+from imagegen.contract.prompts import MAX_PROMPT
+from imagegen.contract.schemas import EditRequest, GenerateRequest
+from imagegen.contract.showing import kind_of, show
+from imagegen.errors import InvalidInput
+
+Request = GenerateRequest | EditRequest
+
+#: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
+_PRIVATE = ("prompt", "negative_prompt", "images", "mask")
+_TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool": "true or false", "list": "a list"}
+
+
+def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[str, float]) -> InvalidInput:
+    """One of pydantic's errors in the contract's words.
+
+    Args:
+        most: what is allowed of a field here, where that is less than the schema allows.
+    """
+    location = [part for part in error["loc"] if part != "body"]
+    field = str(location[0])[:60] if location else "input"
+    name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
+    kind, context, came = error["type"], error.get("ctx", {}), error["input"]
+    fields = schema
+    if field == "expand" and len(location) > 1:  # a field of that object
+        fields, field = Expand, str(location[1])[:60]
+        name = f"expand.{field}"
+    if kind == "value_error":
+        text = str(context["error"])
+        if not location:  # validators of the request as a whole write "field: message"
+            return InvalidInput(text, text.split(":")[0])
+        text = text.removeprefix(f"{field}: ")
+    elif kind == "missing":
+        text = "is missing or empty"
+        text += f"; 1 to {MAX_PROMPT} characters are required" if field == "prompt" else ", and required"
+    elif kind == "extra_forbidden":
+        text = _unknown(field, fields, schema)
+    elif kind == "string_too_long":
+        text = f"{len(came)} characters are too many; 1 to {most.get(field, context['max_length']):g} are allowed"
+    elif field == "images" and kind in ("too_long", "too_short"):
+        text = f"{len(came)} references were received; 1 to {most.get(field, MAX_REFERENCES):g} are allowed"
+    elif kind in ("greater_than_equal", "less_than_equal"):
+        low, high = _bounds(fields, field)
+        text = f"{show(came)} is out of bounds ({low} to {min(high, most.get(field, high))})"
+    elif kind == "literal_error":
+        text = f"{show(came)} is not known; allowed are {context['expected']}"
+    elif kind == "string_unicode":
+        text = "holds half of a surrogate pair, which is not a character"
+    elif kind.endswith(("_type", "_parsing")):
+        shown = kind_of(came) if field in _PRIVATE else show(came)
+        text = f"must be {_TYPES.get(kind.rpartition('_')[0], kind)}, and not {shown}"
+    else:
+        text = f"{show(came)}: {error['msg']}"
+    return InvalidInput(f"{name}: {text}", name)
+
+
+def _unknown(field: str, fields: type[BaseModel], schema: type[BaseModel]) -> str:
+    """What is wrong with a field that `fields`, the request or an object in it, does not have."""
+    if schema is GenerateRequest and field in EditRequest.model_fields:
+        return "is not a field of generate, but of edit, which needs a reference image"
+    known = ["mode", *fields.model_fields] if fields is schema else list(fields.model_fields)
+    similar = aliases.nearest(field, aliases.names_of(known) if fields is schema else known)
+    where = "expand" if fields is Expand else getattr(schema, "mode", "this object")
+    return f"is not a field of {where}; the nearest is {similar}; allowed are {', '.join(known)}"
+
+
+def _bounds(schema: type[BaseModel], field: str) -> tuple[Any, Any]:
+    """The least and the most that the schema allows for a number."""
+    described = schema.model_json_schema()["properties"][field]
+    options = described.get("anyOf", [described])
+    bounded = next(option for option in options if "minimum" in option)
+    return bounded["minimum"], bounded["maximum"]

@@ -1,0 +1,25 @@
+"""What was received, as a message shows it."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+
+def show(value: Any, limit: int = 60) -> str:
+    """What came, short enough for a message."""
+    if value is None:
+        return "null"
+    try:
+        text = reprlib.repr(value)  # not repr: that descends into what may be a thousand levels deep
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+_KINDS: dict[type[Any], str] = {dict: "an object", list: "a list", str: "a string"}
+
+
+def kind_of(value: Any) -> str:
+    """What came, without the words or images that it may hold."""
+    return _KINDS.get(type(value)) or show(value)
