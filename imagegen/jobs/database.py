@@ -130,7 +130,7 @@ class SqliteDatabase:
 def failed(error: Exception) -> StoreFailed:
     """The error for the caller; the log has the cause."""
     log.error("the store of jobs failed: %s", error)
-    return StoreFailed("the store of jobs cannot be written to now; try again later", retry_after=10)
+    return StoreFailed("the store of jobs cannot be used now; try again later", retry_after=10)
 
 
 def migrate(database: Database) -> None:

@@ -17,7 +17,7 @@ from imagegen.jobs import bfl
 from imagegen.jobs.rows import Row
 from imagegen.server import native
 from imagegen.server.bodies import read_fields
-from imagegen.server.stored import add, jobs_of
+from imagegen.server.stored import KEY, add, jobs_of
 
 router = APIRouter(prefix="/v1", tags=["Black Forest Labs"])
 
@@ -80,8 +80,20 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/flux-2-klein-9b", response_model=Accepted, responses=_RESPONSES, openapi_extra={"requestBody": _BODY})
-@router.post("/flux-2-klein-4b", response_model=Accepted, responses=_RESPONSES, openapi_extra={"requestBody": _BODY})
+@router.post(
+    "/flux-2-klein-9b",
+    dependencies=KEY,
+    response_model=Accepted,
+    responses=_RESPONSES,
+    openapi_extra={"requestBody": _BODY},
+)
+@router.post(
+    "/flux-2-klein-4b",
+    dependencies=KEY,
+    response_model=Accepted,
+    responses=_RESPONSES,
+    openapi_extra={"requestBody": _BODY},
+)
 async def post(request: Request) -> Response:
     """Accepts a job with BFL's fields."""
     bfl.check_model(request.url.path.rpartition("/")[2], openai.served(request.app.state.service))

@@ -20,7 +20,7 @@ from imagegen.jobs.state import JobPage, JobState
 from imagegen.server import native
 from imagegen.server.bodies import read_fields
 from imagegen.server.http import ERRORS
-from imagegen.server.stored import add, jobs_of
+from imagegen.server.stored import KEY, add, jobs_of
 from imagegen.server.streams import server_sent
 
 router = APIRouter(tags=["Jobs"])
@@ -29,7 +29,6 @@ router = APIRouter(tags=["Jobs"])
 _SILENCE = 10.0
 
 _Id = Annotated[str, Path(description="The job's id.", examples=["0b7e6a2f9c5d4e3f8a1b2c3d4e5f6071"])]
-_KEY = Header(None, alias="Idempotency-Key", description="1 to 255 printable ASCII characters; kept for a day.")
 _Responses = dict[int | str, dict[str, Any]]
 _NOT_FOUND: _Responses = {401: ERRORS[401], 404: {"model": ErrorResponse, "description": "The caller has no such job."}}
 _EXPIRED: _Responses = {410: {"model": ErrorResponse, "description": "The job was kept for as long as was promised."}}
@@ -53,6 +52,7 @@ def _body() -> dict[str, Any]:
 
 @router.post(
     "/jobs",
+    dependencies=KEY,
     status_code=202,
     response_model=JobState,
     responses={**{status: answer for status, answer in ERRORS.items() if status not in (499, 502, 504)}, **_EXPIRED},
@@ -61,7 +61,6 @@ def _body() -> dict[str, Any]:
 async def post(
     request: Request,
     previews: bool = Query(False, description="Keep previews for the job's events."),
-    _: str | None = _KEY,
 ) -> Response:
     """Accepts a job, and answers at once. It is done whether or not anybody waits for it."""
     fields, form = await read_fields(request, stored=True)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import cast
 
-from fastapi import Request
+from fastapi import Depends, Header, Request
 
 from imagegen.contract.events import Event
 from imagegen.contract.requests import Request as Job
@@ -14,6 +14,16 @@ from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.job import let_go_of_references
 from imagegen.jobs.jobs import Jobs
 from imagegen.jobs.rows import Row
+
+_HEADER = Header(None, description="1 to 255 printable ASCII characters. The same one gives the same job, for a day.")
+
+
+async def documented_key(idempotency_key: str | None = _HEADER) -> None:
+    """For OpenAPI: a route that takes an Idempotency-Key. Not sync: FastAPI would ask a thread for it."""
+
+
+#: The dependencies of such a route.
+KEY = [Depends(documented_key)]
 
 
 def idempotency_key(request: Request) -> str | None:
