@@ -65,7 +65,7 @@ def kills(folder: Path, jobs: int, times: int) -> None:
         sender.start()
         numbers = random.Random(24)
         for _ in range(times):
-            time.sleep(numbers.uniform(0.0, 6.0))
+            time.sleep(numbers.uniform(0.0, 12.0))
             server.kill()
             server.start()
         for moment in MOMENTS:

@@ -106,6 +106,13 @@ class Runner:
         return ready and not self._service.admission.draining and self._service.fatal is None
 
     async def _next(self) -> Row | None:
+        if not self.running:
+            if not await self._archive.rows(self._archive.store.waiting):
+                return None
+            # A job is begun once the model is there, so that it is no job's fault if the process ends before. One that
+            # cannot be loaded is told to the job.
+            with suppress(Exception):
+                await asyncio.shield(asyncio.wrap_future(self._service.start()))
         most = self._service.runner.jobs_at_once
         if self.running >= most + _NEWCOMERS:
             return None

@@ -184,3 +184,13 @@ def test_a_wrong_file_ends_the_start(tmp_path, text, why):
 def test_a_file_that_is_missing_ends_the_start(tmp_path):
     with pytest.raises(ConfigurationError, match="IMAGEGEN_API_KEYS"):
         create_app(settings(api_keys_file=tmp_path / "none.toml"))
+
+
+def test_a_job_that_was_accepted_is_found_again_where_the_limit_is_reached(tmp_path):
+    file = write(tmp_path / "keys.toml", bob="megapixels_per_day = 0.02\njobs_waiting = 1")
+    with serving(api_keys_file=file) as (url, service), callers(url) as (_, bob, _):
+        service.start().result()
+        first = bob.post("/generate", json=JOB, headers={"Idempotency-Key": "k"})
+        assert bob.post("/generate", json=JOB).status_code == 429
+        again = bob.post("/generate", json=JOB, headers={"Idempotency-Key": "k"})
+        assert (again.status_code, again.json()) == (200, first.json())
