@@ -166,9 +166,12 @@ class Archive:
             await asyncio.to_thread(self._files.write, names[-1], data)
             size += len(data)
         result = answer.model_dump_json(exclude={"images"})
-        await self.end(
-            row, "succeeded", result=result, events=events, files=names, size=size, megapixels=megapixels_of(answer)
-        )
+        megapixels = megapixels_of(answer)
+        if not await self.end(row, "succeeded", result, None, events, names, size, megapixels):
+            # Another process has done the job too, and its files are the same; or the job was cancelled there.
+            now = await self.rows(self._store.get, row.id)
+            if now is None or now.state != "succeeded":
+                await self._delete(names)
 
     async def end(
         self,
@@ -212,9 +215,12 @@ class Archive:
             images: whether they are read too.
         """
         fields = json.loads(row.result or "{}")
-        files = [await asyncio.to_thread(self._files.read, name) for name in row.names] if images else []
-        fields["images"] = [base64.b64encode(data).decode() for data in files]
+        names = row.names if images else []
+        fields["images"] = [await asyncio.to_thread(self._read_base64, name) for name in names]
         return (EditResponse if row.mode == "edit" else GenerateResponse).model_validate(fields)
+
+    def _read_base64(self, name: str) -> str:
+        return base64.b64encode(self._files.read(name)).decode()
 
     async def image(self, row: Row, number: int) -> bytes:
         """One image of a job that has succeeded, as a file."""

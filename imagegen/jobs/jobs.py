@@ -103,6 +103,12 @@ class Jobs:
         if request.delivery == "url" and self._service.store is None:
             text = "delivery: 'url' needs an object store, and there is none; 'base64' is allowed"
             raise InvalidInput(text, "delivery")
+        # Not given up halfway where the client goes away: its references would be gone, and its job there.
+        return await asyncio.shield(self._accept(request, job_id, owner, previews, hook, key))
+
+    async def _accept(
+        self, request: Request, job_id: str, owner: str, previews: int, hook: tuple[str, str] | None, key: str | None
+    ) -> Row:
         named = None if key is None else (key, await self._archive.fingerprint(request, hook))
         if named is not None and (known := await self._archive.rows(self._archive.store.find, owner, *named)):
             return known
