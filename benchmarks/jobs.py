@@ -141,7 +141,7 @@ def fairness(folder: Path) -> None:
     with _server(folder) as server:
         clients = [httpx.Client(base_url=server.url, headers={"X-API-Key": key}, timeout=60) for key in names.values()]
         many, one = clients
-        hundred = [many.post("/jobs", json={**JOB, "num_inference_steps": 8}).json()["id"] for _ in range(100)]
+        hundred = [many.post("/jobs", json={**JOB, "num_inference_steps": 40}).json()["id"] for _ in range(100)]
         waits = []
         for _ in range(10):
             before = set(server.moments("generated"))
@@ -161,7 +161,7 @@ def added(folder: Path, pairs: int) -> None:
     with _server(folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
 
         def direct() -> None:
-            assert client.post("/generate", json=body, headers={"Accept": "image/png"}).content
+            assert client.post("/generate", json=body).json()["images"]
 
         def stored() -> None:
             job = client.post("/jobs", json=body).json()["poll_url"]
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=300, help="jobs of `kills`")
     parser.add_argument("--kills", type=int, default=20, help="kills at random moments")
-    parser.add_argument("--pairs", type=int, default=15, help="pairs of `time`")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of `time`")
     parser.add_argument("--only", choices=("kills", "keys", "fairness", "time", "many"))
     args = parser.parse_args()
     parts: dict[str, Callable[[Path], None]] = {
