@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import httpx
 import pytest
 from pydantic import SecretStr
@@ -38,6 +40,13 @@ def url(server):
     return server[0]
 
 
+@pytest.fixture
+def jobs(url):
+    database = PostgresDatabase(url)
+    yield Store(database, "here")
+    database.close()
+
+
 @pytest.mark.parametrize(
     "test",
     [
@@ -50,14 +59,12 @@ def url(server):
         test_store.test_a_job_ends_once,
     ],
 )
-def test_the_statements_are_the_same(url, test):
-    test(Store(PostgresDatabase(url), "here"))
+def test_the_statements_are_the_same(jobs, test):
+    test(jobs)
 
 
-def test_an_idempotency_key(url, monkeypatch):
-    test_store.test_an_idempotency_key_is_its_owners_and_is_kept_for_a_day(
-        Store(PostgresDatabase(url), "here"), monkeypatch
-    )
+def test_an_idempotency_key(jobs, monkeypatch):
+    test_store.test_an_idempotency_key_is_its_owners_and_is_kept_for_a_day(jobs, monkeypatch)
 
 
 def both(url, folder):
@@ -66,15 +73,15 @@ def both(url, folder):
 
 def test_two_servers_share_their_jobs(url, tmp_path):
     options = both(url, tmp_path)
-    with (
-        serving(**options) as (first_url, service),
-        serving(**options) as (second_url, other),
-        httpx.Client(base_url=first_url, timeout=60) as first,
-        httpx.Client(base_url=second_url, timeout=60) as second,
-        receiving() as (hook, receiver),
-    ):
-        for one in (service, other):
-            one.start().result()
+    with contextlib.ExitStack() as stack:
+        clients, services = [], []
+        for _ in range(2):
+            base, service = stack.enter_context(serving(**options))
+            service.start().result()  # one after the other: what is imported is imported once
+            clients.append(stack.enter_context(httpx.Client(base_url=base, timeout=60)))
+            services.append(service)
+        hook, receiver = stack.enter_context(receiving())
+        first, second = clients
         jobs = [post(client, webhook_url=hook, seed=i)["id"] for i, client in enumerate([first, second] * 8)]
         for job in jobs:
             assert ended(second, job)["status"] == "succeeded"
@@ -92,16 +99,18 @@ def test_two_servers_share_their_jobs(url, tmp_path):
         until(lambda: all(second.get(f"/jobs/{job}").json()["status"] == "running" for job in slow))
         assert [second.delete(f"/jobs/{job}").status_code for job in slow] == [200] * 4
         assert {ended(first, job)["status"] for job in slow} == {"cancelled"}
-        until(lambda: service.admission.running + other.admission.running == 0)
+        until(lambda: not any(service.admission.running for service in services))
 
 
 def test_the_jobs_of_a_server_that_died_are_taken_over(url, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ALIVE_SECONDS", 1.0)
     monkeypatch.setattr(runner, "_BEAT", 0.2)
-    dead = Store(PostgresDatabase(url), "dead")
+    database = PostgresDatabase(url)
+    dead = Store(database, "dead")
     dead.add(NewJob("0" * 32, "127.0.0.1", 1, mode="generate", fields='{"prompt": "a circle"}'), Room(10, 10, 1))
     dead.beat()
     assert dead.claim({}, {}, False) is not None
+    database.close()
     with serving(**both(url, tmp_path)) as (base, service), httpx.Client(base_url=base, timeout=60) as client:
         service.start().result()
         assert ended(client, "0" * 32)["status"] == "succeeded"
@@ -126,3 +135,4 @@ def test_what_is_missing_is_said_at_the_start(url, tmp_path):
     with pytest.raises(StoreFailed):
         database.execute("SELECT nothing FROM nowhere")
     assert database.execute("SELECT 1 AS one") == [{"one": 1}]
+    database.close()
