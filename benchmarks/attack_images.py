@@ -1,315 +1,81 @@
-"""Attacks a server with images, and measures what decoding costs:
-
-    python -m benchmarks.attack_images             attacks on a server of its own, with micro
-    python -m benchmarks.attack_images --decoders  start, round trip and memory of the decoders' processes
-    python -m benchmarks.attack_images --memory    time and memory of large images, against the estimate
-
-Prints Markdown for docs/benchmarks.md. Linux alone: memory is read from /proc.
-"""
+"""Attacks by reference images that are made to be slow, and SIGTERM beside them. Part of `benchmarks.attack`."""
 
 from __future__ import annotations
 
-import argparse
-import base64
-import json
-import mmap
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-if not __package__:  # started by its path, which makes this folder the place of imports
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+from benchmarks.attacked import Attacked, Peak, Row, children, in_time, terminate
+from imagegen.editing.photo import MAX_PHOTO_PIXELS
+from tests.support.hostile import PICTURE, scans, slow
+from tests.support.images import to_base64, to_bytes
 
-from benchmarks.measure import table
-from imagegen.inputs.decoders import Decoders, shared_memory
-from tests.support.hostile import PICTURE, scans, slow, to_bytes
-
-ROOT = Path(__file__).resolve().parent.parent
-#: Targets: seconds until a hostile image is an error, and megabytes that four photographs of 108 megapixels may take.
-ERROR_SECONDS, PHOTOGRAPHS_MB = 12, 1000
-_LIMIT = 10**9
+#: Seconds until an image that is made to be slow is an error; until another caller's edit is done beside four; until
+#: the server ends. Docker kills it after 10.
+ERROR_SECONDS, OTHER_SECONDS, END_SECONDS = 12, 3, 5
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process started, and theirs."""
-    found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (thread / "children").read_text().split())
-    return [*found, *(below for child in found for below in children(child))]
-
-
-def memory(pid: int) -> float:
-    """Megabytes of a process and all that it started; shared pages count once (PSS)."""
-    total = 0.0
-    for number in (pid, *children(pid)):
-        try:
-            text = Path(f"/proc/{number}/smaps_rollup").read_text()
-            total += int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1]) * 1024 / 1e6  # type: ignore[index]
-        except OSError:
-            continue  # it has ended
-    return total
-
-
-class Peak:
-    """The most memory of a process and all that it started, while it is open."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid, self._ended = pid, threading.Event()
-        self.before = self.most = memory(pid)
-
-    def __enter__(self) -> Peak:
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.02):
-            self.most = max(self.most, memory(self._pid))
-
-    @property
-    def grown(self) -> float:
-        """Megabytes more than at the beginning."""
-        return self.most - self.before
-
-
-class Server:
-    """`python -m imagegen` with micro, in a process of its own."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = {**os.environ, "PORT": str(port), "IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu"}
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "imagegen"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-        )
-        while self.ask("/health")[1].get("status") != "ready":
-            time.sleep(0.2)
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any], float]:
-        """Status, answer and seconds of a request; status 0 where there was no answer."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        begun = time.monotonic()
-        try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
-                status, text = answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            status, text = error.code, error.read()
-        except OSError:
-            status, text = 0, b"{}"
-        return status, json.loads(text), time.monotonic() - begun
-
-    def edit(self, *images: bytes) -> tuple[int, dict[str, Any], float]:
-        """An edit of 64x64 in one step."""
-        encoded = [base64.b64encode(image).decode() for image in images]
-        size = {"width": 64, "height": 64, "num_inference_steps": 1}
-        return self.ask("/edit", {"prompt": "make it green", "images": encoded, **size})
-
-
-def attack() -> list[list[str]]:
-    """Rows: what was sent, what was answered, seconds until then, of an edit beside and after it, memory."""
-    rows, good = [], to_bytes(PICTURE)
-    attacks = {
-        "4 PNGs with a slow ICC profile": [slow("PNG")] * 4,
-        "4 JPEGs with one": [slow("JPEG")] * 4,
-        "4 WebPs with one": [slow("WEBP")] * 4,
-        "4 JPEGs of 10,000 scans, 4000x4000": [scans(10_000, (4000, 4000))] * 4,
+def attacks() -> dict[str, tuple[bytes, dict[str, object]]]:
+    """An image and the fields beside it."""
+    side = int(MAX_PHOTO_PIXELS**0.5)
+    photo = to_bytes(Image.new("RGB", (side, side), "red"), "JPEG")
+    dot = Image.new("L", (side, side))
+    dot.paste(255, (0, 0, 9, 9))
+    none = {"width": None, "height": None, "mask_grow": 512, "mask_feather": 512}
+    return {
+        "PNGs with a slow ICC profile": (slow("PNG"), {}),
+        "JPEGs with one": (slow("JPEG"), {}),
+        "WebPs with one": (slow("WEBP"), {}),
+        "JPEGs of 10,000 scans, 4000x4000": (scans(10_000, (4000, 4000)), {}),
+        "masks with one": (to_bytes(PICTURE), {"width": None, "height": None, "mask": to_base64(slow("PNG"))}),
+        "masks of 36 megapixels that grow by 512": (photo, {**none, "mask": to_base64(dot)}),
     }
-    server = Server()
-    try:
-        server.edit(good)
-        for name, images in attacks.items():
-            with Peak(server.process.pid) as peak, ThreadPoolExecutor() as threads:
-                jobs = [threads.submit(server.edit, image) for image in images]
-                time.sleep(1)
-                beside = server.edit(good)
-                answers = [job.result() for job in jobs]
-            after = server.edit(good)
-            codes = {f"{status} {body.get('error', {}).get('code', 'image')}" for status, body, _ in answers}
-            longest = max(seconds for _, _, seconds in answers)
-            ok = "" if {beside[0], after[0]} == {200} else " (failed)"
-            rows.append(
-                [
-                    name,
-                    ", ".join(codes),
-                    f"{longest:.1f}",
-                    f"{beside[2]:.2f}",
-                    f"{after[2]:.2f}{ok}",
-                    f"{peak.grown:+.0f}",
-                ]
-            )
-        callers = [threading.Thread(target=server.edit, args=(slow("PNG"),)) for _ in range(4)]
-        for caller in callers:
-            caller.start()
-        while len(children(server.process.pid)) < 5:
-            time.sleep(0.1)
-        processes, begun = children(server.process.pid), time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        status = server.process.wait(timeout=300)
-        seconds = time.monotonic() - begun
-        for caller in callers:
-            caller.join()
-        left = sum(Path(f"/proc/{pid}/exe").exists() for pid in processes)
-        rows.append(
-            [
-                "SIGTERM beside 4 of the first",
-                f"ends with {status}, {left} processes left",
-                f"{seconds:.1f}",
-                "",
-                "",
-                "",
-            ]
-        )
-    finally:
-        server.process.kill()
-        server.process.wait()
-    return rows
 
 
-def processor_of(pid: int) -> float:
-    """Seconds of the processor that a process and its children that have ended took."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def decoders() -> list[list[str]]:
-    """Rows: what the processes cost."""
-    rows = []
-    made = Decoders()
-    before, begun = memory(os.getpid()), time.monotonic()
-    made.start()
-    rows.append(["start, for the thread that loads the model", f"{(time.monotonic() - begun) * 1000:.0f} ms"])
+def rows(attacked: Attacked, short: bool = False) -> Iterator[Row]:
+    """Four jobs of each kind at once, another caller's edit a second after them, and one when they have ended."""
     good = to_bytes(PICTURE)
-
-    def load(data: bytes) -> float:
-        begun = time.monotonic()
-        made.submit(data, "image", _LIMIT).result()
-        return (time.monotonic() - begun) * 1000
-
-    load(good)
-    rows.append(["start until the first reference is decoded", f"{(time.monotonic() - begun) * 1000:.0f} ms"])
-    server = children(os.getpid())[0]
-    rows.append(["start, time of the processor", f"{processor_of(server) * 1000:.0f} ms"])
-    resident = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server}/status").read_text())[1])  # type: ignore[index]
-    rows.append(["memory of the process, idle", f"{resident * 1024 / 1e6:.0f} MB"])
-    rows.append(["memory of this process and that one, more", f"{memory(os.getpid()) - before:.0f} MB"])
-    from imagegen.inputs.decoding import load_reference
-
-    megapixel = to_bytes(Image.effect_noise((1024, 1024), 50).convert("RGB"), "JPEG", quality=90)
-
-    def cost(data: bytes, process: bool) -> float:
-        """Milliseconds of the processor for a reference, of this process and of the decoders', mean of 100."""
-        begun = time.process_time() + processor_of(server)
-        for _ in range(100):
-            if process:
-                load(data)
-            else:
-                load_reference(data, "image", _LIMIT)
-        return (time.process_time() + processor_of(server) - begun) * 10
-
-    for name, data in (("128x128 as PNG", good), ("1024x1024 as JPEG", megapixel)):
-        inside, outside = cost(data, process=False), cost(data, process=True)
-        rows.append([f"{name}: decoded in this process", f"{inside:.1f} ms of the processor"])
-        rows.append([f"{name}: in a process of its own", f"{outside:.1f} ms, {outside - inside:.1f} more"])
-    rows.append(["pixels of a megapixel from shared memory to an image", f"{pixels_back():.1f} ms of the processor"])
-    photograph = to_bytes(Image.linear_gradient("L").resize((12000, 9000)).convert("RGB"), "JPEG", quality=90)
-    with Peak(os.getpid()) as peak, ThreadPoolExecutor(4) as threads:
-        seconds = max(threads.map(load, [photograph] * 4)) / 1000
-    rows.append(["4 JPEGs of 108 megapixels at once", f"{seconds:.1f} s, {peak.grown:+.0f} MB"])
-    made.close()
-    return rows
+    attacked.edit(good)
+    for name, (image, fields) in list(attacks().items())[:: 5 if short else 1]:
+        with Peak(attacked.process.pid) as peak, ThreadPoolExecutor() as threads:
+            jobs = [threads.submit(attacked.edit, image, caller="attacker", **fields) for _ in range(4)]
+            time.sleep(1)
+            beside, beside_seconds = attacked.edit(good)
+            answers = [job.result() for job in jobs]
+        after, after_seconds = attacked.edit(good)
+        outcomes = ", ".join(sorted({outcome for outcome, _ in answers}))
+        longest = max(seconds for _, seconds in answers)
+        # The fourth of these waits for the memory of the others, and a photo that is not slow is an edit.
+        allowed = 2 * ERROR_SECONDS if "scans" in name or "36" in name else ERROR_SECONDS
+        yield Row(
+            f"4 {name}",
+            f"{outcomes} after {longest:.1f} s; another's edit {beside_seconds:.1f} s beside them, "
+            f"{after_seconds:.1f} s after; {peak.grown:+.0f} MB",
+            f"a typed error or an image within {allowed} s; the other's edit passes within {OTHER_SECONDS} s",
+            in_time(longest, allowed)
+            and {beside, after} == {"image"}
+            and in_time(max(beside_seconds, after_seconds), OTHER_SECONDS)
+            and {outcome for outcome, _ in answers} <= {"422 bad_reference", "image"},
+        )
 
 
-def pixels_back() -> float:
-    """Milliseconds of the processor for a megapixel that another process wrote to shared memory, until it is an image
-    here; mean of 50."""
-    times = []
-    pixels = bytes(range(256)) * 3 * 4096
-    for _ in range(50):
-        with shared_memory(b"") as memory:
-            if os.fork() == 0:
-                mmap.mmap(memory, 0)[: len(pixels)] = pixels
-                os._exit(0)
-            os.wait()
-            begun = time.process_time()
-            Image.frombytes("RGB", (1024, 1024), os.pread(memory, len(pixels), 0))
-            times.append((time.process_time() - begun) * 1000)
-    return sum(times) / len(times)
-
-
-def large() -> list[list[str]]:
-    """Rows: large images, each decoded in a process of its own without a limit."""
-    side, photograph, huge = (7000, 7000), (12000, 9000), (16320, 12240)
-    cases: list[tuple[str, str, tuple[int, int], dict[str, Any]]] = [
-        ("PNG", "RGB", side, {"compress_level": 1}),
-        ("PNG", "RGBA", side, {"compress_level": 1}),
-        ("WEBP", "RGB", side, {"quality": 50, "method": 0}),
-        ("WEBP", "RGBA", side, {"quality": 50, "method": 0}),
-        ("AVIF", "RGB", side, {"quality": 50, "speed": 10}),
-        ("AVIF", "RGBA", side, {"quality": 50, "speed": 10}),
-        ("JPEG", "CMYK", side, {"progressive": True, "subsampling": 0}),
-        ("JPEG", "RGB", photograph, {}),
-        ("JPEG", "RGB", photograph, {"progressive": True}),
-        ("JPEG", "RGB", huge, {}),
-    ]
-    rows = []
-    for file_format, mode, size, options in cases:
-        small = Image.effect_noise((size[0] // 8, size[1] // 8), 60)
-        bands = len(Image.new(mode, (1, 1)).getbands())
-        image = Image.merge(mode, [small] * bands).resize(size, Image.Resampling.NEAREST)
-        data = to_bytes(image, file_format, **options)
-        del image
-        done = subprocess.run([sys.executable, "-c", _ALONE], input=data, capture_output=True, check=True, cwd=ROOT)
-        seconds, grown, estimate = done.stdout.decode().split()
-        kind = f"{file_format} {mode}{', progressive' if 'progressive' in options else ''}"
-        rows.append([kind, f"{size[0]}x{size[1]}", f"{len(data) / 1e6:.1f}", seconds, grown, estimate])
-    return rows
-
-
-_ALONE = """
-import re, sys, time
-from imagegen.inputs.decoding import load_reference
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e3
-data, estimate, before = sys.stdin.buffer.read(), [], peak()
-load_reference(data, "image", 10**9, estimate.append)
-print(f"{time.process_time():.2f} {peak() - before:.0f} {estimate[0] / 1e6:.0f}")
-"""
-
-
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--decoders", action="store_true", help="what the decoders' processes cost")
-    parser.add_argument("--memory", action="store_true", help="time and memory of large images")
-    args = parser.parse_args()
-    if args.decoders:
-        print(table(["what", "measured"], decoders()))
-    elif args.memory:
-        print(table(["format", "pixels", "file, MB", "processor, s", "memory, MB", "estimate, MB"], large()))
-    else:
-        heads = ["attack", "answers", "longest, s", "an edit beside, s", "an edit after, s", "memory, MB"]
-        print(table(heads, attack()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def end(attacked: Attacked) -> Row:
+    """SIGTERM beside four slow decoders: the server is gone afterwards."""
+    callers = [threading.Thread(target=attacked.edit, args=(slow("PNG"),), daemon=True) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    while len(children(attacked.process.pid)) < 5:
+        time.sleep(0.1)
+    status, seconds, left = terminate(attacked)
+    for caller in callers:
+        caller.join()
+    return Row(
+        "SIGTERM beside 4 PNGs with a slow ICC profile",
+        f"ends with {status} after {seconds:.1f} s; {left} processes are left",
+        f"ends with 0 within {END_SECONDS} s, and none is left",
+        status == 0 and in_time(seconds, END_SECONDS) and left == 0,
+    )

@@ -1,10 +1,11 @@
-"""Object stores that jobs name and that attack the worker: what its jobs, its memory and its own store feel of it.
+"""Attacks by object stores that jobs name: what its jobs, its memory and its own store feel of it. Part of
+`benchmarks.attack`.
 
-    python -m benchmarks.attack_stores [--jobs 4] [--timeout 5] [--pairs 20]
+    python -m benchmarks.attack_stores    alone, and beside boto3's client without an attack
 
-The stores are another process, on loopback. Each kind of attack gets some jobs of two images at once, through RunPod's
-handler with micro; a job has `--timeout` seconds. Then the worker's own store takes eight objects of half a megabyte,
-alone and beside uploads that hang, in pairs; and once without an attack, in pairs with boto3's client in eight threads.
+The hostile stores are another process at the lowest priority, since a real one has a machine of its own; so is the
+worker's own store. Each kind of attack gets some jobs of two images at once, through RunPod's handler with micro. Then
+the own store takes eight objects of half a megabyte, alone and beside uploads that hang, in pairs.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+if not __package__:  # started by its path, which makes this folder the place of imports
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.attacked import ROOT, Row, in_time
 from tests.support.faulty_store import STORED, FaultyStore, error
 
+#: Jobs at once, the seconds that each may have, and the memory that the worker may grow by in megabytes.
+JOBS, SECONDS, MEGABYTES = 4, 5, 20
+#: What an upload to the own store may take beside an attack, against one alone: two cores are shared.
+RATIO = 1.5
 OBJECTS = [(f"own/{i}.png", os.urandom(500_000)) for i in range(8)]
 
 
@@ -57,10 +62,9 @@ ATTACKS: dict[str, tuple[Callable[[str], Any], bool]] = {
 }
 
 
-async def serve_stores() -> None:
-    """The other process: prints the URLs as a line of JSON, and ends when its stdin does."""
-    stores = {name: FaultyStore(*attack) for name, attack in ATTACKS.items()}
-    stores["good"] = FaultyStore(lambda _: STORED)
+async def serve(names: list[str]) -> None:
+    """Another process: prints the URLs as a line of JSON, and ends when its stdin does."""
+    stores = {name: FaultyStore(*ATTACKS.get(name, (lambda _: STORED, True))) for name in names}
     for store in stores.values():
         await store.__aenter__()
     print(json.dumps({name: store.url for name, store in stores.items()}), flush=True)
@@ -68,14 +72,21 @@ async def serve_stores() -> None:
 
 
 @contextmanager
-def stores() -> Iterator[dict[str, str]]:
-    """The URLs of the stores, while their process runs."""
-    command = [sys.executable, "-m", "benchmarks.attack_stores", "--serve"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+def stores(*names: str, niceness: int = 0) -> Iterator[dict[str, str]]:
+    """The URLs of these stores, while their process runs."""
+    command = [sys.executable, "-m", "benchmarks.attack_stores", "--serve", *names]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: os.nice(niceness),
+    )
     assert process.stdin and process.stdout
     try:
         urls: dict[str, str] = json.loads(process.stdout.readline())
-        yield {**urls, "hangs in TLS": urls["hangs in TLS"].replace("http:", "https:")}
+        yield {name: url.replace("http:", "https:") if "TLS" in name else url for name, url in urls.items()}
     finally:
         process.stdin.close()
         process.wait(10)
@@ -165,16 +176,55 @@ async def beside(url: str, own: Any, pairs: int) -> float:
     return statistics.median(ratios)
 
 
-async def measure(urls: dict[str, str], jobs: int, seconds: int, pairs: int) -> None:
-    """Prints the table."""
+async def attack(urls: dict[str, str], pairs: int) -> AsyncIterator[Row]:
+    """A row for each store but the good one."""
     import handler
     from imagegen.outputs.object_store import ObjectStore
     from imagegen.settings import get_settings
 
     own = ObjectStore.from_settings(get_settings())
     await handler.handler({"id": "warm", "input": {"prompt": "a red circle"}})
-    await run_jobs("warm", urls["good"], jobs, 600)
-    upload = boto3_upload(urls["good"])
+    await run_jobs("warm", urls["good"], JOBS, 600)
+    await own_upload(own)
+    for name in filter(urls.get, ATTACKS):
+        with Memory() as memory:
+            took, outcomes = await run_jobs(name, urls[name], JOBS, SECONDS)
+        other = await beside(urls[name], own, pairs)
+        yield Row(
+            f"a job's store: {name}",
+            f"{JOBS} jobs end after {took:.1f} s as {', '.join(outcomes)}; {memory.grown:+.0f} MB; an upload to the "
+            f"own store takes {other:.2f} of the time",
+            f"they end within {SECONDS} s; {MEGABYTES} MB more; the own store takes up to {RATIO}",
+            in_time(took, SECONDS + 1) and memory.grown < MEGABYTES and in_time(other, RATIO),
+        )
+
+
+def rows(short: bool) -> Iterator[Row]:
+    """All kinds; short: those that hold a connection in another way each."""
+    names = [name for name in ATTACKS if not short or name in ("an error without end", "never reads")]
+    with stores(*names, niceness=19) as hostile, stores("good") as good:
+        os.environ |= environment(good["good"])
+        with asyncio.Runner() as runner:
+            attacks = attack({**hostile, **good}, 4 if short else 20)
+            while (row := runner.run(anext(attacks, None))) is not None:
+                yield row
+
+
+def environment(url: str) -> dict[str, str]:
+    """The settings of a worker whose own store is at this URL."""
+    return {
+        "IMAGEGEN_MODEL": "micro", "IMAGEGEN_MODEL_PATH": "models/micro", "IMAGEGEN_DEVICE": "cpu",
+        "IMAGEGEN_PRIVATE_HOSTS": "127.0.0.1", "BUCKET_ENDPOINT_URL": url, "BUCKET_ACCESS_KEY_ID": "id",
+        "BUCKET_SECRET_ACCESS_KEY": "secret", "BUCKET_NAME": "images",
+    }  # fmt: skip
+
+
+async def without_attack(url: str, pairs: int) -> str:
+    """What an upload to the own store takes, against boto3's client."""
+    from imagegen.outputs.object_store import ObjectStore
+    from imagegen.settings import get_settings
+
+    own, upload = ObjectStore.from_settings(get_settings()), boto3_upload(url)
     await asyncio.to_thread(upload)
     await own_upload(own)
     couples = [(await own_upload(own), await asyncio.to_thread(upload)) for _ in range(pairs)]
@@ -187,36 +237,24 @@ async def measure(urls: dict[str, str], jobs: int, seconds: int, pairs: int) -> 
     for _ in range(pairs):
         await asyncio.to_thread(upload)
     computing = (between - clock) / (time.process_time() - between)
-    print(
-        f"own store, no attack: {1000 * alone:.0f} ms, {ratio:.2f} of boto3's client, {computing:.2f} of its CPU time\n"
+    return (
+        f"own store, no attack: {1000 * alone:.0f} ms, {ratio:.2f} of boto3's client, {computing:.2f} of its CPU time"
     )
-    print(f"| store | {jobs} jobs with a timeout of {seconds} s ended after s | as | memory MB | own store |")
-    print("|---|---|---|---|---|")
-    for name in ATTACKS:
-        with Memory() as memory:
-            took, outcomes = await run_jobs(name, urls[name], jobs, seconds)
-        other = await beside(urls[name], own, pairs)
-        print(f"| {name} | {took:.1f} | {', '.join(outcomes)} | +{memory.grown:.0f} | {other:.2f} |", flush=True)
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=4, help="jobs at once; default: 4")
-    parser.add_argument("--timeout", type=int, default=5, help="seconds that a job may take; default: 5")
-    parser.add_argument("--pairs", type=int, default=10, help="uploads timed with and without the attack; default: 10")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve_stores())
+        asyncio.run(serve(arguments.serve))
         return 0
-    with stores() as urls:
-        os.environ |= {
-            "IMAGEGEN_MODEL": "micro", "IMAGEGEN_MODEL_PATH": "models/micro", "IMAGEGEN_DEVICE": "cpu",
-            "IMAGEGEN_PRIVATE_HOSTS": "127.0.0.1", "BUCKET_ENDPOINT_URL": urls["good"], "BUCKET_ACCESS_KEY_ID": "id",
-            "BUCKET_SECRET_ACCESS_KEY": "secret", "BUCKET_NAME": "images",
-        }  # fmt: skip
-        asyncio.run(measure(urls, arguments.jobs, arguments.timeout, arguments.pairs))
+    with stores("good") as urls:
+        os.environ |= environment(urls["good"])
+        print(asyncio.run(without_attack(urls["good"], 20)), "\n")
+    for row in rows(short=False):
+        print(f"| {row.attack} | {row.seen} | {'yes' if row.met else '**no**'} |", flush=True)
     return 0
 
 

@@ -22,8 +22,8 @@ if not __package__:  # started by its path, which makes this folder the place of
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from imagegen.builder.micro.scenes import COLOURS, Scene, Shape
-from imagegen.model.caches import References
 from imagegen.model.config import FluxConfig
+from imagegen.model.inputs import References
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 

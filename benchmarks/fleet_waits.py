@@ -18,6 +18,7 @@ import numpy as np
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.worker_under_test import STEPS
 from scripts.fleet_simulation import Fleet, Seconds, simulate, steady
 from tests.support.runpod_queue import RunPodQueue
 
@@ -27,7 +28,8 @@ SECONDS, JOBS = 0.5, 60
 
 def begun_and_ended(path: Path) -> Seconds:
     """When the GPU worked on each job, in the order of the jobs."""
-    return np.array(sorted(tuple(map(float, line.split())) for line in path.read_text().splitlines())).T
+    steps = np.array(sorted(tuple(map(float, line.split())) for line in path.read_text().splitlines()))
+    return np.stack([steps[::STEPS, 0], steps[STEPS - 1 :: STEPS, 1]])
 
 
 def waits(folder: Path) -> tuple[Seconds, Seconds]:

@@ -5,9 +5,12 @@
     python -m benchmarks.worker --slow 0.1
     python -m benchmarks.worker --memory [--jobs 500]
 
-`--simulate`: the GPU sleeps this long for a job and hands over a prepared photo-like picture of 1024x1024. `--slow`:
-micro draws at 128x128, and its transformer sleeps this long in each of 4 steps; busy is the time in which text encoder,
-transformer or VAE runs. The jobs lie in the queue before the worker starts. `--memory`: what micro's worker holds after
+`--simulate`: 1024x1024 through the real pipeline, whose transformer sleeps so long in the 4 steps of a job; its other
+parts return at once what was prepared, since on this machine they would take the worker's own CPU. Busy is the time in
+which the transformer sleeps, so all else that the GPU's thread does counts as idle; the host's share is what of that
+is its own work, in CPU seconds. (A GPU works on while its thread does: this is the worst case.) `--slow`: micro at
+128x128, whose transformer sleeps this long in each step; busy is the time in which text encoder, transformer or VAE
+runs. The jobs lie in the queue before the worker starts. `--memory`: what micro's worker holds after
 50 jobs and after all, every fourth an edit. `--fetch`: each job has a reference that takes this long to arrive; the
 plain handler, which knows none, is left out. `--concurrency`: with the SDK's own loop too, this many jobs in flight.
 Prints Markdown for docs/benchmarks.md.
@@ -32,23 +35,26 @@ from PIL import Image, ImageDraw
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.measure import table
 from tests.support.runpod_queue import Job, RunPodQueue
 
 WORKER, PLAIN = "handler.py", "benchmarks/plain_handler.py"
 PROMPT = "a red circle on a blue background"
-#: With --slow: the text encoder, four steps, the VAE.
-_CALLS = {"--simulate": 1, "--slow": 6}
+#: Of a job: four steps; with --slow the text encoder and the VAE too.
+_CALLS = {"--simulate": 4, "--slow": 6}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one worker did; times are of time.monotonic(), each job's in the order of their drawing."""
+    """What one worker did; times are of time.monotonic(), each job's in the order in which they were generated."""
 
     started: float
     jobs: list[Job]
     intervals: list[tuple[float, float]]
     begun: list[float]
     ended: list[float]
+    #: CPU seconds of the GPU's thread, from the first step to the last.
+    cpu: float
 
     @property
     def busy(self) -> float:
@@ -67,7 +73,8 @@ class Run:
         waits = [begin - job.taken[0][0] for job, begin in zip(self.jobs, self.begun, strict=True)]
         waited = f"{statistics.median(waits):.2f} / {max(waits):.2f}"
         cold = self.jobs[0].ended - self.started
-        return f"| {name} | {rate:.2f} | {self.busy:.1%} | {waited} | {self.prefetched} | {cold:.1f} |"
+        share = self.cpu / (self.ended[-1] - self.begun[0])
+        return f"| {name} | {rate:.2f} | {self.busy:.1%} | {share:.1%} | {waited} | {self.prefetched} | {cold:.1f} |"
 
 
 def measure(script: str, mode: str, seconds: float, count: int, folder: Path, *options: str) -> Run:
@@ -77,7 +84,7 @@ def measure(script: str, mode: str, seconds: float, count: int, folder: Path, *o
         options: of worker_under_test.
     """
     intervals = folder / "-".join((Path(script).stem, mode, *options))
-    fields: dict[str, object] = {"prompt": PROMPT}
+    fields: dict[str, object] = {}
     if mode == "--simulate":
         fields |= {"width": 1024, "height": 1024}
     if "--fetch" in options:
@@ -85,17 +92,18 @@ def measure(script: str, mode: str, seconds: float, count: int, folder: Path, *o
     environment = {"IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu", "RUNPOD_LOG_LEVEL": "INFO"}
     command = ("-m", "benchmarks.worker_under_test", script, str(intervals), mode, str(seconds), *options)
     with RunPodQueue() as queue:
-        jobs = [queue.run({**fields, "seed": i}) for i in range(count)]
+        jobs = [queue.run({**fields, "prompt": f"{PROMPT}, {i}", "seed": i}) for i in range(count)]
         started = time.monotonic()
         with queue.worker(folder / "log", *command, **environment):
             for job in jobs:
                 if job.wait(120 + count * 10).status != "COMPLETED" or not job.output:
                     raise RuntimeError(f"{script}: {job.error}; {(folder / 'log').read_text()[-2000:]}")
-    pairs = [tuple(map(float, line.split())) for line in intervals.read_text().splitlines()]
-    calls = sorted((begin, end) for begin, end in pairs)
+    lines = [tuple(map(float, line.split())) for line in intervals.read_text().splitlines()]
+    lines = sorted(lines)[-_CALLS[mode] * count :]  # those before are of the warm-up
+    calls, used = [(begin, end) for begin, end, _ in lines], [cpu for _, _, cpu in lines]
     begun = [begin for begin, _ in calls[:: _CALLS[mode]]]
     ended = [end for _, end in calls[_CALLS[mode] - 1 :: _CALLS[mode]]]
-    return Run(started, jobs, calls, begun, ended)
+    return Run(started, jobs, calls, begun, ended, used[-1] - used[0])
 
 
 def _reference() -> str:
@@ -177,8 +185,8 @@ def main() -> int:
     count = args.jobs or 40
     options = () if args.fetch is None else ("--fetch", str(args.fetch))
     print(f"{machine}; {count} jobs, {' '.join((chosen, f'{seconds:g}', *options))}\n")
-    print("| | jobs/s | GPU busy | wait in the worker, median / most s | prefetched, most | start to first answer s |")
-    print("|---|---|---|---|---|---|")
+    heads = ["", "jobs/s", "GPU busy", "the host's share", "wait in the worker, median / most s", "prefetched, most"]
+    print(table([*heads, "start to first answer s"], []))
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
         compared: list[tuple[str, str, tuple[str, ...]]] = [("worker", WORKER, options)]

@@ -13,6 +13,8 @@ from imagegen.contract.reading import Fields, ImageText
 MAX_REFERENCES = 4
 #: Pixels by which a mask may grow, and fade out; and by which a canvas may grow on a side.
 MAX_MASK_GROW, MAX_EXPAND = 512, 8192
+#: Characters of an object with all four sides, as a form sends it.
+_MAX_EXPAND_TEXT = 200
 
 
 class Expand(Fields):
@@ -79,6 +81,8 @@ class EditFields(CommonFields):
         if not isinstance(value, str):
             return value
         try:
+            if len(value) > _MAX_EXPAND_TEXT:
+                raise ValueError
             return json.loads(value)
         except ValueError:
             raise ValueError('is not a JSON object such as {"left": 256}') from None

@@ -46,11 +46,18 @@ def clean(prompt: str, field: str = "prompt") -> str:
     return prompt
 
 
-def count_tokens(tokenizer: Any, prompt: str) -> int:
-    """Tokens of a prompt in the chat template in which Flux2KleinPipeline hands it to its text encoder."""
+def in_chat_template(tokenizer: Any, prompt: str) -> str:
+    """A prompt in the chat template in which Flux2KleinPipeline gives it to its text encoder."""
     message = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return len(tokenizer(text, verbose=False)["input_ids"])
+    text: str = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    return text
+
+
+def count_tokens(tokenizer: Any, prompt: str) -> int:
+    """Tokens of a prompt in its chat template."""
+    return len(tokenizer(in_chat_template(tokenizer, prompt), verbose=False)["input_ids"])
 
 
 def warnings(spec: ModelSpec, prompt: str, tokenizer: Any) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TypeVar
 
 from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
@@ -15,8 +18,18 @@ from imagegen.models import MODELS, ModelSpec
 from imagegen.settings import Settings
 from imagegen.telemetry.metrics import Metrics
 
+T = TypeVar("T")
+
 #: Bodies of the largest size that are in memory at one moment, until their references are decoded; half for a caller.
 _LARGEST_BODIES = 4
+#: Bytes of answers that wait in memory until they are read, beyond which nothing more is answered; half of it for a
+#: caller. One answer may be larger: two edits of the largest photos, as noise in PNG, have 300 MB.
+UNREAD_BYTES = 500_000_000
+#: References by URL that are on their way or wait to be decoded: four jobs with four each; half for a caller.
+DOWNLOADS = 16
+#: Seconds that a job may go on reading its references once the worker is ending. Photographs take a tenth of that; one
+#: that is made to be slow, or a server that drips, would hold the end for longer than the 10 s that Docker allows.
+_LAST_READING_SECONDS = 3.0
 
 
 class Admission:
@@ -28,7 +41,8 @@ class Admission:
     - places: one job runs, `max_queue` wait, and a body that is being read counts as the job that it will be. A place
       is given back when the GPU is done with the job.
     - upload_bytes: bodies from their first byte until their references are decoded.
-    - decoders: references that are decoded at one moment.
+    - downloads: references by URL from before their first byte until they are decoded; their bytes are in memory.
+    - decoders: references that are decoded, and edits of photos that are planned, at one moment.
     - delivery_megapixels: images from the moment that the GPU is wanted for them until their job is answered.
 
     Args:
@@ -40,6 +54,8 @@ class Admission:
         self._metrics, self._seconds_per_job = metrics, seconds_per_job
         #: Set once: jobs that come are refused, those that are here are finished.
         self.draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reading: set[asyncio.Timeout] = set()
         self._admitted = 0
         self._begun: list[float] = []  # of the admitted, in their order
         places, upload_bytes = places_of(settings), upload_bytes_of(settings)
@@ -47,6 +63,7 @@ class Admission:
         largest = _largest_job(settings, MODELS.values() if named is None else [named])
         self._places = SharedLimit("places", places, max(1, places - max(1, places // 4)), metrics)
         self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
+        self._downloads = SharedLimit("downloads", DOWNLOADS, DOWNLOADS / 2, metrics)
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
 
@@ -128,14 +145,63 @@ class Admission:
         finally:
             place.give_back()
 
+    def drain(self) -> None:
+        """Jobs that come are refused from now on; those that are reading references have a moment for it. From any
+        thread, or a signal's handler."""
+        self.draining = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed: nothing is being read
+                self._loop.call_soon_threadsafe(self._bound_reading)
+
+    def _bound_reading(self) -> None:
+        for reading in self._reading:
+            reading.reschedule(asyncio.get_running_loop().time() + _LAST_READING_SECONDS)
+
     @asynccontextmanager
-    async def decoding(self, caller: str | None) -> AsyncIterator[None]:
-        """Waits until one more reference may be decoded."""
-        await self._decoders.take(caller, 1)
+    async def reading(self) -> AsyncIterator[None]:
+        """A job's references are read: downloads and decoding.
+
+        Raises:
+            NotReady: the worker is ending, and they took too long for that.
+        """
+        self._loop = asyncio.get_running_loop()
+        bound = asyncio.timeout(_LAST_READING_SECONDS if self.draining else None)
+        try:
+            async with bound:
+                self._reading.add(bound)
+                try:
+                    yield
+                finally:
+                    self._reading.discard(bound)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise NotReady("the worker is ending; another will answer", retry_after=1) from None
+
+    @asynccontextmanager
+    async def download(self, caller: str | None) -> AsyncIterator[None]:
+        """Waits until one more reference may be downloaded, and held until it is decoded."""
+        await self._downloads.take(caller, 1)
         try:
             yield
         finally:
-            self._decoders.give_back(caller, 1)
+            self._downloads.give_back(caller, 1)
+
+    async def decode(self, caller: str | None, start: Callable[[], Future[T]]) -> T:
+        """Waits until one more reference may be decoded, starts that, and gives its result.
+
+        It counts until it has ended, also where its job is given up before: nothing stops a decoder but its own limits.
+        """
+        await self._decoders.take(caller, 1)
+        loop = asyncio.get_running_loop()
+
+        def give_back(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._decoders.give_back, caller, 1)
+
+        future = start()
+        future.add_done_callback(give_back)
+        return await asyncio.wrap_future(future)
 
     @asynccontextmanager
     async def delivery(self, caller: str | None, pixels: int) -> AsyncIterator[None]:

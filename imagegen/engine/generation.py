@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 from PIL import Image
 
 from imagegen.contract.events import Step
 from imagegen.contract.requests import ResolvedRequest
 from imagegen.engine.job import Job
-from imagegen.model.caches import References
 from imagegen.model.images import GeneratedImage
+from imagegen.model.inputs import Inputs, References, Tokens
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.model.prompt import Prompt
 
 #: Called with the seed and the image as each is done.
 Finished = Callable[[int, Image.Image], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a job needs on the GPU beside the model."""
+
+    tokens: Tokens
+    inputs: Inputs
 
 
 class _Stop(BaseException):
@@ -28,61 +37,56 @@ def preview_steps(steps: int, wanted: int) -> set[int]:
     return {round((i + 1) * steps / (wanted + 1)) for i in range(wanted)} & set(range(1, steps))
 
 
+def prepare(job: Job, plan: ResolvedRequest, pipeline: FluxPipeline) -> Prepared:
+    """What needs no GPU; in another thread than the GPU's, which then never waits for it."""
+    inputs = pipeline.prepare(
+        References(job.references),
+        width=plan.width,
+        height=plan.height,
+        num_inference_steps=plan.num_inference_steps,
+        guidance_scale=plan.guidance_scale,
+        negative_prompt=plan.negative_prompt,
+        seeds=plan.seeds,
+    )
+    return Prepared(pipeline.tokenize(plan.prompt), inputs)
+
+
 def generate_images(
-    job: Job, plan: ResolvedRequest, pipeline: FluxPipeline, finished: Finished, moved: Callable[[], None]
-) -> None:
-    """Generates all images of a job in the calling thread; returns early once the job's `stop` is set.
+    job: Job,
+    plan: ResolvedRequest,
+    prepared: Prepared,
+    pipeline: FluxPipeline,
+    queued: Callable[[int, GeneratedImage], None],
+    moved: Callable[[], None],
+) -> Prompt | None:
+    """Generates all images of a job in the calling thread; returns its prompt, or None early once the job's `stop` is
+    set. On a GPU it returns when all work is queued.
 
     Args:
-        finished: called with the seed and the image as each is done.
+        queued: called with the seed and the image as soon as the GPU has been asked for all of it.
         moved: called after each step.
 
     Raises:
         OutOfMemory, GpuFailed: of the GPU.
     """
     due = preview_steps(plan.num_inference_steps, job.previews)
-    total, done, begun = plan.num_inference_steps * len(plan.seeds), 0, time.monotonic()
+    steps, done, begun = plan.num_inference_steps * len(plan.seeds), 0, time.monotonic()
 
-    queued: list[tuple[int, GeneratedImage]] = []
-
-    def deliver() -> None:
-        """Waits for the image that was queued last. Called when the next one's first step is queued behind it, so that
-        the GPU goes from one to the other while this thread waits."""
-        while queued:
-            seed, generated = queued.pop()
-            job.spent("denoise", generated.denoise, ago=generated.decode)
-            job.spent("decode", generated.decode)
-            moved()
-            finished(seed, generated.image)
-
-    def on_step(step: int, steps: int, preview: Callable[[], Image.Image]) -> None:
+    def on_step(step: int, total: int, preview: Callable[[], Image.Image]) -> None:
         nonlocal done
-        deliver()
         moved()
         if job.stop.is_set():
             raise _Stop
         done += 1
-        left = (time.monotonic() - begun) / done * (total - done)
-        job.notify(Step(done, total, round(left, 2), preview() if step in due else None))
+        left = (time.monotonic() - begun) / done * (steps - done)
+        job.notify(Step(done, steps, round(left, 2), preview() if step in due else None))
 
     try:
-        prompt = pipeline.encode_prompt(plan.prompt)
+        prompt = pipeline.encode_prompt(prepared.tokens)
         job.prompt_cached = prompt.cached
         job.warnings += prompt.warnings
-        references = References(job.references)
-        one = partial(pipeline.edit, prompt, references) if job.references else partial(pipeline.generate, prompt)
         for seed in plan.seeds:
-            generated = one(
-                width=plan.width,
-                height=plan.height,
-                num_inference_steps=plan.num_inference_steps,
-                guidance_scale=plan.guidance_scale,
-                negative_prompt=plan.negative_prompt,
-                seed=seed,
-                on_step=on_step,
-            )
-            queued.append((seed, generated))
-        deliver()
-        job.spent("encode_prompt", prompt.seconds, ago=time.monotonic() - begun - prompt.seconds)
+            queued(seed, pipeline.generate_prepared(prepared.inputs, prompt, seed, on_step))
     except _Stop:
-        return
+        return None
+    return prompt

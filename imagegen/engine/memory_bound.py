@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from imagegen.engine.admission import delivery_megapixels_of, places_of, upload_bytes_of
+from imagegen.engine.admission import DOWNLOADS, UNREAD_BYTES, delivery_megapixels_of, places_of, upload_bytes_of
+from imagegen.engine.runner import CPU_THREADS, PHOTO_THREADS
 from imagegen.inputs.decoders import PROCESSES
 from imagegen.inputs.decoding import MAX_MEMORY, MAX_PHOTO_PIXELS
 from imagegen.models import MEGAPIXEL, ModelSpec
@@ -10,6 +11,10 @@ from imagegen.settings import Settings
 
 #: A body while its texts are cut out of it: itself (a bytearray grows by an eighth ahead), and the texts.
 _BODY_COPIES = 2.125
+#: A download while it is taken out of its buffer.
+_DOWNLOAD_COPIES = 2.125
+#: Bytes a pixel for planning an edit of a photo (a larger canvas, distances to a mask), and for pasting the edit.
+_PLANNING, _PASTING = 16, 8
 #: A reference on its way into a decoder: its text, and that text as bytes, in this process and in the decoder's, which
 #: also has the file.
 _REFERENCE_COPIES = 4 / 3 * 4 + 1
@@ -30,8 +35,11 @@ def memory_bound(settings: Settings, spec: ModelSpec) -> dict[str, int]:
     bounds = {
         "bodies": upload_bytes_of(settings) * _BODY_COPIES,
         "decoders": 2 * MAX_MEMORY + PROCESSES * settings.max_reference_mb * 1e6 * _REFERENCE_COPIES,
+        "downloads": DOWNLOADS * settings.max_reference_mb * 1e6 * _DOWNLOAD_COPIES,
         "decoded references": places * waiting,
+        "edits of photos": MAX_PHOTO_PIXELS * (PHOTO_THREADS * _PLANNING + CPU_THREADS * _PASTING),
         "images in delivery": delivery_megapixels_of(settings, spec) * 1e6 * _OUT,
+        "answers that wait to be read": UNREAD_BYTES,
         "embeddings of prompts": settings.prompt_cache_mb * 1e6,
     }
     return {name: int(value) for name, value in bounds.items()}

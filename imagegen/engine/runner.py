@@ -37,7 +37,9 @@ from imagegen.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 #: Threads for images' bytes; Pillow releases the interpreter lock while it decodes and compresses.
-_CPU_THREADS = 4
+CPU_THREADS = 4
+#: Threads that plan edits of photos, which take a second for the largest; so that no image waits for them.
+PHOTO_THREADS = 2
 
 
 class Runner(Protocol):
@@ -87,7 +89,8 @@ class LocalRunner:
         self._settings, self._executor, self._admission = settings, executor, admission
         self._metrics, self._progress = metrics, progress
         self.mean_prepare_seconds = 0.0
-        self._cpu = ThreadPoolExecutor(_CPU_THREADS, "cpu")
+        self._cpu = ThreadPoolExecutor(CPU_THREADS, "cpu")
+        self._photos = ThreadPoolExecutor(PHOTO_THREADS, "photo")
         self._decoders = Decoders()
         self._signer: Signer | None = None
         self._pipeline: FluxPipeline | None = None
@@ -166,7 +169,8 @@ class LocalRunner:
     def close(self) -> None:
         """Ends the threads after what they are doing, which is not waited for: no job needs it any more."""
         self._decoders.close()
-        self._cpu.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._cpu, self._photos):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _read_references(self, job: Job, spec: ModelSpec) -> None:
         """Fills `job.references` and `job.edit`."""
@@ -175,13 +179,15 @@ class LocalRunner:
             if isinstance(job.request, EditRequest):
                 job.notify(References())
                 masked = job.request.mask is not None
-                loaded = await self._load_all(job.request, job.caller)
+                async with self._admission.reading():
+                    loaded = await self._load_all(job.request, job.caller)
                 job.let_go_of_references()
                 job.warnings += [warning for reference in loaded for warning in reference.warnings]
                 job.references = [reference.image for reference in loaded]
                 if job.request.keeps_photo:
                     mask = job.references.pop() if masked else None
-                    job.edit = await asyncio.to_thread(plan_edit, job.request, job.references[0], mask, spec)
+                    plan = partial(plan_edit, job.request, job.references[0], mask, spec)
+                    job.edit = await self._admission.decode(job.caller, lambda: self._photos.submit(plan))
                     job.references[0] = job.edit.crop
                     job.warnings += job.edit.warnings
                     if (lossy := job.request.output_format) != "png":
@@ -206,15 +212,18 @@ class LocalRunner:
                 task.cancel()
 
     async def _load_reference(self, value: str, field: str, purpose: Purpose, caller: str | None) -> Reference:
-        source: str | bytes = value
-        if is_url(value):
-            fetching = await asyncio.to_thread(_import_fetching)
+        if not is_url(value):
+            self._metrics.reference_bytes.labels("request").inc(len(value) * 3 // 4)  # base64
+            return await self._decode(value, field, purpose, caller)
+        fetching = await asyncio.to_thread(_import_fetching)
+        async with self._admission.download(caller):
             source = await fetching.fetch(value, field, self._settings)
-        size = len(source) if isinstance(source, bytes) else len(source) * 3 // 4  # base64
-        self._metrics.reference_bytes.labels("url" if isinstance(source, bytes) else "request").inc(size)
+            self._metrics.reference_bytes.labels("url").inc(len(source))
+            return await self._decode(source, field, purpose, caller)
+
+    async def _decode(self, source: str | bytes, field: str, purpose: Purpose, caller: str | None) -> Reference:
         limit = int(self._settings.max_reference_mb * 1e6)
-        async with self._admission.decoding(caller):
-            return await asyncio.wrap_future(self._decoders.submit(source, field, limit, purpose))
+        return await self._admission.decode(caller, lambda: self._decoders.submit(source, field, limit, purpose))
 
 
 def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:

@@ -73,8 +73,9 @@ class Service:
         return self.host.start()
 
     def drain(self) -> None:
-        """From now on jobs that come are refused; those that are here are finished."""
-        self.admission.draining = True
+        """From now on jobs that come are refused; those that are here are finished, but for references that are slow to
+        read."""
+        self.admission.drain()
 
     def close(self) -> None:
         """Ends the threads after their jobs and unloads the model; does not wait for a load that is going on."""

@@ -45,7 +45,7 @@ ALLOWED = "PNG, JPEG, WebP and AVIF are allowed"
 MAX_PIXELS, MAX_JPEG_PIXELS = 50_000_000, 200_000_000
 #: The most memory that decoding one reference may take, in bytes: 50 megapixels of the costliest format.
 MAX_MEMORY = 1_000_000_000
-#: Bytes of memory for a pixel, measured at 49 megapixels (`python -m benchmarks.attack_images --memory`).
+#: Bytes of memory for a pixel, measured at 49 megapixels (`python -m benchmarks.decoders --memory`).
 _PIXEL_BYTES = {"PNG": 5, "WEBP": 16, "AVIF": 13}
 #: The same for JPEG: what is decoded at a fraction, and a coefficient of two bytes for each component of each pixel
 #: where all coefficients are kept until the last scan.

@@ -141,4 +141,8 @@ def plain_pipeline(pipe: Any) -> Any:
     """
     from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline
 
-    return Flux2KleinPipeline(**pipe.components, is_distilled=True) if isinstance(pipe, Flux2KleinKVPipeline) else pipe
+    from imagegen.model.prepared import prepared_class
+
+    if not isinstance(pipe, Flux2KleinKVPipeline):
+        return pipe
+    return prepared_class(Flux2KleinPipeline)(**pipe.components, is_distilled=True)

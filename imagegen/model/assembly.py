@@ -30,6 +30,7 @@ from imagegen.model import quantization
 from imagegen.model.acceleration import load_decoder
 from imagegen.model.config import FluxConfig
 from imagegen.model.offload import CpuEmbedding, OnloadHook
+from imagegen.model.prepared import PreparedScheduler, prepared_class
 from imagegen.model.quantized_linear import QuantizedLinear
 from imagegen.weights import files as weight_files
 
@@ -88,7 +89,9 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
     if decoder is not None:
         modules["vae"] = decoder
     _check_filled(modules)
-    pipe = getattr(diffusers, config.spec.pipeline_class).from_pretrained(path, local_files_only=True, **modules)
+    kind = prepared_class(getattr(diffusers, config.spec.pipeline_class))
+    modules["scheduler"] = PreparedScheduler.from_pretrained(path / "scheduler", local_files_only=True)
+    pipe: Any = kind.from_pretrained(path, local_files_only=True, **modules)
     if offload == "text_encoder":
         OnloadHook(modules["text_encoder"], device)
     elif offload == "model":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from imagegen.model.caches import References, shared_reference_latents
-from imagegen.model.images import GeneratedImage, Mark
+from imagegen.compat.diffusers import encode_image
+from imagegen.model.images import GeneratedImage, Mark, to_pixels
+from imagegen.model.inputs import Inputs, OnDevice, References
 from imagegen.model.preview import estimate_end
 
 if TYPE_CHECKING:
@@ -28,52 +28,71 @@ class StepCallback(Protocol):
 
 def generate(
     pipe: Any,
+    inputs: Inputs,
+    noise: torch.Tensor,
     arguments: dict[str, Any],
-    references: References | None,
-    seed: int,
     on_step: StepCallback | None,
     device: torch.device,
 ) -> GeneratedImage:
     """Calls a diffusers pipeline for one image. On a GPU it returns when all work is queued.
 
     Args:
-        arguments: of the call, beside the images and what follows.
-        seed: of the generator of the noise.
+        noise: (1, tokens, C), on the device.
+        arguments: of the call, beside what follows from `inputs`.
     """
-    import torch
+    from imagegen.model.prepared import denoise
 
-    before: list[torch.Tensor] = []
-    marks: list[Mark] = []
+    steps, (width, height) = inputs.num_inference_steps, inputs.size
+    latents, marks = noise, list[Mark]()
 
     # 1. What is reported of the steps
-    def keep_latents(_: Any, __: Any, inputs: dict[str, Any]) -> None:
-        before[:] = [inputs["hidden_states"][:, inputs.get("num_ref_tokens", 0) :]]
-
     def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal latents
+        before, latents = latents, tensors["latents"]
         marks.append(Mark.on(device))
         # The host queues hundreds of kernels a step and runs ahead of the GPU, by all steps of a small image. Waiting
         # for the step before leaves the GPU one step of work, and what is reported, or stopped, at most one behind.
         if len(marks) > 1:
             marks[-2].wait()
         if on_step is not None:
-            size = arguments["width"], arguments["height"]
-            preview = partial(estimate_end, pipe, before[0], tensors["latents"], *size)
-            on_step(step + 1, arguments["num_inference_steps"], preview)
+            on_step(step + 1, steps, partial(estimate_end, pipe, before, latents, width, height))
         return tensors
 
     # 2. References are encoded, the steps run, the latents are decoded
-    images = references.images if references and references.images else None
     begun = Mark.on(device)
-    hook = pipe.transformer.register_forward_pre_hook(keep_latents, with_kwargs=True)
-    try:
-        with shared_reference_latents(pipe, references) if references and images else nullcontext():
-            decoded = pipe(
-                image=images,
-                generator=torch.Generator(device).manual_seed(seed),
-                callback_on_step_end=after_step,
-                output_type="pt",
-                **arguments,
-            ).images
-    finally:
-        hook.remove()
+    inputs.send(device)
+    prepared = OnDevice(
+        rows=height // (2 * pipe.vae_scale_factor),
+        columns=width // (2 * pipe.vae_scale_factor),
+        noise=noise,
+        text_ids=inputs.text_ids,
+        latent_ids=inputs.latent_ids,
+        timesteps=inputs.timesteps,
+        sigmas=inputs.sigmas,
+        references=_encoded(pipe, inputs.references),
+    )
+    denoised = denoise(
+        pipe,
+        prepared,
+        num_inference_steps=steps,
+        callback_on_step_end=after_step,
+        width=width,
+        height=height,
+        **arguments,
+    )
+    decoded = pipe.vae.decode(denoised, return_dict=False)[0]
     return GeneratedImage(decoded, begun, marks[-1])
+
+
+def _encoded(pipe: Any, references: References) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The latents (1, tokens, C) of references and their positions, encoded for the first image of a job."""
+    import torch
+
+    if references.ids is None:
+        return None
+    if references.latents is None:
+        dtype = pipe.vae.dtype
+        images = (one if one.is_floating_point() else to_pixels(one) for one in references.pixels)
+        references.latents = torch.cat([encode_image(pipe, image.to(dtype)) for image in images], dim=1)
+        references.pixels = []
+    return references.latents, references.ids

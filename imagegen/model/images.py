@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from imagegen.errors import GpuFailed
+from imagegen.model.transfer import to_host
 
 if TYPE_CHECKING:
     import torch
@@ -60,13 +61,22 @@ class GeneratedImage:
     come when the image has been copied into main memory.
 
     Args:
-        decoded: (1, 3, height, width), 0 to 1, on the device.
+        decoded: (1, 3, height, width), -1 to 1, on the device.
         begun, denoised: when the first step began, and when the last one ended.
     """
 
     def __init__(self, decoded: torch.Tensor, begun: Mark, denoised: Mark) -> None:
-        self._pixels = to_host(to_bytes(decoded))
+        # A GPU makes the bytes in its queue, a CPU in the thread that asks for the image.
+        self._pixels = decoded if decoded.device.type == "cpu" else to_host(to_bytes(decoded))
         self._begun, self._denoised, self._done = begun, denoised, Mark.on(decoded.device)
+
+    def wait(self) -> None:
+        """Waits until the image is in main memory.
+
+        Raises:
+            GpuFailed: the GPU failed before it was done.
+        """
+        self._done.wait()
 
     @cached_property
     def image(self) -> Image.Image:
@@ -75,47 +85,41 @@ class GeneratedImage:
         Raises:
             GpuFailed: the GPU failed before it was done.
         """
-        self._done.wait()
-        return Image.fromarray(self._pixels.numpy()[0])
+        self.wait()
+        pixels = to_bytes(self._pixels) if self._pixels.is_floating_point() else self._pixels
+        return Image.fromarray(pixels.numpy()[0])
 
     @property
     def denoise(self) -> float:
         """Seconds until the last step was done."""
-        self._done.wait()
+        self.wait()
         return self._begun.seconds_to(self._denoised)
 
     @property
     def decode(self) -> float:
         """Seconds from there until the image was in main memory."""
-        self._done.wait()
+        self.wait()
         return self._denoised.seconds_to(self._done)
 
 
 def to_bytes(decoded: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) from 0 to 1 as (B, H, W, 3) of bytes, rounded as diffusers' `pt_to_numpy` and `numpy_to_pil` do:
-    in float32, halves to the even number."""
+    """(B, 3, H, W) from -1 to 1 as (B, H, W, 3) of bytes, rounded as diffusers' `postprocess` does: to 0 to 1 in the
+    decoder's type, then in float32, halves to the even number."""
     import torch
 
-    return decoded.permute(0, 2, 3, 1).float().mul_(255).round_().to(torch.uint8).contiguous()
+    shown = (decoded * 0.5).add_(0.5).clamp_(0, 1)
+    return shown.permute(0, 2, 3, 1).float().mul_(255).round_().to(torch.uint8).contiguous()
 
 
-def to_pixels(image: Image.Image, device: torch.device) -> torch.Tensor:
-    """An RGB image as (1, 3, height, width) from -1 to 1 in float32 on a device, to the bit as diffusers' `preprocess`
-    makes it of one that needs no resizing; its bytes travel, a quarter of that, and nothing waits for the GPU."""
+def image_to_bytes(image: Image.Image) -> torch.Tensor:
+    """An RGB image as (1, height, width, 3) bytes."""
     import numpy as np
     import torch
 
-    pixels = torch.from_numpy(np.array(image))[None]
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)
+    return torch.from_numpy(np.array(image))[None]
 
 
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in main memory. Of a GPU's tensor it is complete only when the GPU's queue has come to it: later work of
-    the GPU can use it at once, and the host after a `Mark`."""
-    if tensor.device.type != "cuda":
-        return tensor.to("cpu", copy=True)
-    import torch
-
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+def to_pixels(image: torch.Tensor) -> torch.Tensor:
+    """(1, height, width, 3) bytes as (1, 3, height, width) from -1 to 1 in float32, to the bit as diffusers'
+    `preprocess` makes it of an image that needs no resizing."""
+    return image.permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)

@@ -23,13 +23,13 @@ from imagegen.compat.torch import errors_of_compilation
 from imagegen.contract.start_times import StartTimes
 from imagegen.errors import ConfigurationError, NotReady, Unavailable
 from imagegen.memory.plan import MemoryPlan
-from imagegen.model import acceleration, generation
-from imagegen.model.caches import References
+from imagegen.model import acceleration
 from imagegen.model.compile_cache import CompileCache, compile_key
 from imagegen.model.config import FluxConfig
-from imagegen.model.generation import StepCallback
+from imagegen.model.generation import StepCallback, generate
 from imagegen.model.gpu_errors import find_gpu_fault, translate_gpu_errors
 from imagegen.model.images import GeneratedImage
+from imagegen.model.inputs import Inputs, Preparation, References, Tokens
 from imagegen.model.prompt import Prompt, PromptEncoder
 from imagegen.models import Size
 
@@ -56,6 +56,7 @@ class FluxPipeline:
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
         self._plain: Any = None  # of the same parts, the one that knows no cache of keys and values; mostly the same
         self._compiled = False
+        self._preparation: Preparation
         self._encoder: PromptEncoder
 
     @property
@@ -128,7 +129,8 @@ class FluxPipeline:
         if config.compile:
             acceleration.compile_blocks(pipe)
         self._compiled = config.compile
-        self._encoder = PromptEncoder(self._plain, config.spec, self._device, config.prompt_cache)
+        self._preparation = Preparation(self._plain, config.spec, self._device, dtype)
+        self._encoder = PromptEncoder(self._plain, self._device, config.prompt_cache)
 
     def unload(self) -> None:
         """Gives the memory back, the GPU's and the CPU's; does nothing when nothing is loaded."""
@@ -138,7 +140,7 @@ class FluxPipeline:
 
         self._pipe.remove_all_hooks()
         self._pipe = self._plain = None
-        del self._encoder
+        del self._preparation, self._encoder
         gc.collect()  # modules and hooks refer to each other in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -152,10 +154,38 @@ class FluxPipeline:
     ) -> None:
         self.unload()
 
-    def encode_prompt(self, prompt: str) -> Prompt:
-        """The prompt's embeddings, for as many calls of `generate` or `edit` as wanted; the same from the cache."""
+    def prepare(
+        self,
+        references: References,
+        *,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seeds: Sequence[int],
+        negative_prompt: str = "",
+    ) -> Inputs:
+        """The inputs of images of one size, beside their prompt; in any thread, ahead of the GPU's turn."""
         self._loaded()
-        return self.translating_gpu_errors(lambda: self._encoder.encode(prompt))
+        return self._preparation.inputs(
+            references,
+            width=width,
+            height=height,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            seeds=seeds,
+        )
+
+    def tokenize(self, prompt: str) -> Tokens:
+        """A prompt as the text encoder reads it; in any thread."""
+        self._loaded()
+        return self._preparation.tokens(prompt)
+
+    def encode_prompt(self, prompt: str | Tokens) -> Prompt:
+        """The prompt's embeddings, for as many images as wanted; the same from the cache."""
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        return self.translating_gpu_errors(lambda: self._encoder.encode(tokens))
 
     def generate(
         self,
@@ -182,8 +212,17 @@ class FluxPipeline:
             OutOfMemory: it did not fit; the memory has been given back.
             GpuFailed: the GPU's context is dead.
         """
-        size, guidance = (width, height), (guidance_scale, negative_prompt)
-        return self._generate(prompt, None, size, num_inference_steps, guidance, seed, on_step)
+        return self.edit(
+            prompt,
+            [],
+            width=width,
+            height=height,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            on_step=on_step,
+        )
 
     def edit(
         self,
@@ -204,9 +243,40 @@ class FluxPipeline:
             images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them. As
                 one `References` for several images they are encoded once.
         """
-        references = images if isinstance(images, References) else References(list(images))
-        size, guidance = (width, height), (guidance_scale, negative_prompt)
-        return self._generate(prompt, references, size, num_inference_steps, guidance, seed, on_step)
+        inputs = self.prepare(
+            images if isinstance(images, References) else References(list(images)),
+            width=width,
+            height=height,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            seeds=[seed],
+        )
+        return self.generate_prepared(
+            inputs, self.encode_prompt(prompt) if isinstance(prompt, str) else prompt, seed, on_step
+        )
+
+    def generate_prepared(
+        self, inputs: Inputs, prompt: Prompt, seed: int, on_step: StepCallback | None = None
+    ) -> GeneratedImage:
+        """Generates one image of inputs that were prepared; otherwise like `generate`."""
+        self._loaded()
+        sizes = [image.size for image in inputs.references.images]
+        pipe = self._pipe if self.caches_keys_and_values(inputs.size, sizes) else self._plain
+        arguments: dict[str, Any] = {"prompt_embeds": prompt.embeddings}
+        if pipe is self._plain:  # the other knows no guidance
+            arguments["guidance_scale"] = inputs.guidance_scale
+            if inputs.negative is not None:
+                arguments["negative_prompt_embeds"] = self.encode_prompt(inputs.negative).embeddings
+
+        def call() -> GeneratedImage:
+            noise = inputs.noise.get(seed)
+            noise = self._preparation.noise(inputs.size, seed) if noise is None else noise
+            image = generate(pipe, inputs, noise, arguments, on_step, self._device)
+            self._pipe.maybe_free_model_hooks()
+            return image
+
+        return self.with_eager_fallback(call)
 
     def compile_cache(self, folder: Path) -> CompileCache:
         """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
@@ -223,42 +293,6 @@ class FluxPipeline:
             return False
         fits, plan = self.config.kv, self.config.plan
         return (plan is None or plan.kv_fits(size, references)) if fits is None else fits
-
-    def _generate(
-        self,
-        prompt: str | Prompt,
-        references: References | None,
-        size: Size,
-        num_inference_steps: int,
-        guidance: tuple[float, str],
-        seed: int,
-        on_step: StepCallback | None,
-    ) -> GeneratedImage:
-        """`guidance`: its scale, and the prompt that it leads away from."""
-        self._loaded()
-        if isinstance(prompt, str):
-            prompt = self.encode_prompt(prompt)
-        sizes = [image.size for image in references.images] if references else []
-        pipe = self._pipe if self.caches_keys_and_values(size, sizes) else self._plain
-        arguments: dict[str, Any] = {
-            "prompt_embeds": prompt.embeddings,
-            "width": size[0],
-            "height": size[1],
-            "num_inference_steps": num_inference_steps,
-            "max_sequence_length": self.config.spec.max_sequence_length,
-        }
-        if pipe is self._plain:  # the other knows no guidance
-            arguments["guidance_scale"], negative = guidance
-            if guidance[0] > 1 and not pipe.config.is_distilled:
-                arguments["negative_prompt_embeds"] = self.encode_prompt(negative).embeddings
-
-        def call() -> GeneratedImage:
-            image = generation.generate(pipe, arguments, references, seed, on_step, self._device)
-            if pipe is not self._pipe:
-                self._pipe.maybe_free_model_hooks()  # which are the loaded one's; under model offload
-            return image
-
-        return self.with_eager_fallback(call)
 
     def with_eager_fallback(self, call: Callable[[], T]) -> T:
         """Calls `call`; where its compiled blocks fail to compile, logs that once and calls it again without them, as

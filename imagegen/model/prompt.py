@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from imagegen.contract import prompts
 from imagegen.model.caches import PromptCache
 from imagegen.model.images import Mark
-from imagegen.models import ModelSpec
+from imagegen.model.inputs import Tokens
+from imagegen.model.transfer import send
 
 if TYPE_CHECKING:
     import torch
+
+#: Of the text encoder, whose states are the embeddings: `text_encoder_out_layers` of diffusers' `encode_prompt`.
+_LAYERS = (9, 18, 27)
 
 
 @dataclass
@@ -33,25 +36,35 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Encodes prompts, and keeps what the last ones came to.
+    """Encodes prompts, and keeps the embeddings of the last ones.
 
     Args:
-        pipe: the diffusers pipeline without a cache of keys and values.
-        cache: bytes of main memory for the embeddings of the prompts that came last.
+        pipe: the diffusers pipeline, whose text encoder is used.
+        cache: bytes of main memory for embeddings.
     """
 
-    def __init__(self, pipe: Any, spec: ModelSpec, device: torch.device, cache: int) -> None:
-        self._pipe, self._spec, self._device = pipe, spec, device
+    def __init__(self, pipe: Any, device: torch.device, cache: int) -> None:
+        self._pipe, self._device = pipe, device
         self._kept = PromptCache(cache)
 
-    def encode(self, prompt: str) -> Prompt:
-        """The prompt's embeddings; on a GPU it returns when the work is queued."""
-        kept = self._kept.get(prompt)
+    def encode(self, tokens: Tokens) -> Prompt:
+        """A prompt's embeddings; on a GPU it returns when the work is queued."""
+        kept = self._kept.get(tokens.text)
         begun = Mark.on(self._device)
         if kept is not None:
-            embeddings, warnings = kept[0].to(self._device, non_blocking=True), kept[1]
+            (embeddings,) = send([kept], self._device)
         else:
-            embeddings, _ = self._pipe.encode_prompt(prompt, max_sequence_length=self._spec.max_sequence_length)
-            warnings = prompts.warnings(self._spec, prompt, self._pipe.tokenizer)
-            self._kept.put(prompt, embeddings, warnings)
-        return Prompt(embeddings, begun, Mark.on(self._device), warnings, cached=kept is not None)
+            embeddings = self._encode(tokens)
+            self._kept.put(tokens.text, embeddings)
+        return Prompt(embeddings, begun, Mark.on(self._device), tokens.warnings, cached=kept is not None)
+
+    def _encode(self, tokens: Tokens) -> torch.Tensor:
+        """As diffusers' `encode_prompt`, of numbers that were made before."""
+        import torch
+
+        ids, mask = send([tokens.ids, tokens.mask], self._device)
+        states = self._pipe.text_encoder(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+        ).hidden_states
+        used = torch.stack([states[layer] for layer in _LAYERS], dim=1)  # (1, 3, tokens, hidden)
+        return used.permute(0, 2, 1, 3).flatten(2)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagegen.errors import OutOfMemory
 from imagegen.memory.plan import REFERENCE
-from imagegen.model.caches import References
+from imagegen.model.inputs import References
 from imagegen.model.pipeline import FluxPipeline
 
 log = logging.getLogger(__name__)

@@ -101,6 +101,8 @@ async def _read(request: Request, max_text: int) -> tuple[dict[str, Any], bool]:
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1").lower()
     if charset not in ("utf-8", "utf8"):  # Python has a hundred codecs; some take quadratic time
         raise UnsupportedMediaType(f"Content-Type: charset {charset[:40]!r} was received; allowed is utf-8")
+    if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding: {coding[:40]} was received; allowed is none")
     if kind == "multipart/form-data":
         return await _read_form(request, max_text), True
     body = bytearray()
@@ -244,6 +246,8 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
             fields[name] = [*filter(None, fields.get(name, [])), text]
         elif name in fields:
             raise InvalidInput(f"{name[:60]}: was received twice", name[:60])
+        elif len(text) > _LONG_TEXT and not single:
+            raise PayloadTooLarge(f"{name[:60]}: has more than the {_LONG_TEXT} characters that are allowed", name[:60])
         else:
             fields[name] = text
     return fields

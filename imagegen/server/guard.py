@@ -8,9 +8,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen import logs
-from imagegen.errors import ImageGenError, NotFound, PayloadTooLarge, internal
+from imagegen.engine.admission import UNREAD_BYTES
+from imagegen.errors import ImageGenError, NotFound, Overloaded, PayloadTooLarge, internal
 from imagegen.jobs.limits import KeyLimits
-from imagegen.server.access import Access, network_of
+from imagegen.server.access import HEALTH_PATHS, Access, network_of
 from imagegen.server.http import error_response
 from imagegen.settings import Settings
 from imagegen.telemetry import tracing
@@ -108,11 +109,20 @@ class Guard:
         if key is not None:
             state["caller"] = key
             logs.note(caller=key)
-            if scope["method"] == "POST":
-                await self._limits.count_request(key)
+        self._check_unread(scope)
+        if key is not None and scope["method"] == "POST":
+            await self._limits.count_request(key)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
+
+    def _check_unread(self, scope: Scope) -> None:
+        """Refuses who asks for more while much waits to be read; else slow readers could fill the memory."""
+        unread_bytes = scope["state"].get("unread_bytes")
+        if unread_bytes is None or scope["path"] in HEALTH_PATHS:
+            return
+        if unread_bytes(scope["state"]["caller"]) > UNREAD_BYTES // 2 or unread_bytes(None) > UNREAD_BYTES:
+            raise Overloaded("answers: too many bytes of them wait to be read; try again once they are", retry_after=2)
 
     def _is_metrics_port(self, scope: Scope) -> bool:
         return bool(scope.get("server")) and scope["server"][1] == self._metrics_port

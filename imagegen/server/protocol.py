@@ -125,6 +125,18 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
         self._moved += int(_MIN_RATE * _ANSWER_WINDOW)
 
+    def shutdown(self) -> None:
+        """The server is ending: a body that is still coming is for no job any more, and nobody is waited for who is not
+        at work."""
+        super().shutdown()
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+            self._refuse(NotReady("the worker is ending; another will answer", retry_after=1), 503)
+        self.loop.call_later(_LINGER_SECONDS, self._end_unless_at_work)
+
+    def _end_unless_at_work(self) -> None:
+        if not self.at_work:
+            self.close_now("the server is ending")
+
     # ---- What httptools calls
 
     def on_message_begin(self) -> None:
@@ -185,6 +197,7 @@ class Protocol(HttpToolsProtocol):
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, where an answer that goes out before the body has come closes the connection."""
         cycle = self.cycle
+        scope["state"]["unread_bytes"] = self._unread_bytes
 
         async def closing(message: Message) -> None:
             if message["type"] == "http.response.start" and cycle.more_body:
@@ -245,6 +258,16 @@ class Protocol(HttpToolsProtocol):
         if cycle is None or not cycle.scope["state"].get("authorized"):
             return False
         return not cycle.response_complete or self.transport.get_write_buffer_size() > 0
+
+    def _unread_bytes(self, caller: str | None) -> int:
+        """Bytes of answers that a caller, or None: anybody, has not taken yet; they are in memory."""
+        return sum(
+            other.transport.get_write_buffer_size()
+            for other in self.connections
+            if isinstance(other, Protocol)
+            and other.cycle is not None
+            and caller in (None, other.cycle.scope["state"].get("caller"))
+        )
 
     def _make_room(self) -> None:
         """Closes another connection if there are too many: of those not at work, the one that waits longest.

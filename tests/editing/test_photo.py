@@ -1,5 +1,7 @@
 """Edits at the photo's own size: which pixels are kept, whatever the model has made of the rest."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -74,6 +76,21 @@ def test_grow_and_feather_are_pixels_of_the_photo():
     assert (np.diff(row[:100]) >= 0).all()
     inverted = weights(mask, (200, 200), invert=True, grow=0, feather=0)
     assert np.array_equal(inverted, 255 - plain)
+
+
+def test_a_large_grow_costs_no_more_than_a_small_one():
+    """Nobody can stop the thread that computes it."""
+    mask = disc((1000, 1000), (450, 450, 549, 549))
+
+    def cost(reach):
+        begun = time.process_time()
+        alpha = weights(mask, (1000, 1000), invert=False, grow=reach, feather=reach)
+        return time.process_time() - begun, alpha
+
+    cost(10)
+    small, large = cost(10), cost(512)
+    assert large[1].all()
+    assert large[0] < 50 * small[0]
 
 
 def test_a_mask_of_the_photos_shape_is_resized():

@@ -2,11 +2,14 @@
 
 import asyncio
 import threading
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
 
 from imagegen.contract.requests import parse_job
+from imagegen.engine import admission
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady, Overloaded
 from tests.server.conftest import serving
@@ -68,6 +71,56 @@ def test_a_worker_that_ends_takes_no_job(idle):
         idle.upload("a")
     with pytest.raises(NotReady, match="the worker is ending"):
         asyncio.run(idle.run(parse_job({"prompt": PROMPT})))
+
+
+def test_a_worker_that_ends_waits_a_moment_for_references(idle, monkeypatch):
+    """So that an image that is made to be slow, or a server that drips, does not hold the end."""
+    monkeypatch.setattr(admission, "_LAST_READING_SECONDS", 0.05)
+
+    async def read(seconds):
+        async with idle.admission.reading():
+            await asyncio.sleep(seconds)
+
+    async def end():
+        before = asyncio.create_task(read(60))
+        quick = asyncio.create_task(read(0.001))
+        await asyncio.sleep(0)
+        idle.drain()
+        return await asyncio.gather(before, quick, read(60), return_exceptions=True)
+
+    outcomes = asyncio.run(asyncio.wait_for(end(), 30))
+    assert [type(outcome) for outcome in outcomes] == [NotReady, type(None), NotReady]
+
+
+def test_a_decoder_whose_job_was_given_up_counts_until_it_ends(idle):
+    """Else a caller that goes away at once would have all of them."""
+
+    async def use():
+        slow, slots = Future(), idle.admission._decoders
+        slow.set_running_or_notify_cancel()
+        waiting = asyncio.create_task(idle.admission.decode("a", lambda: slow))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert slots.taken == 1
+        slow.set_result(None)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert slots.taken == 0
+
+    asyncio.run(use())
+
+
+def test_downloads_of_one_caller_leave_room_for_others(idle):
+    async def use():
+        async with AsyncExitStack() as held:
+            for _ in range(8):
+                await held.enter_async_context(idle.admission.download("a"))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(held.enter_async_context(idle.admission.download("a")), 0.01)
+            await held.enter_async_context(idle.admission.download("b"))
+
+    asyncio.run(use())
 
 
 def test_the_references_of_a_job_are_let_go_of_once_they_are_decoded(service):

@@ -21,15 +21,9 @@ from tests.support.fake_gpu import DEVICE, fake_gpu
 
 SQUARE = (1024, 1024)
 NUMBERS = itertools.count()
-#: Where the host waits for the GPU while an image is generated, and why. Copies up are of some kilobytes: ids, times.
+#: Where the host waits for the GPU while an image is generated, and why. There is no other wait, and no blocking copy.
 WAITS = {
     "event: images.py wait": "each step waits for the one before; the image for its copy; the prompt's seconds",
-    "copy up: pipeline_flux2_klein.py _get_qwen3_prompt_embeds": "a new prompt's 512 numbers and its mask",
-    "copy up: pipeline_flux2_klein.py encode_prompt": "ids of 512 tokens",
-    "copy up: pipeline_flux2_klein.py prepare_latents": "ids of the image's tokens",
-    "copy up: pipeline_flux2_klein.py prepare_image_latents": "ids of a reference's tokens",
-    "copy up: scheduling_flow_match_euler_discrete.py set_timesteps": "four numbers",
-    "copy up: torch_utils.py randn_tensor": "of the fake GPU alone, which has no generator of its own",
 }
 #: And where parts wait on the CPU for their turn.
 OFFLOAD_WAITS = {
@@ -150,7 +144,7 @@ def test_steps_previews_a_stop_and_a_lack_of_memory_leave_nothing_behind(outline
                 generate(pipeline, 4)
             assert generate(pipeline, 0, (512, 512)).size == (512, 512)
             assert gpu.live <= live + 10**6
-            gpu.limit = live + 3 * 10**9
+            gpu.limit = live + 29 * 10**8
             warm_up(pipeline)  # four references do not fit, three do not, two do
             plan = pipeline.config.plan
             assert plan.references == 2

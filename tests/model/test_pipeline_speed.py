@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinKVPipeline, Flux2KleinPipeli
 from diffusers.models.transformers.transformer_flux2 import Flux2TransformerBlock
 
 from imagegen.errors import OutOfMemory
-from imagegen.model.caches import References
 from imagegen.model.config import FluxConfig
+from imagegen.model.inputs import References
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.model.warm_up import warm_up
 from imagegen.models import MICRO_PATH, get_model

@@ -5,12 +5,14 @@ import time
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from imagegen.errors import ConfigurationError
-from imagegen.server import access
+from imagegen.server import access, guard
 from imagegen.settings import Settings, get_settings
-from tests.server.conftest import serving
-from tests.support import settings
+from imagegen.telemetry.metrics import Metrics
+from tests.server.conftest import running, serving
+from tests.support import settings, until
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 KEYS = "alice:alice-has-this-key-1,bob:bob-has-that-key-22,unnamed-key-number-3"
@@ -74,6 +76,22 @@ def test_the_servers_own_page_and_links_to_it_work(open_server):
     assert httpx.post(f"{open_server}/generate", json=PROMPT, headers=own).status_code == 200
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Accept": "text/html"}
     assert httpx.get(open_server, headers=link).status_code == 200
+
+
+def test_who_does_not_read_its_answers_gets_no_more(monkeypatch):
+    """They are in memory, and the places of their jobs are others' already."""
+    monkeypatch.setattr(guard, "UNREAD_BYTES", 20_000_000)
+    app = guard.Guard(
+        PlainTextResponse(b"a" * 15_000_000), settings(), Metrics(), None
+    )  # no keys, so no limits of theirs
+    with running(app, lifespan="off") as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as unread:
+            unread.sendall(b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert unread.recv(1)
+            assert httpx.get(f"{url}/x").json()["error"]["code"] == "overloaded"
+            assert httpx.get(f"{url}/health").status_code == 200
+        until(lambda: httpx.get(f"{url}/x").status_code == 200)
 
 
 def test_an_origin_that_cors_names_may_call():

@@ -110,6 +110,17 @@ def test_what_is_not_json_is_refused(document):
         asyncio.run(bodies.parse_json(bytearray(document), LIMIT))
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 60_000, "1," * 5_000_000])
+def test_the_text_of_a_field_is_bounded(text):
+    """A field that holds JSON would be parsed whole, and its RecursionError be nobody's."""
+    with serving(preload_models=False) as (url, _):
+        form = httpx.post(f"{url}/edit", data={"prompt": "x", "expand": text}, files={"image": b"a"}, timeout=60)
+        body = httpx.post(f"{url}/edit", json={"prompt": "x", "expand": text, "image": "a"}, timeout=60)
+    for answer in (form, body):
+        assert answer.status_code in (413, 422)
+        assert answer.json()["error"]["field"] in ("expand", "body")
+
+
 def test_no_codec_but_utf_8_is_used():
     codecs = [module.name for module in pkgutil.iter_modules(encodings.__path__)]
     assert len(codecs) > 100

@@ -171,6 +171,26 @@ def test_an_answer_that_is_not_read_ends(impatient):
             assert received > 50_000_000
 
 
+def test_a_server_that_ends_waits_for_no_body(monkeypatch):
+    monkeypatch.setattr(protocol, "_BODY_WINDOW", 600)
+    with serving(preload_models=False) as (base, _):
+        head = b"POST /generate" + HEAD + b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+        client = connect(base, head + b"{" * 500)
+        until(lambda: httpx.get(f"{base}/health").is_success)
+    with client:
+        received = answer(client)
+    assert received.startswith(b"HTTP/1.1 503 ") and b"the worker is ending" in received
+
+
+def test_a_server_that_ends_waits_for_nobody_who_has_no_job(monkeypatch):
+    monkeypatch.setattr(protocol, "_ANSWER_WINDOW", 600)
+    with running(PlainTextResponse(b"a" * 50_000_000), lifespan="off") as base:
+        client = connect(base, b"GET /" + HEAD + b"\r\n", receive_buffer=4096)
+        assert client.recv(1)
+    with client:
+        assert len(answer(client)) < 50_000_000
+
+
 def test_pipelined_requests_are_not_answered(url):
     with connect(url, (b"GET /health" + HEAD + b"\r\n") * 400) as client:
         assert answer(client).count(b"HTTP/1.1 ") == 1

@@ -239,6 +239,22 @@ class _Event:
         return 1.0
 
 
+class _Generator:
+    """torch.Generator of a GPU."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = torch.device(device)
+
+    def manual_seed(self, _: int) -> _Generator:
+        return self
+
+
+class _Stream:
+    """torch.cuda.Stream; there is one queue, whatever is asked for."""
+
+    def wait_stream(self, other: _Stream) -> None: ...
+
+
 def _apply(self: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
     """torch.nn.Module._apply, which asks fake tensors for what they cannot tell."""
     for module in self.children():
@@ -263,7 +279,7 @@ def _numpy(self: FakeTensor, **_: Any) -> np.ndarray[Any, Any]:
 def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
     """While it is open, torch has one CUDA device, "cuda:0", of `gigabytes` (GiB) and this compute capability."""
     gpu = FakeGpu(int(gigabytes * GIB))
-    make_generator, empty = torch.Generator, torch.empty
+    make_generator, empty, randn = torch.Generator, torch.empty, torch.randn
     patches: list[tuple[Any, str, Any]] = [
         (torch.cuda, "is_available", lambda: True),
         (torch.cuda, "current_device", lambda: 0),
@@ -278,9 +294,17 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (torch.cuda, "get_device_capability", lambda device=None: capability),
         (torch.cuda, "get_device_name", lambda device=None: "a fake GPU"),
         (torch.cuda, "Event", lambda **_: _Event(gpu)),
-        (torch.cuda, "current_stream", lambda device=None: None),
+        (torch.cuda, "current_stream", lambda device=None: _Stream()),
+        (torch.cuda, "Stream", lambda device=None: _Stream()),
+        (torch.cuda, "stream", contextlib.nullcontext),
+        (FakeTensor, "record_stream", lambda self, stream: None),
         (torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how)),
-        (torch, "Generator", lambda device="cpu": make_generator("cpu")),
+        (
+            torch,
+            "Generator",
+            lambda device="cpu": _Generator(device) if "cuda" in str(device) else make_generator(device),
+        ),
+        (torch, "randn", lambda *size, generator=None, **how: randn(*size, **how)),
         (torch.nn.Module, "_apply", _apply),
         (fake_tensor, "init_gpu_context", lambda device: None),
         (FakeTensor, "numpy", _numpy),

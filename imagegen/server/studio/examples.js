@@ -7,7 +7,12 @@ const MICRO = {
     "a green square on the left and an orange triangle on the right on a white background",
     "a small white circle on a green gradient",
   ],
-  edit: ["make the background green", "make the circle yellow", "add a blue star on the left", "turn the circle into a square"],
+  edit: [
+    "make the background green",
+    "make the circle yellow",
+    "add a blue star on the left",
+    "turn the circle into a square",
+  ],
   combine: ["the circle of image 1 on the background of image 2"],
 };
 

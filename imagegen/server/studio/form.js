@@ -11,7 +11,7 @@ const SEEDS = 2 ** 32;
 
 export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % SEEDS;
 
-const shape = () => document.querySelector("[name=shape]:checked")?.value ?? "";
+const shape = () => document.querySelector("[name=shape]:checked:enabled")?.value ?? "";
 
 /** Fills in what this server can do. */
 export function offer() {
@@ -20,7 +20,10 @@ export function offer() {
   $("shapes").replaceChildren(...["", ...ratios, "custom"].map(shapeChoice));
   choose("");
   for (const side of SIDES) Object.assign($(side), { min: sizes.min, max: sizes.max, placeholder: sizes.default });
-  Object.assign($("num_inference_steps"), { max: limits.num_inference_steps, placeholder: defaults.num_inference_steps });
+  Object.assign($("num_inference_steps"), {
+    max: limits.num_inference_steps,
+    placeholder: defaults.num_inference_steps,
+  });
   $("num_images").max = limits.num_images;
   $("prompt").maxLength = limits.prompt;
   $("output_format").replaceChildren(

@@ -3,11 +3,12 @@
 import { renderActions, saveAll } from "./actions.js";
 import { ApiError, key } from "./api.js";
 import { $, button } from "./dom.js";
+import * as edit from "./edit.js";
 import { examplesFor } from "./examples.js";
 import * as form from "./form.js";
 import { fromLink } from "./link.js";
 import * as references from "./references.js";
-import { run } from "./runner.js";
+import { drop, run } from "./runner.js";
 import { refresh, service } from "./service.js";
 import { withImages } from "./snippets.js";
 import * as stage from "./stage.js";
@@ -24,7 +25,10 @@ function open(entry, index = 0) {
   render();
   const { answer } = entry;
   const times = Object.entries(answer.timings).filter(([, seconds]) => seconds > 0);
-  const facts = [`${answer.width}×${answer.height}`, ...times.map(([name, s]) => `${name.replace("_", " ")} ${s.toFixed(2)} s`)];
+  const facts = [
+    `${answer.width}×${answer.height}`,
+    ...times.map(([name, s]) => `${name.replace("_", " ")} ${s.toFixed(2)} s`),
+  ];
   $("facts").textContent = facts.join(" · ");
 }
 
@@ -46,6 +50,7 @@ function compare(one, other) {
 
 async function forget(entry) {
   await store.remove(entry);
+  if (entry.job) drop(entry.job);
   const next = store.all().find((one) => one.images.length);
   if (next) return open(next);
   stage.showNothing();
@@ -55,17 +60,26 @@ async function forget(entry) {
 async function again(entry) {
   form.write({ ...entry.fields, seed: entry.answer.seeds[0] });
   await references.replace(entry.references);
+  edit.restore(entry);
   $("prompt").focus();
 }
 
-const vary = (entry) => generate({ ...entry.fields, num_images: 4, seed: form.randomSeed() }, entry.references, entry.mask);
+const vary = (entry) =>
+  generate({ ...entry.fields, num_images: 4, seed: form.randomSeed() }, entry.references, entry.mask);
 
 /** A new job of the settings as they are. */
 function submit() {
   form.clearErrors();
-  const fields = form.read();
+  const used = [...references.references.list];
+  const fields = { mode: used.length ? "edit" : "generate", ...form.read() };
   if (fields.seed === undefined) fields.seed = form.randomSeed(); // so that a job that is sent again is the same
-  generate({ mode: references.references.list.length ? "edit" : "generate", ...fields }, [...references.references.list], null);
+  try {
+    if (used.length) Object.assign(fields, edit.editFields());
+  } catch (error) {
+    return form.showError(error);
+  }
+  if (fields.expand) for (const name of ["aspect_ratio", "width", "height"]) delete fields[name];
+  generate(fields, used, edit.mask());
 }
 
 async function generate(fields, used, mask) {
@@ -103,7 +117,7 @@ function report(entry, state) {
 async function keep(entry, { images, ...answer }) {
   const mime = `image/${answer.output_format}`;
   const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  Object.assign(entry, { job: null, answer, images: images.map((text) => new Blob([bytes(text)], { type: mime })) });
+  Object.assign(entry, { answer, images: images.map((text) => new Blob([bytes(text)], { type: mime })) });
   await store.put(entry);
   open(entry);
 }
@@ -132,6 +146,7 @@ function serviceChanged() {
   const first = offered === null;
   offered = capabilities;
   form.offer();
+  edit.render();
   $("demo").hidden = !capabilities.draws;
   $("demo").textContent = capabilities.draws ? t("demo", { model: capabilities.model }) : "";
   $("model-note").textContent = t("model_note", { model: capabilities.model, licence: capabilities.licence });
@@ -140,8 +155,8 @@ function serviceChanged() {
   const linked = fromLink();
   if (linked) form.write(linked);
   else if (capabilities.draws && !$("prompt").value) $("prompt").value = examplesFor(capabilities.model, 0)[0];
-  const left = store.all().find((entry) => entry.job);
-  if (left && capabilities.jobs) finish(left);
+  const left = store.all().find((entry) => !entry.answer);
+  if (left) finish(left);
 }
 
 function chips() {
@@ -158,6 +173,7 @@ function listen() {
   form.listen(() => shown.entry?.answer.seeds[shown.index] ?? null);
   references.listen(() => shown.dragged);
   references.references.addEventListener("change", chips);
+  references.references.addEventListener("change", edit.render);
   service.addEventListener("change", serviceChanged);
   service.addEventListener("strip", render);
   $("view").addEventListener("selected", render);
@@ -176,6 +192,7 @@ function listen() {
   $("compare").onclick = () => setComparing(!isComparing());
   $("save-all").onclick = () => saveAll(store.all().filter((entry) => entry.images.length));
   $("clear").onclick = async () => {
+    for (const { job } of store.all()) if (job) drop(job);
     await store.clear();
     stage.showNothing();
     render();

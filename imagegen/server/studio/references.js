@@ -72,7 +72,10 @@ function item(reference, i) {
 function moveAndFocus(from, to, which) {
   move(from, to);
   const buttons = $("references").children[to].querySelectorAll("button");
-  [...buttons].slice(which).find((one) => !one.disabled)?.focus();
+  [...buttons]
+    .slice(which)
+    .find((one) => !one.disabled)
+    ?.focus();
 }
 
 /** Follows a pointer, mouse or finger, and moves the reference to where it is let go. */
@@ -85,11 +88,14 @@ function drag(event, dragged, from) {
     dragged.classList.add("dragged");
     const items = [...$("references").children];
     const centre = (one) => one.getBoundingClientRect();
-    const nearest = items.reduce((best, one) => {
-      const box = centre(one);
-      const distance = Math.hypot(box.x + box.width / 2 - clientX, box.y + box.height / 2 - clientY);
-      return distance < best.distance ? { one, distance } : best;
-    }, { one: dragged, distance: Infinity });
+    const nearest = items.reduce(
+      (best, one) => {
+        const box = centre(one);
+        const distance = Math.hypot(box.x + box.width / 2 - clientX, box.y + box.height / 2 - clientY);
+        return distance < best.distance ? { one, distance } : best;
+      },
+      { one: dragged, distance: Infinity },
+    );
     to = items.indexOf(nearest.one);
     for (const one of items) one.classList.toggle("target", one === nearest.one && one !== dragged);
   };

@@ -1,10 +1,11 @@
 // One job from its fields to its answer: it waits where the server is full, loading or away, and says what it waits for.
 
 import { ApiError, Unreachable, call, events } from "./api.js";
-import { ready, service } from "./service.js";
+import { ready } from "./service.js";
 
 /** A Retry-After of more seconds is no queue that moves, but a limit that is used up. */
 const MAX_WAIT = 120;
+const AGAIN_MS = 1000;
 
 const sleep = (ms, signal) =>
   new Promise((resolve, reject) => {
@@ -17,67 +18,72 @@ const sleep = (ms, signal) =>
     signal.addEventListener("abort", stop, { once: true });
   });
 
+/** For an Idempotency-Key: a job whose answer was lost is not made twice. */
+const randomName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("-");
+
+/** Cancels a job that runs, deletes one that is done; nobody waits for it. */
+export const drop = (id) => call(`jobs/${id}`, { method: "DELETE" }).catch(() => {});
+
 /**
  * Runs a job.
- * @param {object} job `fields` of the request; `id` where the server has it already.
+ * @param {{id: string|null, fields: object}} job `id` where the server has it already.
  * @param {AbortSignal} signal cancels it, also at the server.
  * @param {(state: object) => void} report gets what happens: {name, ...the event's fields}.
  * @returns {Promise<object>} the answer.
  */
 export async function run(job, signal, report) {
+  const sent = { id: job.id, seen: null, name: randomName() };
   for (;;) {
     try {
-      return await attempt(job, signal, report);
+      return await attempt(sent, job.fields, signal, report);
     } catch (error) {
+      if (signal.aborted && sent.id) drop(sent.id);
       if (signal.aborted) throw error;
-      if (error instanceof Unreachable) {
-        report({ name: "lost" });
-        await sleep(1000, signal);
-        await ready(signal, () => report({ name: "lost" }));
-      } else if (error instanceof ApiError && error.code === "overloaded" && (error.retryAfter ?? 5) <= MAX_WAIT) {
-        for (let left = error.retryAfter ?? 5; left > 0; left--) {
-          report({ name: "full", seconds: left });
-          await sleep(1000, signal);
-        }
-      } else if (error instanceof ApiError && error.code === "not_ready") {
-        await ready(signal, (state) => report({ name: "loading", stage: state.health.stage, status: state.status }));
-      } else throw error;
+      await recover(error, { sent, isNew: !job.id, signal, report });
     }
   }
 }
 
-async function attempt(job, signal, report) {
-  if (!service.capabilities?.jobs) return stream(job, signal, report);
-  if (!job.id) {
-    const made = await (await call("jobs", { method: "POST", body: job.fields, signal })).json();
-    job.id = made.id;
+async function attempt(sent, fields, signal, report) {
+  if (!sent.id) {
+    // Not aborted half-way: then nobody would know whether there is a job to cancel.
+    const headers = { "Idempotency-Key": sent.name };
+    const made = await (await call("jobs?previews=true", { method: "POST", body: fields, headers })).json();
+    sent.id = made.id;
     report({ name: "accepted", id: made.id });
+    signal.throwIfAborted();
     report({ name: "queued", place: made.place ?? 0 });
   }
-  const headers = job.seen ? { "Last-Event-ID": job.seen } : {};
-  const cancel = () => call(`jobs/${job.id}`, { method: "DELETE" }).catch(() => {});
-  signal.addEventListener("abort", cancel);
-  try {
-    const response = await call(`jobs/${job.id}/events?previews=true`, { headers, signal });
-    return await follow(response, report, (id) => (job.seen = id ?? job.seen));
-  } finally {
-    signal.removeEventListener("abort", cancel);
-  }
-}
-
-/** A job of an open connection, for a server without jobs: one that is lost is sent again, and has the same seed. */
-async function stream(job, signal, report) {
-  const { mode, ...body } = job.fields;
-  const headers = { Accept: "text/event-stream" };
-  return follow(await call(`${mode}?previews=true`, { method: "POST", body, headers, signal }), report, () => {});
-}
-
-async function follow(response, report, seen) {
+  const headers = sent.seen === null ? {} : { "Last-Event-ID": sent.seen };
+  const response = await call(`jobs/${sent.id}/events`, { headers, signal });
   for await (const { name, data, id } of events(response)) {
-    seen(id);
+    sent.seen = id ?? sent.seen;
     if (name === "done") return data;
-    if (name === "error") throw new ApiError(response.status, data.error ?? data, null);
+    if (name === "error") throw new ApiError(response.status, data, null);
     report({ name, ...data });
   }
   throw new Unreachable("the stream ended");
+}
+
+/** Waits until the job may be tried again; throws what waiting does not mend. */
+async function recover(error, { sent, isNew, signal, report }) {
+  const wait = error.retryAfter ?? 5;
+  if (error instanceof Unreachable) {
+    report({ name: "lost" });
+    await sleep(AGAIN_MS, signal);
+    await ready(signal, () => report({ name: "lost" }));
+  } else if (["overloaded", "limit_exceeded"].includes(error.code) && error.status === 429 && wait <= MAX_WAIT) {
+    for (let left = wait; left > 0; left--) {
+      report({ name: "full", seconds: left });
+      await sleep(1000, signal);
+    }
+  } else if (error.code === "not_ready") {
+    report({ name: "loading", stage: null });
+    await sleep(AGAIN_MS, signal);
+    await ready(signal, (state) => report({ name: "loading", stage: state.health.stage }));
+    if (sent.id) Object.assign(sent, { id: null, seen: null, name: randomName() });
+  } else if (error.code === "not_found" && sent.id && isNew) {
+    // Its server was started anew and keeps jobs in memory alone: sent again, with the same seed.
+    Object.assign(sent, { id: null, seen: null, name: randomName() });
+  } else throw error;
 }

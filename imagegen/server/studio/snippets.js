@@ -73,7 +73,9 @@ const PYTHON = { true: "True", false: "False", null: "None" };
 function pythonValue(value) {
   if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
   if (value && typeof value === "object") {
-    return `{${Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${pythonValue(one)}`).join(", ")}}`;
+    return `{${Object.entries(value)
+      .map(([name, one]) => `${JSON.stringify(name)}: ${pythonValue(one)}`)
+      .join(", ")}}`;
   }
   return PYTHON[value] ?? JSON.stringify(value);
 }

@@ -115,7 +115,7 @@ export function describe(state) {
   if (state.name === "drawn") return [1, t("encoding")];
   if (state.name === "full") return [undefined, t("full", { n: state.seconds })];
   if (state.name === "lost") return [undefined, t("lost")];
-  if (state.name === "loading") return [undefined, t("begins_when_ready", { stage: state.stage ?? state.status })];
+  if (state.name === "loading") return [undefined, t("begins_when_ready", { stage: state.stage ?? "" })];
   return [undefined, t("sent")];
 }
 

@@ -1,7 +1,7 @@
 // This visit's images, in the browser's own database: bounded, and kept over a reload.
 //
-// An entry is {key, made, job, fields, references: [{name, blob}], mask, answer, images: [Blob]}. `job` is the id of one
-// that still runs at the server; it has no images yet. Where the browser keeps no database (a private window), the
+// An entry is {key, made, job, fields, references: [{name, blob}], mask, answer, images: [Blob]}. `job` is its id at the
+// server; one that still runs there has no answer and no images yet. Where the browser keeps no database (a private window), the
 // entries live as long as the page.
 
 const MAX_ENTRIES = 60;
