@@ -99,7 +99,8 @@ async def post(request: Request) -> Response:
     bfl.check_model(request.url.path.rpartition("/")[2], openai.served(request.app.state.service))
     fields, _ = await read_fields(request, stored=True)
     job, warnings = bfl.translate(fields)
-    hook = jobs_of(request).hook(fields.get("webhook_url"), bfl.secret_of(fields.get("webhook_secret")), True)
+    url, secret = fields.get("webhook_url") or None, fields.get("webhook_secret") or None
+    hook = jobs_of(request).hook(url, bfl.secret_of(secret), True)
     row = await add(request, job, hook=hook)
     url = request.url_for("get_result").include_query_params(id=row.id)
     return JSONResponse({"id": row.id, "polling_url": str(url), "warnings": warnings})

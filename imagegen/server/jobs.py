@@ -64,7 +64,8 @@ async def post(
 ) -> Response:
     """Accepts a job, and answers at once. It is done whether or not anybody waits for it."""
     fields, form = await read_fields(request, stored=True)
-    hook = jobs_of(request).hook(fields.pop("webhook_url", None), fields.pop("webhook_secret", None))
+    url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
+    hook = jobs_of(request).hook(None if url == "" else url, None if secret == "" else secret)  # "" is an empty field
     job = requests.parse_job(fields, strict=not form)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
     return await _state(request, row.id, 202)

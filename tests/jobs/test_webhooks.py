@@ -146,7 +146,7 @@ def test_a_receiver_that_hangs_keeps_no_other_caller_waiting():
         ({"webhook_url": "http://user:password@example.com/"}, "webhook_url"),
         ({"webhook_url": "http://example.com:22/"}, "webhook_url"),
         ({"webhook_url": 7}, "webhook_url"),
-        ({"webhook_url": ""}, "webhook_url"),
+        ({"webhook_url": "example.com"}, "webhook_url"),
         ({"webhook_secret": SECRET}, "webhook_secret"),
         ({"webhook_url": "http://example.com/", "webhook_secret": "short"}, "webhook_secret"),
         ({"webhook_url": "http://example.com/", "webhook_secret": "whsec_!!!"}, "webhook_secret"),
