@@ -46,12 +46,14 @@ def test_the_commands(url, tmp_path):
     assert first["seeds"] == second["seeds"]
 
 
+@pytest.mark.slow  # starts a server
 def test_the_program_for_bfls_api(url, tmp_path):
     code = BFL.replace("http://localhost:7000", url)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
     assert Image.open(tmp_path / "bfl.jpg").format == "JPEG"
 
 
+@pytest.mark.slow  # starts a server
 def test_the_receiver_takes_a_webhook_once_and_no_false_one(url, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

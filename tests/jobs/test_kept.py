@@ -48,6 +48,7 @@ def test_an_ended_job_expires_and_its_caller_is_told(tmp_path):
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow  # starts a server each
 @pytest.mark.parametrize("folder", [True, False], ids=["a folder", "memory"])
 def test_the_oldest_make_room_and_references_without_room_are_refused(tmp_path, folder):
     size = len(LARGE) / 1e6
@@ -97,6 +98,7 @@ def test_a_full_disk_refuses_new_jobs_and_loses_none(tmp_path, monkeypatch):
         assert client.get(done["result"]["urls"][0]).status_code == 200
 
 
+@pytest.mark.slow  # starts a server
 def test_a_database_that_fails_refuses_and_the_server_lives_on(tmp_path, monkeypatch):
     execute, full = database.SqliteDatabase.execute, False
 
@@ -124,6 +126,7 @@ def test_references_of_jobs_that_were_never_accepted_go_at_the_next_start(tmp_pa
         assert not left.exists()
 
 
+@pytest.mark.slow  # starts a server
 def test_an_image_that_somebody_deleted_is_gone_and_no_error(tmp_path):
     with served(jobs_dir=tmp_path) as (url, service), httpx.Client(base_url=url, timeout=60) as client:
         service.start().result()
