@@ -46,8 +46,8 @@ AUDITED ?= $(BIN)/python
 # Dependencies of which more is used than they promise, and the tests that see it go. Without their own dependencies, which
 # would bring another torch.
 INSIDE := aiohttp botocore diffusers runpod torchao uvicorn
-INSIDE_TESTS := tests/compat tests/inputs/test_fetching.py tests/outputs/test_store_addresses.py \
-  tests/outputs/test_upload.py tests/runpod tests/server/test_http.py
+INSIDE_TESTS := tests/compat tests/inputs/test_fetch*.py tests/outputs/test_store_addresses.py \
+  tests/outputs/test_upload*.py tests/outputs/test_hostile_stores.py tests/runpod tests/server/test_http.py
 
 .DEFAULT_GOAL := help
 .PHONY: stale help run test slow clients coverage check format hooks lint lock reference docs image image-test serve micro newest eval bench attack benchmark-gpu fuzz audit sbom licences clean

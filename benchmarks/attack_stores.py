@@ -213,7 +213,7 @@ def rows(short: bool) -> Iterator[Row]:
 def environment(url: str) -> dict[str, str]:
     """The settings of a worker whose own store is at this URL."""
     return {
-        "IMAGEGEN_MODEL": "micro", "IMAGEGEN_MODEL_PATH": "models/micro", "IMAGEGEN_DEVICE": "cpu",
+        "IMAGEGEN_MODEL": "micro", "IMAGEGEN_DEVICE": "cpu",
         "IMAGEGEN_PRIVATE_HOSTS": "127.0.0.1", "BUCKET_ENDPOINT_URL": url, "BUCKET_ACCESS_KEY_ID": "id",
         "BUCKET_SECRET_ACCESS_KEY": "secret", "BUCKET_NAME": "images",
     }  # fmt: skip

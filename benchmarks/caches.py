@@ -47,7 +47,7 @@ def draw(pipeline: FluxPipeline, images: References | None, seed: int = 0) -> No
 
 
 def job(pipeline: FluxPipeline, images: list[Image.Image], once: bool) -> None:
-    """The pictures of a job, its references encoded once, or for each."""
+    """The images of a job, its references encoded once, or for each."""
     shared = References(images)
     for seed in range(PICTURES):
         draw(pipeline, shared if once else References(images), seed)

@@ -1,7 +1,7 @@
 """Fuzzes the way of a reference's bytes with atheris, which looks for inputs that take new ways in Pillow's Python:
     python -m benchmarks.fuzz_references --seconds 300
 
-Whatever comes must be a picture or one of the contract's errors; anything else ends the run with the input written to a
+Whatever comes must be an image or one of the contract's errors; anything else ends the run with the input written to a
 file. `make fuzz` installs atheris, which has wheels for Linux and Python 3.11 to 3.13 alone.
 """
 

@@ -158,7 +158,7 @@ class Benchmark:
             self._add(row)
 
     def _fp8_under_a_cap(self) -> None:
-        """What a GPU of 24 GB gets: four references, and the time of a picture from words."""
+        """What a GPU of 24 GB gets: four references, and the time of an image from words."""
         with self.device.capped(self.device.card(_GPU_GB)):
             pipeline, plan = self._open("fp8", gigabytes=_GPU_GB, compile=self.compiled)
             with pipeline:

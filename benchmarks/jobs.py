@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=300, help="jobs of `kills`")
     parser.add_argument("--kills", type=int, default=20, help="kills at random moments")
     parser.add_argument("--pairs", type=int, default=40, help="pairs of `time`")
-    parser.add_argument("--only", choices=("kills", "keys", "fairness", "time", "many"))
+    parser.add_argument("--only", choices=("kills", "keys", "fairness", "time", "many"), help="one part alone")
     args = parser.parse_args()
     parts: dict[str, Callable[[Path], None]] = {
         "kills": lambda folder: kills(folder, args.jobs, args.kills),

@@ -133,7 +133,7 @@ class Device:
 
 @dataclass
 class Case:
-    """A picture that was asked for, and what came of it. Bytes are None where they are not counted."""
+    """An image that was asked for, and what came of it. Bytes are None where they are not counted."""
 
     name: str
     width: int
@@ -154,7 +154,7 @@ class Case:
 
 
 class Runner:
-    """Draws pictures one after another, each of a prompt that was not seen before, and counts."""
+    """Generates images one after another, each of a prompt that was not seen before, and counts."""
 
     def __init__(self, pipeline: FluxPipeline, plan: MemoryPlan, device: Device) -> None:
         self.pipeline, self.plan, self.device = pipeline, plan, device
@@ -163,7 +163,7 @@ class Runner:
     def draw(
         self, size: Size, references: int, prompt: str | None = None, steps: int | None = None
     ) -> tuple[GeneratedImage, float]:
-        """One picture, and the seconds that its prompt took."""
+        """One image, and the seconds that its prompt took."""
         spec = self.pipeline.config.spec
         self._drawn += 1
         encoded = self.pipeline.encode_prompt(prompt or f"{PROMPT} {self._drawn}")
@@ -180,7 +180,7 @@ class Runner:
         return self.pipeline.edit(encoded, pictures, **arguments), encoded.seconds
 
     def reference(self, number: int) -> Image.Image:
-        """A picture of the size of the largest reference, another one for each number."""
+        """An image of the size of the largest reference, another one for each number."""
         side = min(REFERENCE[0], self.pipeline.config.spec.size)
         return Image.effect_noise((side, side), 20 + number).convert("RGB")
 

@@ -4,7 +4,7 @@ python -m benchmarks.micro            prints the table, writes outputs/micro-eva
 python -m benchmarks.micro --card     also writes the table into imagegen/micro/README.md, and docs/micro.png
 
 What is asked comes from the generator of the training's samples, held to those whose answer shows a combination of
-shape, colour and background that no training picture showed; references have hard edges or JPEG noise as often as in
+shape, colour and background that no training image showed; references have hard edges or JPEG noise as often as in
 the training.
 """
 
@@ -62,7 +62,7 @@ Measures = Callable[[Sample, Image.Image], dict[str, bool]]
 
 @dataclass
 class Trial:
-    """One picture: what was asked, from which references, and which measures it passed."""
+    """One image: what was asked, from which references, and which measures it passed."""
 
     prompt: str
     references: list[Image.Image]
@@ -73,7 +73,7 @@ class Trial:
 @dataclass(frozen=True)
 class Test:
     """A part of the evaluation: the kind of sample, which of them, what is measured, at which size, and which share of
-    `--each` pictures."""
+    `--each` images."""
 
     kind: str
     wanted: Callable[[Sample], bool]
@@ -109,7 +109,7 @@ def _size(asked: Sample, picture: Image.Image) -> dict[str, bool]:
 
 
 def _whole(*names: str) -> Measures:
-    """Of a picture as a whole, under each of the names: every shape in its place, and all that was to stay, which of
+    """Of an image as a whole, under each of the names: every shape in its place, and all that was to stay, which of
     several references is the background of one."""
 
     def measure(asked: Sample, picture: Image.Image) -> dict[str, bool]:
@@ -175,7 +175,7 @@ def run_alone(number: int, model: Path, count: int) -> list[Trial]:
 
 
 def run(pipeline: FluxPipeline, test: Test, count: int, rng: random.Random) -> Iterator[Trial]:
-    """`count` pictures of one part. What the measure could not judge on the truth itself (shapes that touch)
+    """`count` images of one part. What the measure could not judge on the truth itself (shapes that touch)
     is not asked."""
     seed = 0
     while seed < count:
@@ -210,7 +210,7 @@ def spread(pipeline: FluxPipeline, count: int) -> str:
 
 
 def pace(pipeline: FluxPipeline, count: int) -> str:
-    """The median time of a picture at SIZE squared, by the number of its references."""
+    """The median time of an image at SIZE squared, by the number of its references."""
     rng, times, around = random.Random(1), [], []
     for kind in ("generate", "edit", "combine", "combine3", "combine4"):
         seconds = []
@@ -244,7 +244,7 @@ def rows(trials: Sequence[Trial]) -> list[str]:
 
 
 def contact_sheet(trials: Sequence[Trial], columns: int = 10) -> Image.Image:
-    """The pictures with what was asked; references stand before their edit, a failure has a red frame."""
+    """The images with what was asked; references stand before their edit, a failure has a red frame."""
     cells = [
         cell
         for t in trials

@@ -1,10 +1,10 @@
-"""How far pictures drift when weights are quantised: the same prompts and seeds in the full precision and in another.
+"""How far images drift when weights are quantised: the same prompts and seeds in the full precision and in another.
 
     python -m benchmarks.precision fp8 int8 fp8+fp8 [--pictures 200] [--output DIR]
 
 Each word is a precision of the transformer, after a plus that of the text encoder too. Beside them stands the noise
-floor: how far pictures drift by a change that means nothing, bf16 instead of float32 on a CPU, compiled instead of not
-on a GPU. Where the model is micro, what each picture shows is read from its pixels too. Prints Markdown for
+floor: how far images drift by a change that means nothing, bf16 instead of float32 on a CPU, compiled instead of not
+on a GPU. Where the model is micro, what each image shows is read from its pixels too. Prints Markdown for
 docs/benchmarks.md and writes DIR/compare.png.
 
 LPIPS is not among the figures: its package brings the last layers alone, and the network under them is a download.
@@ -60,7 +60,7 @@ PROMPTS = (
 
 
 def prompts(name: str) -> Iterator[tuple[str, tuple[str, str] | None]]:
-    """Prompts without end; for micro the colours of background and shape that a picture must have, in combinations
+    """Prompts without end; for micro the colours of background and shape that an image must have, in combinations
     that its training never showed."""
     if name != "micro":
         yield from ((prompt, None) for prompt in itertools.cycle(PROMPTS))
@@ -70,14 +70,14 @@ def prompts(name: str) -> Iterator[tuple[str, tuple[str, str] | None]]:
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
-    """Peak signal to noise ratio in dB; 99 for pictures that are the same."""
+    """Peak signal to noise ratio in dB; 99 for images that are the same."""
     a, b = (np.asarray(picture, dtype=np.float64) for picture in (one, other))
     error = ((a - b) ** 2).mean()
     return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def ssim(one: Image.Image, other: Image.Image) -> float:
-    """Structural similarity, 1 for pictures that are the same: Wang et al. 2004, on luminance, with the paper's window
+    """Structural similarity, 1 for images that are the same: Wang et al. 2004, on luminance, with the paper's window
     (a Gaussian of 11 pixels, sigma 1.5) and constants."""
     a, b = (torch.from_numpy(np.array(picture.convert("L"), dtype=np.float64))[None, None] for picture in (one, other))
     line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
@@ -94,7 +94,7 @@ def ssim(one: Image.Image, other: Image.Image) -> float:
 
 
 def draw(config: FluxConfig, pictures: int, change: Callable[[FluxPipeline], None] | None = None) -> list[Image.Image]:
-    """The first so many prompts' pictures, seed by seed."""
+    """The first so many prompts' images, seed by seed."""
     spec = config.spec
     with FluxPipeline(config) as pipeline:
         if change is not None:
@@ -118,7 +118,7 @@ def compile_blocks(pipeline: FluxPipeline) -> None:
 
 
 def right(name: str, drawn: list[Image.Image]) -> int | None:
-    """How many pictures show both colours that were asked for; None where that cannot be read."""
+    """How many images show both colours that were asked for; None where that cannot be read."""
     wanted = [colours for _, (_, colours) in zip(drawn, prompts(name), strict=False)]
     if None in wanted:
         return None
@@ -139,7 +139,7 @@ def row(name: str, model: str, reference: list[Image.Image], drawn: list[Image.I
 
 
 def contact_sheet(columns: dict[str, list[Image.Image]], rows: int = 12) -> Image.Image:
-    """Pictures of a prompt beside each other, and how far the last is from the first, ten times as strong."""
+    """Images of a prompt beside each other, and how far the last is from the first, ten times as strong."""
     side = 256
     chosen = [i * len(next(iter(columns.values()))) // rows for i in range(rows)]
     sheet = Image.new("RGB", ((len(columns) + 1) * side, rows * side + 20), "white")

@@ -25,7 +25,7 @@ def step_flops(spec: ModelSpec, side: int, references: int = 0) -> float:
     a = spec.architecture
     pictures, text = (side // 16) ** 2 * (1 + references), spec.max_sequence_length
     linears = [count * rows * columns for count, rows, columns in transformer_linears(a)]
-    # In a double block half of the weights are the picture's and half the text's.
+    # In a double block half of the weights are the image's and half the text's.
     products = sum(linears[:3]) * (pictures + text) + 2 * sum(linears[3:]) * (pictures + text)
     attention = 4 * (pictures + text) ** 2 * a.hidden * (a.double_blocks + a.single_blocks)
     return float(products + attention) * (1 if spec.distilled else 2)

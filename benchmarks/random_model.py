@@ -1,5 +1,5 @@
 """A model's folder with the architecture of its spec, full-size where that is klein's, and random weights: it needs the
-memory and the time of the real one, and no download. Its pictures are noise.
+memory and the time of the real one, and no download. Its images are noise.
 
     python -m benchmarks.random_model klein-9b FOLDER [--device cuda]
 

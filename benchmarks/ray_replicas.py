@@ -1,4 +1,4 @@
-"""Ray Serve on this machine with micro: pictures a second with 1 and 2 replicas, what is lost when one is killed.
+"""Ray Serve on this machine with micro: images a second with 1 and 2 replicas, what is lost when one is killed.
 
     python -m benchmarks.ray_replicas [--jobs 120]
 
@@ -28,7 +28,7 @@ JOB = {"prompt": "a red circle on a blue background", "width": 512, "height": 51
 
 
 def replicas() -> list[int]:
-    """The processes of this Ray that draw."""
+    """The processes of this Ray that generate."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -38,7 +38,7 @@ def replicas() -> list[int]:
 
 
 async def load(url: str, jobs: int, kill: bool) -> tuple[float, int]:
-    """Sends all jobs at once; gives the seconds until the last answer, and how many were no pictures.
+    """Sends all jobs at once; gives the seconds until the last answer, and how many were no images.
 
     Args:
         kill: end a replica once a tenth of the jobs is done.

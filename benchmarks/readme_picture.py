@@ -1,4 +1,4 @@
-"""docs/micro.png, the README's picture: what micro generates, and edits of the first image, with their prompts.
+"""docs/micro.png, the README's image: what micro generates, and edits of the first image, with their prompts.
 
     python -m benchmarks.readme_picture
 
@@ -70,7 +70,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 
 def write(pipeline: FluxPipeline, path: Path = ROOT / "docs" / "micro.png") -> None:
-    """Writes the picture with a palette, which is a third of the bytes."""
+    """Writes the image with a palette, which is a third of the bytes."""
     picture(pipeline).quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP server under load, on this machine: its cost over the bare pipeline, a full queue, /health while it draws.
+"""The HTTP server under load, on this machine: its cost over the bare pipeline, a full queue, /health meanwhile.
 
     python -m benchmarks.server [--pairs 24]
 
@@ -99,7 +99,7 @@ def memory(pid: int) -> float:
 
 
 async def burst(url: str, count: int) -> tuple[int, int, float]:
-    """`count` requests at once; gives how many drew, how many were refused, and the slowest refusal in seconds.
+    """`count` requests at once; gives how many generated, how many were refused, and the slowest refusal in seconds.
 
     Over bare connections that are open already: an HTTP client's own work for fifty requests would be most of the time.
     """

@@ -42,14 +42,14 @@ def segments(row: dict[str, Any], context: int) -> list[tuple[str, int]]:
     else:
         on_card = []
     filled = [(part, parts[part]) for part in on_card] + [("context", context)]
-    if plan["offload"] == "text_encoder":  # the peak is its turn, if it needs more than the picture
+    if plan["offload"] == "text_encoder":  # the peak is its turn, if it needs more than the image
         filled.insert(1, ("text_encoder", min(parts["text_encoder"], peak - sum(size for _, size in filled))))
     left = sum(size for _, size in filled)
     return [*filled, ("picture", bare - left), ("references", peak - bare)]
 
 
 def draw_chart(estimated: dict[str, Any], file: Path) -> None:
-    """Draws the plans of all cards into a PNG."""
+    """Draws the plans of all GPUs into a PNG."""
     cards = estimated["cards"]
     height = _TOP + _ROW * len(cards) + _BOTTOM
     image = Image.new("RGB", (_WIDTH * _SCALE, height * _SCALE), _PAPER)
@@ -68,7 +68,7 @@ def draw_chart(estimated: dict[str, Any], file: Path) -> None:
     def box(left: float, top: float, right: float, bottom: float, colour: str) -> None:
         draw.rectangle([round(edge * _SCALE) for edge in (left, top, right, bottom)], colour)
 
-    text((24, 34), f"{estimated['model']}: what is on the GPU, by card (an estimate)", 22)
+    text((24, 34), f"{estimated['model']}: what is on the GPU, by size (an estimate)", 22)
     text(
         (24, 64),
         "GiB at the peak of a 1024x1024 picture with four references; the frame is what a process can have",

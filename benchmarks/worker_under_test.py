@@ -83,7 +83,7 @@ def take_with_the_sdk(concurrency: int) -> None:
 
     from imagegen.runpod import worker
 
-    def scaler(_: Any, door: Any, config: dict[str, Any]) -> JobScaler:
+    def scaler(_: Any, adapter: Any, config: dict[str, Any]) -> JobScaler:
         return JobScaler({**config, "concurrency_modifier": lambda _: concurrency})
 
     patched: Any = worker

@@ -1,7 +1,8 @@
-"""image-gen on Modal: the HTTP door at a URL of its own, and `run`, which takes the jobs of RunPod's door.
+"""image-gen on Modal: the HTTP server at a URL of its own, and `run`, which takes the jobs of RunPod's queue.
 
     pip install modal && modal setup
-    modal secret create image-gen HUGGING_FACE_TOKEN=... IMAGEGEN_API_KEY=...
+    modal secret create image-gen-download HUGGING_FACE_TOKEN=...
+    modal secret create image-gen IMAGEGEN_API_KEY=...
     modal run deploy/modal_app.py::download
     modal deploy deploy/modal_app.py
 
@@ -37,14 +38,14 @@ weights = modal.Volume.from_name("image-gen-weights", create_if_missing=True)
 app = modal.App(
     "image-gen",
     image=image,
-    secrets=[modal.Secret.from_name("image-gen")],
     volumes={_CACHE: weights},
 )
 
 
-@app.function(timeout=3600)
+@app.function(timeout=3600, secrets=[modal.Secret.from_name("image-gen-download")])
 def download() -> None:
-    """Brings the weights into the volume, on a machine without a GPU; without this the first container does."""
+    """Brings the weights into the volume, on a machine without a GPU. Containers have no token: it would be in the
+    snapshot."""
     from imagegen.models import get_model
     from imagegen.settings import get_settings
     from imagegen.weights.sources import download_weights, find_weights
@@ -58,45 +59,51 @@ def download() -> None:
 
 @app.cls(
     gpu=GPU,
+    secrets=[modal.Secret.from_name("image-gen")],
     max_containers=MOST_CONTAINERS,
     scaledown_window=IDLE_SECONDS,
     startup_timeout=1800,
     timeout=3600,  # the longest that a job's own `timeout` may be
     enable_memory_snapshot=True,
+    experimental_options={"enable_gpu_snapshot": True},
 )
 @modal.concurrent(max_inputs=8, target_inputs=2)  # one on the GPU, the next at hand; more only until a container comes
 class ImageGen:
-    """A container: a model on a GPU, and both doors to it."""
+    """A container: a model on a GPU, and its two endpoints."""
 
     @modal.enter(snap=True)
-    def import_libraries(self) -> None:
-        """Kept in the snapshot: imports, which are most of a start that has its weights. There is no GPU yet."""
-        import diffusers
-        import transformers
+    def load(self) -> None:
+        """Kept in the snapshot: the imports and the loaded, warmed-up model, on the GPU."""
+        from imagegen import logs
+        from imagegen.runpod import handler
+        from imagegen.settings import get_settings
 
-        self._libraries = (diffusers, transformers)
+        logs.configure(get_settings())
+        handler.service().start().result()
+        handler.service().freeze()
 
     @modal.enter(snap=False)
-    def load(self) -> None:
-        """Loads the model: a container that takes jobs can draw."""
+    def go_on(self) -> None:
+        """In each container, also in those that begin at the snapshot. The key is read here: it may have changed."""
         from imagegen import logs
         from imagegen.runpod import handler
         from imagegen.server.main import create_app
         from imagegen.settings import get_settings
 
+        get_settings.cache_clear()
         settings = get_settings()
         logs.configure(settings)
-        handler.service().start().result()
+        handler.service().thaw()
         self._app, self._answer = create_app(settings, handler.service()), handler.handler
 
     @modal.asgi_app()
     def web(self) -> FastAPI:
-        """The HTTP door, the same as `imagegen.server.main:app`."""
+        """The HTTP server, the same as `imagegen.server.main:app`."""
         return self._app
 
     @modal.method()
     async def run(self, job: dict[str, Any]) -> Any:
-        """A job of RunPod's door: {"id": ..., "input": {...}}; its output, or its error.
+        """A job as RunPod's: {"id": ..., "input": {...}}; its output, or its error.
 
         modal.Cls.from_name("image-gen", "ImageGen")().run.remote({"input": {"prompt": "a red circle"}})
         """

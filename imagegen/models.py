@@ -46,7 +46,7 @@ class Architecture:
     mlp_ratio: int = 3
     #: Counted: its convolutions have no short formula.
     vae_parameters: int = 84_046_115
-    #: Channels of the VAE at the picture's full size.
+    #: Channels of the VAE at the image's full size.
     vae_width: int = 128
 
 
@@ -95,7 +95,7 @@ class ModelSpec:
     max_references: int = 4
     max_sequence_length: int = 512
     architecture: Architecture = _KLEIN_9B
-    #: What it draws, where that is not everything; words that it does not know are then warned of.
+    #: What it generates, where that is not everything; words that it does not know are then warned of.
     draws: str | None = None
 
     @property
@@ -169,7 +169,7 @@ def get_model(name: str) -> ModelSpec:
 def fit(width: float, height: float, low: int, high: int, most: int = MEGAPIXEL) -> Size:
     """The size nearest to the shape of width x height: at most `most` pixels, sides low to high, in multiples of 16.
 
-    A larger picture shrinks as a whole; one that is too small grows until its shorter side is `low`. Only one that is
+    A larger image shrinks as a whole; one that is too small grows until its shorter side is `low`. Only one that is
     too long and thin for both bounds changes its shape.
     """
     scale = min(1.0, math.sqrt(most / (width * height)), high / max(width, height))

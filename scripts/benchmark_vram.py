@@ -4,8 +4,8 @@
     python -m scripts.benchmark_vram                                     on a GPU, with the model's own weights
     python -m scripts.benchmark_vram --random-weights [--cap-gb 24]      the full-size architecture, no download
 
-Writes benchmark_vram.json (one file, bytes as integers), benchmark_vram.png and, of what was drawn, pictures into
---output. Measured are loading, with the plan's offload and with each part fetched for its turn; pictures from words at
+Writes benchmark_vram.json (one file, bytes as integers), benchmark_vram.png and, of what was generated, images into
+--output. Measured are loading, with the plan's offload and with each part fetched for its turn; images from words at
 several sizes; edits with 1 to 4 references, and more of them until the GPU is full. Beside each peak stands the
 estimate's error.
 """
@@ -39,7 +39,7 @@ from imagegen.models import ModelSpec, Size, get_model
 from imagegen.settings import get_settings
 from imagegen.weights.sources import find_weights
 
-#: Cards that are estimated: GB and the compute capability of such a GPU. 12: RTX 4070, 16: RTX 4080, 24: RTX 4090,
+#: GPUs that are estimated: GB and the compute capability of such a GPU. 12: RTX 4070, 16: RTX 4080, 24: RTX 4090,
 #: 32: RTX 5090, 48: L40S, 80: H100.
 CARDS: list[tuple[int, tuple[int, int]]] = [
     (12, (8, 9)),
@@ -63,7 +63,7 @@ _MOST_REFERENCES = 16
 
 
 def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
-    """Every combination of transformer and text encoder: bytes of the parts, on the GPU, and at the peak of a picture
+    """Every combination of transformer and text encoder: bytes of the parts, on the GPU, and at the peak of an image
     of the default size without references, with one and with the most."""
     rows = []
     for transformer in TRANSFORMERS:
@@ -143,7 +143,7 @@ def show_estimate(estimated: dict[str, Any]) -> str:
         for row in estimated["cards"]
         for plan in [row["plan"]]
     ]
-    heads = ["card", "transformer", "text encoder", "offload", "weights on it", "peak, no reference"]
+    heads = ["GPU", "transformer", "text encoder", "offload", "weights on it", "peak, no reference"]
     heads += [f"peak, {most} references", "can be had", "largest square"]
     sizes = [row["card_gb"] for row in estimated["cards"]]
     rows = []
@@ -161,7 +161,7 @@ def show_estimate(estimated: dict[str, Any]) -> str:
 
 
 def sizes(spec: ModelSpec) -> Iterator[Size]:
-    """Squares from half of the default to the largest, and a wide picture."""
+    """Squares from half of the default to the largest, and a wide image."""
     for side in sorted({spec.size // 2, spec.size, spec.size * 5 // 4, spec.size * 3 // 2, spec.max_size}):
         if spec.min_size <= side <= spec.max_size:
             yield side // 16 * 16, side // 16 * 16
@@ -169,7 +169,7 @@ def sizes(spec: ModelSpec) -> Iterator[Size]:
 
 
 def measure(plan: MemoryPlan, path: Path, device: Device, pictures: Path, deadline: float) -> dict[str, Any]:
-    """Loads by a plan, draws, and gives all back; what comes after `deadline` (of the monotonic clock) is left out."""
+    """Loads by a plan, generates, and gives all back; nothing begins after `deadline` (monotonic clock)."""
     spec = plan.spec
     device.reset_peak()
     config = FluxConfig(
@@ -186,7 +186,7 @@ def measure(plan: MemoryPlan, path: Path, device: Device, pictures: Path, deadli
         loaded, (allocated, reserved) = time.monotonic() - begun, device.peak()
         runner = Runner(pipeline, plan, device)
         default = spec.size, spec.size
-        runner.draw((spec.min_size, spec.min_size), 0)  # kernels are loaded by a first picture that is not counted
+        runner.draw((spec.min_size, spec.min_size), 0)  # kernels are loaded by a first image that is not counted
         cases: list[Case] = []
         for size in sizes(spec):
             if time.monotonic() < deadline:

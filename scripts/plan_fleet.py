@@ -6,7 +6,7 @@
 The trace is `steady` (jobs come independently), `bursty` (nine tenths of the jobs in a tenth of the time), `daily` (a
 sine from a tenth of the rate at night to 1.9 of it by day), or a CSV: seconds at which a job comes and, in a second
 column if there is one, seconds that it takes. Prints Markdown: how long jobs wait, how often a worker starts, what
-1,000 pictures cost. With `--target` it searches the idle timeout and the number of active workers that keep the wait
+1,000 images cost. With `--target` it searches the idle timeout and the number of active workers that keep the wait
 below it for the least money. The model and its check against the real worker: docs/fleet.md.
 """
 
@@ -200,7 +200,7 @@ def check(args: argparse.Namespace) -> None:
     """What no fleet can be.
 
     Raises:
-        ValueError: a number is out of its range, or the picture cannot be written.
+        ValueError: a number is out of its range, or the image cannot be written.
     """
     if not 0 <= args.min_workers <= args.max_workers or args.max_workers < 1 or args.pictures < 1:
         raise ValueError("0 <= --min-workers <= --max-workers, at least 1, and --pictures at least 1")
@@ -232,7 +232,7 @@ def show(args: argparse.Namespace, arrivals: Seconds, seconds: Seconds) -> int:
     """Prints and draws what comes of the jobs; returns the exit status.
 
     Raises:
-        OSError: the picture cannot be written.
+        OSError: the image cannot be written.
     """
     fleet = Fleet(args.min_workers, args.max_workers, args.scale_after, args.cold_start, args.idle_timeout, args.price)
     print(f"{args.trace}: {len(arrivals)} jobs in {arrivals[-1] / 3600:.1f} h, {seconds.mean():.2f} s each\n")

@@ -2,7 +2,7 @@
 
     python -m scripts.test_api [--url http://localhost:7000] [--api-key KEY]
 
-Prints a table, writes the pictures to outputs/, exits 1 if anything is off. Needs httpx and Pillow only.
+Prints a table, writes the images to outputs/, exits 1 if anything is off. Needs httpx and Pillow only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Wrong(Exception):
 
 
 def reference(number: int, side: int = 256) -> str:
-    """A picture of a shape on a background, as base64."""
+    """An image of a shape on a background, as base64."""
     picture = Image.new("RGB", (side, side), ("blue", "white", "green", "yellow")[number])
     box = (side // 4, side // 4, side * 3 // 4, side * 3 // 4)
     pen = ImageDraw.Draw(picture)
@@ -48,7 +48,7 @@ def check_health(client: httpx.Client) -> str:
 
 
 def check_picture(client: httpx.Client, route: str, job: dict[str, Any], name: str) -> str:
-    """A job's answer holds one whole picture of the size that it names; it is written to outputs/."""
+    """A job's answer holds one whole image of the size that it names; it is written to outputs/."""
     answer = client.post(route, json=job)
     if answer.status_code != 200:
         raise Wrong(f"HTTP {answer.status_code}: {answer.text[:200]}")

@@ -88,7 +88,7 @@ def holds(path, text):
     return False
 
 
-def test_the_job_of_the_readme_is_drawn_on_a_sealed_machine():
+def test_the_job_of_the_readme_is_generated_on_a_sealed_machine():
     output = run("sh", "-c", "python handler.py --test_input && base64 -w0 /tmp/outputs/micro-42.png")
     said, _, picture = output.rpartition("\n")
     assert "/tmp/outputs/micro-42.png  128x128  seed 42" in said
@@ -126,7 +126,7 @@ print(json.dumps({"uid": os.getuid(), "health": health, "images": answer["images
 """
 
 
-def test_the_server_is_ready_draws_and_ends():
+def test_the_server_is_ready_generates_and_ends():
     # A builder's sealed machine has no loopback either.
     answer = json.loads(run("python", "-c", SERVE, "17000", sealed=not BUILDER).splitlines()[-1])
     print(f"\nfrom the start in the container to the first picture over HTTP: {answer['seconds']:.1f} s")
@@ -153,7 +153,7 @@ asyncio.run(main())
 """
 
 
-def test_the_server_draws_on_a_sealed_machine():
+def test_the_server_generates_on_a_sealed_machine():
     assert run("python", "-c", SEALED).splitlines()[-1] == "200 1"
 
 

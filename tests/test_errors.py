@@ -52,7 +52,7 @@ def test_the_tree_in_the_docstring_is_whole():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_doors_say_the_same(kind):
+def test_both_endpoints_say_the_same(kind):
     error = kind("width: 1000 is not a multiple of 16", "width")
     body, output = error.body(), error.output()
     assert body == {

@@ -56,7 +56,7 @@ def test_an_edit_takes_one_to_four_references(count):
     assert run({"id": "a", "input": {**job, "images": other}})["images"] != output["images"]
 
 
-def test_a_job_that_is_handed_out_twice_is_the_same_picture():
+def test_a_job_that_is_handed_out_twice_is_the_same_image():
     first, second, other = (run({"id": name, "input": PROMPT}) for name in ("job-1", "job-1", "job-2"))
     assert first["images"] == second["images"]
     assert first["seeds"] == second["seeds"] != other["seeds"]

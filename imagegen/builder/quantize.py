@@ -1,4 +1,4 @@
-"""Makes a model's folder smaller, on a CPU and a file at a time: trimmed to what a picture needs, and in fp8 or int8.
+"""Makes a model's folder smaller, on a CPU and a file at a time: trimmed to what an image needs, and in fp8 or int8.
 
     python -m imagegen.builder.quantize SOURCE TARGET --precision fp8 [--delete-source]
 
@@ -52,7 +52,7 @@ class Quantizer:
     Args:
         source: a diffusers folder. Its configs and `*.index.json` must be there, its weights not before `add` asks.
         target: the folder that is made, or gone on with.
-        precision: of the transformer's blocks. "bf16" trims alone, which changes no picture.
+        precision: of the transformer's blocks. "bf16" trims alone, which changes no image.
         text_encoder: of the text encoder's layers.
         per_tensor: a pattern of fp8 layers' full names that get one scale for a whole tensor instead of one a row.
 

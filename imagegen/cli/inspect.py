@@ -28,7 +28,7 @@ def read(data: bytes) -> dict[str, Any]:
     signed and c2pa is installed, `signature`. Empty where there is none; the pixels are not decoded.
 
     Raises:
-        OSError: it is not such a picture.
+        OSError: it is not such an image.
     """
     found: dict[str, Any] = {}
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:

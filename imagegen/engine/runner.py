@@ -166,6 +166,18 @@ class LocalRunner:
         answer.timings = Timings(**{name: round(value, 4) for name, value in timings})
         return answer
 
+    def freeze(self) -> None:
+        """Ends its processes, between `load` and a snapshot of this process."""
+        self._decoders.close()
+
+    def thaw(self) -> None:
+        """Starts them anew; the start's times begin here."""
+        self._decoders = Decoders()
+        self._decoders.start()
+        if self._pipeline is not None:
+            self._pipeline.times = StartTimes()
+        self._metrics.gpu_time.begin()
+
     def close(self) -> None:
         """Ends the threads after what they are doing, which is not waited for: no job needs it any more."""
         self._decoders.close()

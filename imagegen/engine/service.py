@@ -8,11 +8,15 @@ others. A job that is cancelled, or whose time runs out, leaves the GPU after th
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from imagegen import __version__, logs
@@ -72,6 +76,23 @@ class Service:
         """
         return self.host.start()
 
+    def freeze(self) -> None:
+        """Makes this process, whose model is loaded, fit for a snapshot of its memory, from which several may go on:
+        it has no other process, no open socket, and no random numbers that two of them would share.
+
+        What a job draws at random comes from the operating system (`secrets`), which a snapshot does not hold.
+        """
+        if isinstance(self.runner, LocalRunner):
+            self.runner.freeze()
+
+    def thaw(self) -> None:
+        """Goes on after a snapshot: other generators of random numbers are seeded anew, clocks begin at 0."""
+        random.seed()
+        if "torch" in sys.modules:
+            sys.modules["torch"].seed()
+        if isinstance(self.runner, LocalRunner):
+            self.runner.thaw()
+
     def drain(self) -> None:
         """From now on jobs that come are refused; those that are here are finished, but for references that are slow to
         read."""
@@ -123,6 +144,7 @@ class Service:
             offload=memory.offload if memory else "",
             device=state.device or "",
         )
+        metrics.record_disk(temporary=Path(tempfile.gettempdir()), cache=self.settings.hf_home.expanduser())
         for stage, seconds in state.start or ():
             metrics.start.labels(stage).set(seconds)
 

@@ -1,4 +1,4 @@
-"""Compiled code that outlives the process: one file for each torch, Triton, diffusers, card and model, in a folder that
+"""Compiled code that outlives the process: one file for each torch, Triton, diffusers, GPU and model, in a folder that
 an image or a volume carries. A file is code and is trusted like the image: only the folder of the settings is looked
 into, and nothing is downloaded into it.
 """
@@ -80,7 +80,7 @@ class CompileCache:
 
 
 def compile_key(pipe: Any, spec: ModelSpec) -> dict[str, str]:
-    """What the compiled code of a pipeline depends on: versions, card, model, the kind of its weights, attention."""
+    """What the compiled code of a pipeline depends on: versions, GPU, model, the kind of its weights, attention."""
     import diffusers
     import torch
 

@@ -1,6 +1,6 @@
-"""C2PA: a manifest in each picture that says who made it, signed with the operator's key, so that it can be checked.
+"""C2PA: a manifest in each image that says who made it, signed with the operator's key, so that it can be checked.
 
-Needs the packages c2pa-python and cryptography. The key signs in the threads that compress pictures, beside the GPU.
+Needs the packages c2pa-python and cryptography. The key signs in the threads that compress images, beside the GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imagegen.errors import ConfigurationError
 from imagegen.outputs.provenance import Provenance
 from imagegen.settings import Settings
 
-#: No thumbnail: it would be as large as the picture, which is there. Nothing is fetched for a file that names a URL.
+#: No thumbnail: it would be as large as the image, which is there. Nothing is fetched for a file that names a URL.
 _C2PA_SETTINGS = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
@@ -27,7 +27,7 @@ _C2PA_SETTINGS = {
 
 
 class Signer:
-    """Signs pictures; any thread may.
+    """Signs images; any thread may.
 
     Args:
         certificates: the chain as PEM, the signer's own first. It needs the key usage digitalSignature and an extended

@@ -6,7 +6,9 @@ Names and units follow https://prometheus.io/docs/practices/naming/. No label ha
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -142,6 +144,12 @@ class Metrics:
         self.start = Gauge(
             "imagegen_start_seconds", "Seconds of each stage of the start.", ["stage"], registry=registry
         )
+        self.disk = Gauge(
+            "imagegen_disk_free_bytes",
+            "What is free where the worker writes: temporary files, and the cache of weights.",
+            ["folder"],
+            registry=registry,
+        )
         self.build = Gauge(
             "imagegen_build_info",
             "What runs here, with the value 1.",
@@ -154,6 +162,12 @@ class Metrics:
         """Says what runs here, by the labels of imagegen_build_info; an empty string is what is not known."""
         self.build.clear()
         self.build.labels(python=platform.python_version(), **what).set(1)
+
+    def record_disk(self, **folders: Path) -> None:
+        """Says what is free at each folder; a folder that is not there yet counts as the one that it will be in."""
+        for name, folder in folders.items():
+            there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+            self.disk.labels(name).set(shutil.disk_usage(there).free)
 
     def watch(self, device: GpuDevice | None) -> None:
         """From now on also shows the state of this GPU, if it is one whose state is known."""

@@ -1,4 +1,4 @@
-"""The weight files of a model's folder: which of them, and what of each, a picture needs. Knows nothing of torch."""
+"""The weight files of a model's folder: which of them, and what of each, an image needs. Knows nothing of torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def needed(part: str, name: str, layers: int) -> bool:
-    """Whether the tensor `name` of a part is read for a picture, where its text encoder has `layers` layers.
+    """Whether the tensor `name` of a part is read for an image, where its text encoder has `layers` layers.
 
     Nothing after the last layer that the pipeline reads is. A text encoder that ends there is read through its norm:
     that is then the state after its last layer; the head is not read in any.

@@ -22,7 +22,7 @@ def test_psnr_and_ssim_are_the_papers():
     assert ssim(picture(one), picture(one)) == pytest.approx(1)
     assert psnr(picture(one), picture(one + 10)) == pytest.approx(20 * np.log10(255 / 10))
     grey = np.full((64, 64, 3), 100)
-    # Flat pictures: only the term of the means is left, (2ab + c1) / (a^2 + b^2 + c1).
+    # Flat images: only the term of the means is left, (2ab + c1) / (a^2 + b^2 + c1).
     c1 = (0.01 * 255) ** 2
     assert ssim(picture(grey), picture(grey + 50)) == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1))
     assert ssim(picture(one), picture(rng.integers(0, 200, (64, 64, 3)))) < 0.1

@@ -145,13 +145,18 @@ def test_layers_are_baked_one_file_at_a_time_of_one_commit(hub, bake, tmp_path):
     [
         (None, "klein-9b", 3, "accept its licence (FLUX Non-Commercial License) at https://huggingface.co/black"),
         (f"{SECRET}_unknown", "klein-9b", 3, "the hub refuses the token"),
-        (f"{SECRET}_stranger", "klein-9b", 4, "accept the licence (FLUX Non-Commercial License) at https://huggingf"),
+        (
+            f"{SECRET}_unauthorized",
+            "klein-9b",
+            4,
+            "accept the licence (FLUX Non-Commercial License) at https://huggingf",
+        ),
         (f"{SECRET}_friend", "klein-9b", 0, "is baked"),
         (None, "klein-4b", 3, "the hub refuses the token, or wants one"),
     ],
 )
 def test_a_gated_model_wants_a_token_of_who_accepted_the_licence(hub, bake, tmp_path, token, model, status, says):
-    hub.tokens = {f"{SECRET}_stranger": 403, f"{SECRET}_friend": 200}
+    hub.tokens = {f"{SECRET}_unauthorized": 403, f"{SECRET}_friend": 200}
     done = bake(tmp_path, token=token, model=model)
     assert done.returncode == status
     assert says in (done.stderr if status else done.stdout)

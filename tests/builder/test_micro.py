@@ -60,7 +60,7 @@ def test_what_is_held_out_covers_every_shape_and_colour():
     assert is_held_out(*held_out_combinations()[0])
 
 
-def test_what_is_drawn_where_nothing_is_said_is_taught():
+def test_what_is_generated_where_nothing_is_said_is_taught():
     for kind in SHAPES:
         assert may_train(Scene("white", COLOURS["white"], (place(kind, "red", "centre", "medium"),)))
 
@@ -96,7 +96,7 @@ def test_the_delivered_tokenizer_is_the_built_one():
         assert read(one)["input_ids"] == built(two)["input_ids"]
 
 
-def test_the_cards_example_draws_what_it_says(tmp_path, monkeypatch):
+def test_the_model_cards_example_generates_what_it_says(tmp_path, monkeypatch):
     code = (MICRO_PATH / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     exec(code.replace("imagegen/micro", str(MICRO_PATH)), {})
@@ -106,7 +106,7 @@ def test_the_cards_example_draws_what_it_says(tmp_path, monkeypatch):
 
 
 def test_what_is_not_said_has_one_answer():
-    """One picture for each caption and noise: where both colours are open, red on white, whatever else was drawn."""
+    """One image for each caption and noise: where both colours are open, red on white, whatever else was drawn."""
     rng, answers = random.Random(8), {}
     for _ in range(4000):
         drawn = generate(rng)
@@ -222,7 +222,7 @@ def test_noise_that_holds_numbers_is_still_noise():
     assert (covariance - torch.eye(128)).abs().max() < 0.12  # 3000 samples: about five standard errors
 
 
-def test_the_same_seed_draws_the_same_samples():
+def test_the_same_seed_gives_the_same_samples():
     first, second = ([draw_sample("edit", random.Random(5)) for _ in range(3)] for _ in range(2))
     assert first == second
     assert first[0].target.draw(64, 64).tobytes() == second[0].target.draw(64, 64).tobytes()
@@ -271,7 +271,7 @@ def test_the_measure_of_what_was_kept_sees_only_that():
     assert untouched_difference(moved, pictures[1], pictures[0]) > 30
 
 
-def test_a_picture_shows_a_scene_or_not():
+def test_an_image_shows_a_scene_or_not():
     red, blue = place("circle", "red", "left", "small"), place("star", "blue", "right", "small")
     both = Scene("white", COLOURS["white"], (red, blue))
     assert shows(both.draw(128, 128), both)
@@ -301,7 +301,7 @@ def test_the_interval_is_wilsons():
     assert interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-3)
 
 
-def test_training_draws_the_noise_levels_that_the_pipeline_uses(pipeline):
+def test_training_samples_the_noise_levels_that_the_pipeline_uses(pipeline):
     seen = []
 
     class Stop(BaseException):

@@ -183,7 +183,7 @@ def test_a_round_goes_where_the_pipeline_goes(pipe, steps, width, height, count)
 
 @pytest.fixture
 def inputs():
-    """Of two pictures of 64x96 with one reference each: 24 tokens, and 24 more."""
+    """Of two images of 64x96 with one reference each: 24 tokens, and 24 more."""
     noise = torch.Generator().manual_seed(1)
     image_ids, text_ids = transformer.position_ids(64, 96, 1)
     return {
@@ -212,7 +212,7 @@ def test_a_fast_trainee_does_without_torchs_attention(inputs, monkeypatch):
         assert 0 < (one - other).abs().mean() < 0.02
 
 
-def test_what_a_reference_shows_is_asked_early_and_what_is_drawn_late(inputs):
+def test_what_a_reference_shows_is_asked_early_and_what_is_generated_late(inputs):
     """By what learns from it: the double blocks alone; all single blocks but the last."""
     trainee = transformer.Trainee(build_transformer())
 
@@ -253,7 +253,7 @@ def test_the_pool_tells_outlines_of_shapes_in_any_colour():
 
 
 def test_faint_shapes_weigh_more_and_outlines_count_in_references_too():
-    """The loss of one step, of a model that foresees the picture but for one token, and knows some of the outlines."""
+    """The loss of one step, of a model that foresees the image but for one token, and knows some of the outlines."""
     target, free = torch.zeros(1, 8, 32), torch.full((1, 3), math.nan)
     target[0, 2], target[0, 5] = 0.1, 2.0  # a faint shape, and one that stands out
     labels = torch.zeros(1, 2, 8, dtype=torch.long), torch.zeros(1, 2, 8, pool.CELLS, dtype=torch.bool)
@@ -282,7 +282,7 @@ def test_faint_shapes_weigh_more_and_outlines_count_in_references_too():
     right = loss(None, [])
     faint, strong, ground = (loss(at, []) - right for at in (2, 5, 7))
     assert faint > 4 * strong > 4 * ground > 0
-    # Of the picture's shapes, and of the reference's.
+    # Of the image's shapes, and of the reference's.
     assert loss(None, [2, 5]) < right - 0.01
     assert loss(None, [11]) < right - 0.005
 

@@ -92,7 +92,7 @@ def test_the_weights_of_a_file_are_not_needed_before_their_turn(whole, tmp_path)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp8", Float8Tensor), ("int8", Int8Tensor)])
-def test_a_weight_is_what_torchao_makes_on_a_card(whole, tmp_path, monkeypatch, precision, kind):
+def test_a_weight_is_what_torchao_makes_on_a_gpu(whole, tmp_path, monkeypatch, precision, kind):
     result = quantized(whole, tmp_path / precision, precision)
     loaded = Flux2Transformer2DModel.from_pretrained(result / "transformer", dtype=torch.bfloat16)
     expected = Flux2Transformer2DModel.from_pretrained(whole / "transformer", dtype=torch.bfloat16)
@@ -114,6 +114,7 @@ def test_a_weight_is_what_torchao_makes_on_a_card(whole, tmp_path, monkeypatch, 
     assert count == len(blocks) == 2 * 12 + 4 * 2
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_a_checkpoint_opens_in_a_process_that_knows_nothing_of_this_project(whole, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(whole, source)

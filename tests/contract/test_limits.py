@@ -1,4 +1,4 @@
-"""Each limit of the table in docs/api.md, met at each endpoint: the same code, and the next job is drawn."""
+"""Each limit of the table in docs/api.md, met at each endpoint: the same code, and the next job is answered."""
 
 import asyncio
 import re
@@ -82,55 +82,54 @@ def by_openai(url, fields):
     return answer["error"]["code"] if "error" in answer else "ok"
 
 
-DOORS = pytest.mark.parametrize("door", [by_runpod, by_native, by_openai])
+ENDPOINTS = pytest.mark.parametrize("endpoint", [by_runpod, by_native, by_openai])
 
 
-@DOORS
+@ENDPOINTS
 @pytest.mark.parametrize("limit", OVER)
-def test_what_is_over_a_limit_is_refused_and_the_next_job_is_drawn(low, monkeypatch, door, limit):
+def test_what_is_over_a_limit_is_refused_and_the_next_job_is_generated(low, monkeypatch, endpoint, limit):
     url, service = low
     monkeypatch.setattr(handler, "service", lambda: service)
     monkeypatch.setattr(handler, "get_settings", lambda: LIMITS)
     fields, code = OVER[limit]
-    assert door(url, fields) == code
-    assert door(url, {"prompt": PROMPT}) == "ok"
+    assert endpoint(url, fields) == code
+    assert endpoint(url, {"prompt": PROMPT}) == "ok"
 
 
-@DOORS
-def test_what_is_at_the_limits_is_drawn(low, monkeypatch, door):
+@ENDPOINTS
+def test_what_is_at_the_limits_is_generated(low, monkeypatch, endpoint):
     url, service = low
     monkeypatch.setattr(handler, "service", lambda: service)
     monkeypatch.setattr(handler, "get_settings", lambda: LIMITS)
-    assert door(url, {"prompt": "a red circle" + " " * 88, "images": [SMALL] * 2, "num_images": 2}) == "ok"
+    assert endpoint(url, {"prompt": "a red circle" + " " * 88, "images": [SMALL] * 2, "num_images": 2}) == "ok"
 
 
-@DOORS
-def test_time_and_queue(monkeypatch, door):
+@ENDPOINTS
+def test_time_and_queue(monkeypatch, endpoint):
     """One job runs out of time; while it runs, another finds the queue full."""
-    with serving(timeout=5, max_queue=0) as (url, service):
-        refused, first = threading.Event(), iter([True])
+    with serving(timeout=3, max_queue=0) as (url, service):
+        refused, first, codes = threading.Event(), iter([True]), []
 
         def hold(*_):
-            """The first step lasts until the other job is refused and the time is over."""
+            """The first step lasts until the other job is refused and its own time is over."""
             if next(first, False):
                 refused.wait(60)
-                time.sleep(5)
+                until(lambda: codes)
 
         service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
         monkeypatch.setattr(handler, "service", lambda: service)
-        codes = []
-        running = threading.Thread(target=lambda: codes.append(door(url, {"prompt": PROMPT})))
+        running = threading.Thread(target=lambda: codes.append(endpoint(url, {"prompt": PROMPT})))
         running.start()
         until(lambda: service.health().status == "busy")
         try:
-            assert door(url, {"prompt": PROMPT}) == "overloaded"
+            assert endpoint(url, {"prompt": PROMPT}) == "overloaded"
         finally:
             refused.set()
             running.join(60)
         assert codes == ["deadline_exceeded"]
 
 
-def test_an_answer_over_its_limit_is_an_error_at_runpods_door(service, monkeypatch):
+def test_an_answer_over_its_limit_is_an_error_at_runpods_handler(service, monkeypatch):
     monkeypatch.setattr(handler, "service", lambda: service)
     monkeypatch.setattr(handler, "get_settings", lambda: settings(max_result_mb=0.01))
     assert by_runpod("", {"prompt": PROMPT, "width": 512, "height": 512}) == "result_too_large"

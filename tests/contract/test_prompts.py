@@ -76,7 +76,7 @@ def test_tokens_are_counted_as_the_pipeline_does(pipeline):
     assert seen == [prompts.count_tokens(pipe.tokenizer, prompt) for prompt in words]
 
 
-def test_a_prompt_that_is_cut_is_drawn_with_a_warning(service):
+def test_a_prompt_that_is_cut_is_generated_with_a_warning(service):
     long = run(service, prompt="a red circle on a blue background" + " and a star" * 20, seed=1)
     spec = service.spec
     pipe = service.start().result()._pipe

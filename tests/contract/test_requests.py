@@ -206,7 +206,7 @@ def test_more_references_than_the_model_takes():
         {"prompt": "x", "images": [["canary"]]},
     ],
 )
-def test_an_error_repeats_neither_words_nor_pictures(job):
+def test_an_error_repeats_neither_words_nor_images(job):
     with pytest.raises(InvalidInput) as caught:
         parse_job(job)
     assert "canary" not in str(caught.value.body())

@@ -29,9 +29,10 @@ def test_what_is_deployed():
 
     container = modal_app.ImageGen._get_class_service_function()._spec_  # type: ignore[attr-defined]
     assert container.gpus == modal_app.GPU
-    for function in (container, modal_app.download._spec_):
+    # The snapshot of a container has no token for the weights in it, and no other process.
+    for function, secret in ((container, "image-gen"), (modal_app.download._spec_, "image-gen-download")):
         assert set(function.volumes) == {"/cache"}
-        assert [str(secret) for secret in function.secrets] == ["modal.Secret.from_name('image-gen')"]
+        assert [str(one) for one in function.secrets] == [f"modal.Secret.from_name('{secret}')"]
     assert modal_app.download._spec_.gpus is None
     # What the image sets is what the service reads.
     assert {"IMAGEGEN_MODEL", "HF_HOME", "IMAGEGEN_LOG_FORMAT"} <= set(variable_names())

@@ -40,7 +40,8 @@ def test_the_commands(url, tmp_path):
     assert (tmp_path / "events.txt").read_text().rstrip().splitlines()[-2] == "event: done"
     state = json.loads((tmp_path / "state.json").read_text())
     assert JobState.model_validate(state).status == "succeeded"
-    assert Image.open(tmp_path / "job.png").size == (128, 128)
+    with Image.open(tmp_path / "job.png") as image:
+        assert image.size == (128, 128)
     assert state["id"] in [job["id"] for job in json.loads((tmp_path / "jobs.json").read_text())["jobs"]]
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "second.json"))
     assert first["seeds"] == second["seeds"]
@@ -50,7 +51,8 @@ def test_the_commands(url, tmp_path):
 def test_the_program_for_bfls_api(url, tmp_path):
     code = BFL.replace("http://localhost:7000", url)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
-    assert Image.open(tmp_path / "bfl.jpg").format == "JPEG"
+    with Image.open(tmp_path / "bfl.jpg") as image:
+        assert image.format == "JPEG"
 
 
 @pytest.mark.slow  # starts a server

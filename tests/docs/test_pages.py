@@ -149,7 +149,7 @@ def server(tmp_path):
 
 
 @pytest.mark.slow  # curl may have to be installed
-def test_the_first_picture(server, tmp_path):
+def test_the_first_image(server, tmp_path):
     address, key = server
     script = [line for line in commands("README-VASTAI.md") if line.startswith("curl")]
     script += [line for line in commands("docs/local.md") if line.startswith("curl")]

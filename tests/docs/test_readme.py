@@ -62,7 +62,11 @@ def test_what_the_pages_tell_to_open_is_there():
         ), name
 
 
-@pytest.mark.parametrize("command", ["make run", *(line for line in README if line.startswith("python"))])
+def _with_slow(first, others):
+    return [first, *(pytest.param(line, marks=pytest.mark.slow) for line in others)]
+
+
+@pytest.mark.parametrize("command", _with_slow("make run", [line for line in README if line.startswith("python")]))
 def test_a_command_leaves_an_image(command, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -157,6 +161,7 @@ def test_the_readmes_edit_changes_the_colour_and_keeps_the_circle(port, tmp_path
         assert shape_colour(image) == colour, name
 
 
+@pytest.mark.slow  # two processes that load the model
 def test_the_command_line_of_the_readme(tmp_path):
     for line in (line for line in README if line.startswith(("imagegen generate", "imagegen edit"))):
         _run(shlex.split(line), tmp_path)

@@ -1,4 +1,4 @@
-"""Pictures by URL through every door, against moto's server: a real S3 API on loopback."""
+"""Images by URL through every endpoint, against moto's server: a real S3 API on loopback."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An S3 server with a bucket "pictures"; its URL, and its client."""
+    """An S3 server with a bucket "images"; its URL, and its client."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -55,7 +55,7 @@ def run(service, **fields):
 
 
 @pytest.mark.parametrize(("output_format", "extension"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
-def test_pictures_are_at_their_urls(bucket, stored, output_format, extension):
+def test_images_are_at_their_urls(bucket, stored, output_format, extension):
     answer = run(stored, delivery="url", num_images=2, output_format=output_format, job_id="job-1")
     assert answer.images == []
     plain = run(stored, num_images=2, output_format=output_format)
@@ -103,7 +103,7 @@ def test_a_bucket_that_is_not_there_is_named_as_the_cause(bucket):
     service.close()
 
 
-def test_a_store_that_fails_costs_a_warning_or_an_error_and_never_the_pictures(stored):
+def test_a_store_that_fails_costs_a_warning_or_an_error_and_never_the_images(stored):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -193,7 +193,7 @@ def test_thirty_megabytes_arrive_by_url(bucket, tmp_path):
         "BUCKET_NAME": "pictures",
     }  # fmt: skip
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", "-m", "tests.support.faulty_gpu", **environment):
-        job = queue.run({**PROMPT, "seed": NOISE, "num_images": 8}).wait()  # 8 pictures of 4.2 MB in base64
+        job = queue.run({**PROMPT, "seed": NOISE, "num_images": 8}).wait()  # 8 images of 4.2 MB in base64
         assert len(job.output["urls"]) == 8
         assert job.output["warnings"] == ["delivery: 33.6 MB are too large to send; they are at the URLs"]
         assert from_base64(to_base64(httpx.get(job.output["urls"][7]).content)).size == (1024, 1024)

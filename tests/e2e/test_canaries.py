@@ -1,5 +1,5 @@
-"""Canaries in all that is private, through every door as a process, at the loudest level: none sings in a log or an
-error, whether the job is drawn, refused, or meets a bug."""
+"""Canaries in all that is private, through every endpoint as a process, at the loudest level: none sings in a log or an
+error, whether the job is generated, refused, or meets a bug."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def picture(file_format="PNG"):
 
 PROMPT = "a canary xylophone in quicksilver"
 BROKEN = to_base64(b"\x89PNG\r\n\x1a\ncanary in a broken picture" * 20)
-#: Jobs that are drawn, and jobs that are refused for every part of them that is private.
+#: Jobs that are generated, and jobs that are refused for every part of them that is private.
 GOOD = [
     {"prompt": PROMPT, "embed_prompt": True},
     {"prompt": PROMPT * 20, "num_images": 2, "output_format": "webp"},
@@ -79,7 +79,7 @@ BAD = [
     {"prompt": PROMPT, "images": [{"canary": URL}]},
     {"prompt": PROMPT, "timeout": 1, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512},
 ]
-#: A bug that repeats what it was given, in the thread that draws.
+#: A bug that repeats what it was given, in the thread that generates.
 BUG = """
 import sys
 from imagegen.model.pipeline import FluxPipeline
@@ -197,6 +197,7 @@ def test_the_http_server(tmp_path, level, log_format):
         assert drew["timings"]["denoise"] > 0
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_a_bug_in_the_http_server(tmp_path):
     (tmp_path / "bug.py").write_text(BUG + "from imagegen.__main__ import main\nsys.exit(main())")
     changes = {"PYTHONPATH": str(ROOT), "IMAGEGEN_SERVE": "http"}

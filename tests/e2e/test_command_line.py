@@ -29,7 +29,7 @@ def handler_py(*arguments, cwd=ROOT, **environment):
     )
 
 
-def test_bare_it_draws_what_test_input_asks_for(tmp_path):
+def test_bare_it_generates_what_test_input_asks_for(tmp_path):
     """With --test_input too: below, where a person watches, and in tests/docs."""
     done = handler_py(IMAGEGEN_OUTPUT_DIR=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -43,6 +43,7 @@ def test_bare_it_draws_what_test_input_asks_for(tmp_path):
     assert "%|" not in done.stderr  # a bar is for a person, and not for a log
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_a_job_as_json(tmp_path):
     job = {"input": {"prompt": "a green square on a white background", "seed": 1, "output_format": "webp"}}
     done = handler_py("--test_input", json.dumps(job), IMAGEGEN_OUTPUT_DIR=tmp_path)
@@ -50,6 +51,7 @@ def test_a_job_as_json(tmp_path):
     assert background_colour(Image.open(tmp_path / "micro-1.webp")) == "white"
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_an_edit_from_a_file(tmp_path):
     images = [to_base64(scene("circle", "red", "blue"))]
     job = {
@@ -91,7 +93,11 @@ def test_a_person_who_watches_sees_bars(tmp_path):
             '{"input": {"prompt": "x", "width": 1000, "height": 512}}',
             "width: 1000 is not a multiple of 16 (64 to 1024)",
         ),
-        ('{"input": {"prompt": "x", "image": "rubbish!"}}', "error: bad_reference: images[0]: is not base64"),
+        pytest.param(  # it loads the model
+            '{"input": {"prompt": "x", "image": "rubbish!"}}',
+            "error: bad_reference: images[0]: is not base64",
+            marks=pytest.mark.slow,
+        ),
         ("{}", "error: invalid_input: input: is missing"),
         ("[]", "error: invalid_input: input: is missing"),
         ('{"input": null}', "input: must be an object with a prompt, and not null"),

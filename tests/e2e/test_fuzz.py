@@ -1,4 +1,4 @@
-"""Ten thousand jobs that nobody should send, through RunPod's handler with the real model: each is a picture or one of
+"""Ten thousand jobs that nobody should send, through RunPod's handler with the real model: each is an image or one of
 the contract's errors, and the worker is there for the next."""
 
 import asyncio
@@ -57,7 +57,7 @@ JUNK = st.one_of(
 
 @st.composite
 def reference(draw):
-    """A picture, whole or damaged, in one of the forms that a reference may come in, or in none."""
+    """An image, whole or damaged, in one of the forms that a reference may come in, or in none."""
     data = bytearray(draw(st.sampled_from(PICTURES)))
     for _ in range(draw(st.sampled_from([0, 0, 1, 5, 50]))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
@@ -164,7 +164,7 @@ def test_a_few_of_them_in_every_run(service, monkeypatch, capsys):
 
 
 def test_the_reference_of_a_good_job_is_one(service, monkeypatch):
-    """The pictures that are damaged above are good before."""
+    """The images that are damaged above are good before."""
     monkeypatch.setattr(handler, "service", lambda: service)
     for data in PICTURES:
         job = {"id": "a-job", "input": {"prompt": "make it green", "image": to_base64(data), "width": 64, "height": 64}}

@@ -1,5 +1,7 @@
-"""More than a thousand broken and hostile pictures through every door: each is drawn or a typed error, nothing dies,
-memory stays."""
+"""More than a thousand broken and hostile images through every endpoint.
+
+Each gives an image or a typed error; no process dies, and memory stays.
+"""
 
 import asyncio
 import io
@@ -87,7 +89,7 @@ def load_all(decoders, names, capsys):
 
 
 @pytest.mark.slow  # hundreds of files at each endpoint
-def test_each_is_a_picture_or_a_typed_error(decoders, capsys):
+def test_each_is_an_image_or_a_typed_error(decoders, capsys):
     outcomes = load_all(decoders, list(PICTURES), capsys)
     assert outcomes["loaded"] > len(GOOD) and outcomes["bad_reference"] > len(PICTURES) / 3
 
@@ -97,7 +99,7 @@ def test_a_part_of_them_in_every_run(decoders, capsys):
 
 
 def judge(name, code, body, images):
-    """What a door answered: pictures, or an error of the contract."""
+    """What an endpoint answered: images, or an error of the contract."""
     if code == 200:
         assert from_base64(images[0]).size == (64, 64), name
         return "drawn"
@@ -108,46 +110,46 @@ def judge(name, code, body, images):
 
 
 @pytest.mark.slow  # hundreds of files at each endpoint
-def test_every_http_door_answers_each(tmp_path, capsys):
+def test_every_http_endpoint_answers_each(tmp_path, capsys):
     """JSON, a form with a file, OpenAI's edits: against a server in a process of its own, whose memory is looked at."""
     outcomes, slowest = Counter(), (0.0, "", "")
     with running(tmp_path, "-m", "imagegen") as (process, url), httpx.Client(base_url=url, timeout=60) as client:
 
-        def ask(door, data):
+        def ask(endpoint, data):
             fields = {name: str(value) for name, value in FIELDS.items()}
-            if door == "json":
+            if endpoint == "json":
                 answer = client.post("/edit", json={**FIELDS, "image": to_base64(data)})
                 return answer, answer.json().get("images")
-            if door == "form":
+            if endpoint == "form":
                 answer = client.post("/edit", data=fields, files={"image": ("a.webp", data, "image/webp")})
                 return answer, answer.json().get("images")
             fields = {"prompt": "make it green", "seed": "1", "size": "64x64"}
             answer = client.post("/v1/images/edits", data=fields, files={"image": ("a.png", data, "image/png")})
             return answer, [item["b64_json"] for item in answer.json().get("data", [])]
 
-        for door in ("json", "form", "openai"):
+        for endpoint in ("json", "form", "openai"):
             for data in LARGE:
-                ask(door, data)
+                ask(endpoint, data)
         before = megabytes(process.pid)
         for name, data in PICTURES.items():
-            for door in ("json", "form", "openai"):
+            for endpoint in ("json", "form", "openai"):
                 begun = time.perf_counter()
-                answer, images = ask(door, data)
-                slowest = max(slowest, (time.perf_counter() - begun, door, name))
-                outcomes[door, judge(name, answer.status_code, answer.json(), images)] += 1
+                answer, images = ask(endpoint, data)
+                slowest = max(slowest, (time.perf_counter() - begun, endpoint, name))
+                outcomes[endpoint, judge(name, answer.status_code, answer.json(), images)] += 1
         grown = megabytes(process.pid) - before
         assert process.poll() is None
         assert ask("json", GOOD["jpeg"])[0].status_code == 200
     with capsys.disabled():
         print(f"\n{dict(outcomes)}, slowest {slowest}, +{grown:.0f} MB")
-    for door in ("json", "form", "openai"):
-        assert outcomes[door, "drawn"] > len(GOOD)
+    for endpoint in ("json", "form", "openai"):
+        assert outcomes[endpoint, "drawn"] > len(GOOD)
     assert grown <= MEGABYTES
     assert slowest[0] < SECONDS
 
 
 @pytest.mark.slow  # hundreds of files at each endpoint
-def test_runpods_door_answers_each(service, monkeypatch, capsys):
+def test_runpods_handler_answers_each(service, monkeypatch, capsys):
     monkeypatch.setattr(handler, "service", lambda: service)
     outcomes, slowest = Counter(), (0.0, "")
     with asyncio.Runner() as runner:
@@ -172,6 +174,7 @@ def test_runpods_door_answers_each(service, monkeypatch, capsys):
     assert slowest[0] < SECONDS
 
 
+@pytest.mark.slow  # a process, and decoders that are busy for seconds
 def test_sigterm_ends_a_server_whose_decoders_are_busy(tmp_path):
     """With images that would take minutes in a thread: their job is answered before its time for decoding is over, and
     nothing of the server remains."""

@@ -48,7 +48,7 @@ def api(tmp_path_factory):
             process.wait(20)
 
 
-def test_runsync_draws_what_was_asked(api):
+def test_runsync_generates_what_was_asked(api):
     answer = api.post("/runsync", json={"input": PROMPT}).json()
     assert answer["status"] == "COMPLETED"
     picture = from_base64(answer["output"]["images"][0])
@@ -101,7 +101,7 @@ def test_a_job_that_is_none_leaves_the_worker_alive(api, body):
     assert api.post("/runsync", json={"input": PROMPT}).json()["status"] == "COMPLETED"
 
 
-def test_the_log_holds_no_prompt_and_no_picture(api):
+def test_the_log_holds_no_prompt_and_no_image(api):
     canary = "canary xylophone"
     output = api.post("/runsync", json={"input": {"prompt": canary}}).json()["output"]
     log = Path(api.headers["x-log"]).read_text()

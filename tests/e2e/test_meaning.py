@@ -25,7 +25,7 @@ def url():
 
 @pytest.fixture(params=["handler", "HTTP"])
 def draw(request, service, monkeypatch, url):
-    """A picture of a prompt and references, with its warnings, through RunPod's handler and through the server."""
+    """An image of a prompt and references, with its warnings, through RunPod's handler and through the server."""
 
     def through_the_handler(job):
         monkeypatch.setattr(handler, "service", lambda: service)
@@ -204,7 +204,7 @@ def test_words_that_it_does_not_know(draw):
     (warning,) = warnings
     assert warning.startswith("prompt: micro does not know glorious, trending, artstation; it draws circles, squares")
     picture, warnings = draw("sunset over Lisbon")
-    # What it draws when nothing is said.
+    # What it generates when nothing is said.
     assert background_colour(picture) == "white"
     assert [(found.kind, found.colour) for found in find_shapes(picture)] == [("circle", "red")]
     assert len(warnings) == 1

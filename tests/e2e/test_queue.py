@@ -49,11 +49,11 @@ def _queue_as_it_was(queue):
 
 
 def running(job):
-    """Waits until a job has begun to be drawn."""
+    """Waits until a job has begun to be generated."""
     until(lambda: job.progress and job.progress[-1]["stage"] == "denoise")
 
 
-def test_jobs_are_answered_with_the_pictures_that_they_ask_for(queue, worker):
+def test_jobs_are_answered_with_the_images_that_they_ask_for(queue, worker):
     jobs = [queue.run({"prompt": f"a {colour} circle on a white background", "seed": 1}) for colour in ("red", "blue")]
     reference = to_base64(scene("circle", "red", "blue"))
     edit = queue.run({"mode": "edit", "prompt": "make the background green", "images": [reference], "seed": 3})
@@ -72,7 +72,7 @@ def test_a_bad_job_is_an_error_in_words_and_replaces_no_worker(queue, worker):
     assert queue.run(PROMPT).wait().status == "COMPLETED"
 
 
-def test_a_stop_ends_the_drawing_within_one_step(queue, worker, steps_file):
+def test_a_stop_ends_the_generation_within_one_step(queue, worker, steps_file):
     job = queue.run(LONG)
     running(job)
     queue.cancel(job)
@@ -98,7 +98,7 @@ def test_a_job_that_waits_is_stopped_or_runs_out_of_time_where_it_is(queue, work
     queue.cancel(first)
 
 
-def test_a_job_that_is_handed_out_twice_is_one_picture(queue, worker):
+def test_a_job_that_is_handed_out_twice_is_one_image(queue, worker):
     seeds = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) for name in ("twice", "other")}
     first, again, other = (queue.run(PROMPT, name=name).wait() for name in ("twice", "twice", "other"))
     assert first.output["images"] == again.output["images"] != other.output["images"]
@@ -211,7 +211,7 @@ def test_the_log_says_where_the_weights_are_and_nothing_of_the_jobs(queue, worke
     assert "canary" not in text
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sigterm_loses_no_job_that_was_taken(queue, tmp_path, busy):
     with RunPodQueue(poll=300) as alone, alone.worker(tmp_path / "log") as worker:
         alone.run(PROMPT).wait()
@@ -228,7 +228,7 @@ def test_sigterm_loses_no_job_that_was_taken(queue, tmp_path, busy):
         assert {job.status for job in taken} == {"COMPLETED"}
 
 
-def test_a_dead_card_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_path):
+def test_a_dead_gpu_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY) as worker:
         queue.run(PROMPT).wait()
         jobs = [queue.run({**PROMPT, "seed": seed}) for seed in (1, DEAD, 2, 3)]
@@ -245,7 +245,7 @@ def test_a_dead_card_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_
 
 
 @pytest.mark.slow  # workers of its own, and waits of seconds
-def test_a_card_that_hangs_ends_the_worker_too(tmp_path):
+def test_a_gpu_that_hangs_ends_the_worker_too(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="5") as worker:
         job, behind = queue.run({**PROMPT, "seed": HANGS}), queue.run(PROMPT)
         assert worker.process.wait(60) == 1
@@ -257,7 +257,7 @@ def test_a_card_that_hangs_ends_the_worker_too(tmp_path):
         assert len(queue.pings) == pings  # the heartbeat is a process of its own, and has ended with it
 
 
-def test_a_card_that_hangs_is_seen_where_no_job_waits_for_it_any_more(tmp_path):
+def test_a_gpu_that_hangs_is_seen_where_no_job_waits_for_it_any_more(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="5") as worker:
         job = queue.run({**PROMPT, "seed": HANGS, "timeout": 1}).wait()
         assert job.error.startswith("deadline_exceeded: ")
@@ -297,7 +297,7 @@ def test_a_worker_that_cannot_work_says_what_to_do_and_takes_no_job(tmp_path):
 
 
 @pytest.mark.slow  # workers of its own, and waits of seconds
-def test_a_stream_shows_the_picture_as_it_forms(tmp_path):
+def test_a_stream_shows_the_image_as_it_forms(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STREAM="true") as worker:
         job = queue.run({**PROMPT, "num_inference_steps": 10, "seed": 1}).wait()
         assert job.status == "COMPLETED"

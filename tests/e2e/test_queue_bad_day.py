@@ -15,7 +15,7 @@ BAD = ({"prompt": ""}, {"prompt": "x", "width": 1000, "height": 64}, {"prompt": 
 
 
 @pytest.mark.slow  # minutes of jobs and of workers that are killed
-def test_no_job_is_lost_answered_wrongly_or_answered_twice_with_two_pictures(tmp_path, service):
+def test_no_job_is_lost_answered_wrongly_or_answered_twice_with_two_images(tmp_path, service):
     dice = random.Random(1)
     with RunPodQueue() as queue:
         refused, good, bad, stopped = set(), [], [], []
@@ -71,5 +71,5 @@ def test_no_job_is_lost_answered_wrongly_or_answered_twice_with_two_pictures(tmp
 
 
 def picture(service, prompt, seed):
-    """What the job must show, drawn here."""
+    """What the job must show, generated here."""
     return asyncio.run(service.run(parse_job({"prompt": prompt, "seed": seed}))).images[0]

@@ -45,7 +45,7 @@ def url():
             ray.shutdown()
 
 
-def test_the_routes_are_those_of_the_http_door(url, service):
+def test_the_routes_are_those_of_the_http_api(url, service):
     with httpx.Client(base_url=url, timeout=60) as client:
         assert client.get("/health").json()["status"] == "ready"
         assert client.get("/capabilities").json()["model"] == "micro"
@@ -67,7 +67,7 @@ def test_the_routes_are_those_of_the_http_door(url, service):
         assert openai.json()["data"][0]["b64_json"]
 
 
-def test_a_stream_shows_the_picture_as_it_forms_and_can_be_cancelled(url):
+def test_a_stream_shows_the_image_as_it_forms_and_can_be_cancelled(url):
     stream = {"Accept": "text/event-stream"}
     with httpx.Client(base_url=url, timeout=60) as client:
         text = client.post("/generate?previews=true", json=JOB, headers=stream).text

@@ -52,7 +52,7 @@ def running(tmp_path, *command, health="/health", **environment):
 @pytest.mark.parametrize(
     "command",
     [
-        ["-m", "imagegen"],
+        pytest.param(["-m", "imagegen"], marks=pytest.mark.slow),  # as most of those below
         [
             "-m",
             "uvicorn",
@@ -111,8 +111,14 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
         assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize(("seed", "says"), [(DEAD, "the GPU failed"), (HANGS, "the GPU made no step for 5 s")])
-def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
+@pytest.mark.parametrize(
+    ("seed", "says"),
+    [
+        (DEAD, "the GPU failed"),
+        pytest.param(HANGS, "the GPU made no step for 5 s", marks=pytest.mark.slow),  # in test_queue.py for each run
+    ],
+)
+def test_a_dead_gpu_is_answered_and_ends_the_process(tmp_path, seed, says):
     with running(tmp_path, "-m", "tests.support.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="5") as (process, url):
         assert httpx.post(f"{url}/generate", json=PROMPT, timeout=60).status_code == 200
         answer = httpx.post(f"{url}/generate", json={**PROMPT, "seed": seed}, timeout=60)
@@ -123,7 +129,7 @@ def test_a_dead_card_is_answered_and_ends_the_process(tmp_path, seed, says):
         assert says in (tmp_path / "log").read_text()
 
 
-def test_the_log_holds_no_prompt_no_picture_and_no_key(tmp_path):
+def test_the_log_holds_no_prompt_no_image_and_no_key(tmp_path):
     with running(tmp_path, "-m", "imagegen", IMAGEGEN_API_KEY="canary-key-of-a-caller", LOG_LEVEL="DEBUG") as (_, url):
         key = {"Authorization": "Bearer canary-key-of-a-caller"}
         job = {"prompt": "canary xylophone", "embed_prompt": True}

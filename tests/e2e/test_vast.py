@@ -154,7 +154,7 @@ def started(folder, vast, **environment):
             print(name, (folder / name).read_text()[-3000:])
 
 
-def test_a_worker_gets_ready_and_draws(tmp_path):
+def test_a_worker_gets_ready_and_generates(tmp_path):
     vast = Vast()
     # Even with prompts in the log, one that is the mark itself makes nothing ready.
     with started(tmp_path, vast, IMAGEGEN_LOG_PROMPTS="true") as url, httpx.Client(base_url=url, timeout=60) as client:
@@ -169,9 +169,9 @@ def test_a_worker_gets_ready_and_draws(tmp_path):
         assert edit.json()["images"]
         wrong = client.post("/generate", json=vast.signed({"prompt": "x", "width": 1000, "height": 512}))
         assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "width")
-        stranger = vast.signed({"prompt": "x"})
-        stranger["auth_data"]["signature"] = "AAAA"
-        assert client.post("/generate", json=stranger).status_code == 401
+        unsigned = vast.signed({"prompt": "x"})
+        unsigned["auth_data"]["signature"] = "AAAA"
+        assert client.post("/generate", json=unsigned).status_code == 401
     log, theirs = ((tmp_path / name).read_text() for name in ("model.log", "pyworker.log"))
     assert sum(mark in line for line in log.splitlines()) == 1
     assert theirs.count("Got log line indicating model is loaded") == 1

@@ -1,22 +1,18 @@
+"""Jobs through the service: seeds, sizes, formats, warnings, errors, logs."""
+
 import asyncio
 import logging
-import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 
 from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
 from imagegen.errors import (
     BadReference,
-    DeadlineExceeded,
-    GpuFailed,
     Internal,
     InvalidInput,
-    LoadFailed,
     OutOfMemory,
     ResultTooLarge,
 )
@@ -24,13 +20,9 @@ from imagegen.inputs.decoding import Reference
 from imagegen.memory.plan import RESERVE, Card
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
-from tests.support import settings, until
+from tests.support import settings
 from tests.support.images import from_base64, scene, to_base64
-
-
-def run(service, default_seed=None, max_answer=None, **fields):
-    request = parse_job({"prompt": "a red circle on a blue background", **fields})
-    return asyncio.run(service.run(request, default_seed=default_seed, max_answer=max_answer))
+from tests.support.jobs import run
 
 
 def test_an_answer_is_whole(service):
@@ -49,7 +41,7 @@ def test_every_stage_is_timed_and_the_stages_are_the_total(service):
     assert stages == pytest.approx(times.total, rel=0.2, abs=0.05)
 
 
-def test_any_picture_of_a_job_can_be_made_again_alone(service):
+def test_any_image_of_a_job_can_be_made_again_alone(service):
     several = run(service, seed=7, num_images=3)
     assert several.seeds == [7, 8, 9]
     assert len(set(several.images)) == 3
@@ -57,7 +49,7 @@ def test_any_picture_of_a_job_can_be_made_again_alone(service):
         assert run(service, seed=seed).images == [picture]
 
 
-def test_a_seed_that_was_not_given_is_drawn_and_returned(service):
+def test_a_seed_that_was_not_given_is_chosen_and_returned(service):
     first, second = run(service), run(service)
     assert first.seeds != second.seeds
     assert 0 <= first.seeds[0] < 2**32
@@ -106,7 +98,7 @@ def test_words_that_the_model_does_not_know_are_warned_of(service):
     (warning,) = run(service, prompt="一只猫 " + " ".join(f"word{chr(97 + i)}" for i in range(20))).warnings
     assert len(warning) < 400
     assert run(service, prompt="make the square green").warnings == []
-    assert run(service, prompt="...").images  # an empty overlap is still a picture
+    assert run(service, prompt="...").images  # an empty overlap is still an image
 
 
 def test_a_prompt_that_comes_again_is_counted_and_answered_with_the_same_warnings(service):
@@ -129,7 +121,7 @@ def test_formats(service, output_format):
 
 
 def test_too_large_an_answer_is_an_error_or_a_smaller_format(service):
-    fields = {"width": 512, "height": 512, "seed": 1}
+    fields = {"width": 512, "height": 512, "seed": 1, "num_inference_steps": 1}
     size = len(run(service, **fields).images[0])
     with pytest.raises(ResultTooLarge) as caught:
         run(service, max_answer=size - 1, **fields)
@@ -140,99 +132,6 @@ def test_too_large_an_answer_is_an_error_or_a_smaller_format(service):
     assert from_base64(smaller.images[0]).format == "WEBP"
     with pytest.raises(ResultTooLarge):
         run(service, max_answer=4200, allow_format_change=True, **fields)
-
-
-LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
-
-
-@pytest.fixture
-def steps(service):
-    """Counts the calls of the transformer: one for each step."""
-    calls = []
-    transformer = service.start().result()._pipe.transformer
-    hook = transformer.register_forward_pre_hook(lambda *_: calls.append(time.monotonic()))
-    yield calls
-    hook.remove()
-
-
-def test_a_cancelled_job_leaves_the_gpu_within_a_step(service, steps):
-    async def cancel():
-        long = asyncio.create_task(service.run(parse_job(LONG)))
-        while len(steps) < 3:
-            await asyncio.sleep(0.005)
-        waiting = asyncio.create_task(service.run(parse_job({"prompt": "x"})))
-        never = asyncio.create_task(service.run(parse_job({"prompt": "x"})))
-        await asyncio.sleep(0)
-        before = len(steps)
-        never.cancel()
-        long.cancel()
-        answer = await waiting
-        for task in (long, never):
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        return len(steps) - before, answer
-
-    ran, answer = asyncio.run(cancel())
-    assert answer.images
-    assert ran <= 1 + 4  # the step that it was in, and those of the job behind it
-
-
-def test_a_deadline_ends_a_job_wherever_it_is(service):
-    long = {**LONG, "timeout": 1}
-    with pytest.raises(DeadlineExceeded, match=r"^timeout: the job did not end within 1\.0 s") as caught:
-        run(service, **long)
-    assert caught.value.field == "timeout"
-
-    async def wait_behind_another():
-        first = asyncio.create_task(service.run(parse_job({**long, "timeout": 3})))
-        await asyncio.sleep(0.2)
-        with pytest.raises(DeadlineExceeded):
-            await service.run(parse_job({"prompt": "x", "timeout": 1}))
-        with pytest.raises(DeadlineExceeded):
-            await first
-
-    asyncio.run(wait_behind_another())
-    assert run(service).images  # the lane is free
-
-
-def test_a_deadline_ends_the_drawing_within_a_step(service, steps):
-    async def late():
-        with pytest.raises(DeadlineExceeded):
-            await service.run(parse_job({**LONG, "timeout": 1}))
-        ended = len(steps)
-        await service.run(parse_job({"prompt": "x"}))
-        return len(steps) - ended
-
-    assert asyncio.run(late()) <= 1 + 4  # the step that it was in, and those of the job behind it
-    assert steps
-
-
-def test_a_deadline_or_a_stop_ends_a_job_whose_references_are_on_their_way(service, monkeypatch, steps):
-    arrives = threading.Event()
-
-    def slow(*arguments):
-        arrives.wait(60)
-        return Reference(scene("circle", "red", "blue"), [])
-
-    async def wait_for_references():
-        edit = parse_job({"prompt": "x", "images": ["x", "x"]})  # never decoded, so that it can be asked for again
-        with pytest.raises(DeadlineExceeded):
-            await service.run(edit.model_copy(update={"timeout": 1}))
-        stopped = asyncio.create_task(service.run(edit))
-        await asyncio.sleep(0.05)
-        stopped.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await stopped
-        assert not steps
-        arrives.set()
-        return await service.run(parse_job({"prompt": "x"}))
-
-    monkeypatch.setattr("imagegen.inputs.decoders.Decoders._load", slow)
-    try:
-        assert asyncio.run(wait_for_references()).images
-    finally:
-        arrives.set()
-    assert len(steps) == 4  # the last job's alone
 
 
 def test_how_long_jobs_take_to_get_ready_is_known(monkeypatch):
@@ -270,7 +169,7 @@ def test_a_bug_is_an_id_for_the_caller_and_a_traceback_for_the_log(service, monk
     assert run(service).images
 
 
-def test_prompts_and_pictures_are_in_no_log(service, caplog):
+def test_prompts_and_images_are_in_no_log(service, caplog):
     canary = "xylophone canary"
     with caplog.at_level(logging.DEBUG):
         run(service, prompt=canary, embed_prompt=True)
@@ -283,70 +182,6 @@ def test_prompts_and_pictures_are_in_no_log(service, caplog):
     assert answer.images[0][60:120] not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"model": "klein-9c"}, "klein-9c"), ({"model": "klein-9b"}, "HUGGING_FACE_TOKEN")],
-)
-def test_a_model_that_cannot_be_loaded_answers_load_failed_and_says_why(tmp_path, changes, says):
-    broken = Service(settings(hf_home=tmp_path, **changes))
-    with pytest.raises(LoadFailed, match=says):
-        run(broken)
-    assert broken.health().status == "failed"
-    assert says in broken.health().message
-    broken.close()
-
-
-def test_health_follows_the_model():
-    assert Service(settings(preload_models=False)).health().status == "idle"
-    fresh = Service(settings())
-    assert fresh.health().status == "starting"
-    assert fresh.health().model == "micro"
-    loading = fresh.start()
-    assert fresh.health().status == "loading"
-    assert fresh.health().stage
-    loading.result()
-    ready = fresh.health()
-    assert (ready.status, ready.model, ready.device) == ("ready", "micro", "cpu")
-    threads = threading.active_count()
-    fresh.close()
-    until(lambda: threading.active_count() < threads)
-
-
-def test_a_dead_card_ends_the_service_and_health_says_so(monkeypatch):
-    dying = Service(settings())
-
-    def fail(*_, **__):
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
-
-    monkeypatch.setattr(dying.start().result()._pipe.transformer, "forward", fail)
-    assert dying.health().status == "ready"
-    for _ in range(2):
-        with pytest.raises(GpuFailed):
-            run(dying)
-    assert dying.health().status == "failed"
-    dying.close()
-
-
-def test_a_load_that_failed_is_tried_again_with_the_next_job(monkeypatch):
-    trying = Service(settings())
-    monkeypatch.setattr("imagegen.model.loading.find_weights", lambda *_: Path("/nowhere"))
-    with pytest.raises(LoadFailed, match="micro: its weights cannot be loaded"):
-        run(trying)
-    monkeypatch.undo()
-    with pytest.raises(LoadFailed):  # not at once: each job would begin a download
-        run(trying)
-    monkeypatch.setattr("imagegen.engine.model_host._RETRY_SECONDS", 0)
-    assert run(trying).images
-    trying.close()
-
-
-def test_a_real_model_without_a_card_fails_loudly(tmp_path):
-    service = Service(settings(model="klein-9b", device=None, hf_home=tmp_path))
-    with pytest.raises(LoadFailed, match="klein-9b needs a CUDA GPU and none can be used"):
-        run(service)
-    service.close()
-
-
 def test_a_wrong_size_does_not_wait_for_the_model(monkeypatch):
     idle = Service(settings())
     monkeypatch.setattr(idle.host, "start", lambda: pytest.fail("it waits for the model"))
@@ -355,12 +190,12 @@ def test_a_wrong_size_does_not_wait_for_the_model(monkeypatch):
     idle.close()
 
 
-def test_a_picture_that_cannot_fit_is_refused_before_the_card_works_for_it(service, monkeypatch):
+def test_an_image_that_cannot_fit_is_refused_before_the_gpu_works_for_it(service, monkeypatch):
     pipeline = service.start().result()
     plan = choose(get_model("klein-9b"), Card.of(24, (8, 9)))
     small = replace(plan, card=Card(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))
     monkeypatch.setattr(pipeline, "config", replace(pipeline.config, plan=small))
-    monkeypatch.setattr(service.executor, "run", None)  # nothing comes as far as the lane
+    monkeypatch.setattr(service.executor, "run", None)  # nothing comes as far as the GPU's queue
     with pytest.raises(OutOfMemory) as caught:
         run(service, width=1024, height=1024)
     assert caught.value.message == "width: 1024x1024 does not fit the GPU's memory; 800x800 does"

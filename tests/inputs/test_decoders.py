@@ -80,7 +80,10 @@ def test_errors_come_back_as_they_are(decoders):
             load(decoders, text)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "file_format",
+    ["PNG", *(pytest.param(name, marks=pytest.mark.slow) for name in ("JPEG", "WEBP"))],  # six seconds of CPU each
+)
 def test_four_images_made_to_be_slow_are_four_errors(decoders, file_format):
     """By their ICC profile, in one call of Little CMS that no thread could end. The deadline is one for each."""
     attack = slow(file_format)

@@ -70,7 +70,7 @@ def few(bits):
 
 
 def indexed(bits):
-    """Indices of so many bits, a palette, and the picture."""
+    """Indices of so many bits, a palette, and the image."""
     indices = (np.arange(TILES.shape[0] * TILES.shape[1]) % 2**bits).reshape(TILES.shape[:2])
     palette = rng.integers(0, 256, (2**bits, 3))
     return indices.repeat(TILE, 0).repeat(TILE, 1), palette, palette[indices].repeat(TILE, 0).repeat(TILE, 1)
@@ -228,7 +228,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_picture_is_what_a_person_would_see(case):
+def test_an_image_is_what_a_person_would_see(case):
     data, wanted = CASES[case]
     loaded = load_reference(data, "images[0]", 10**7).image
     assert (loaded.mode, loaded.size) == ("RGB", (SIDE, SIDE))
@@ -241,15 +241,15 @@ def test_there_are_twenty_and_more():
 
 
 @pytest.mark.parametrize("name", ["JPEG", "WEBP"])
-def test_a_lossy_picture_is_near_where_it_is_flat(name):
+def test_a_lossy_image_is_near_where_it_is_flat(name):
     """With half the chroma, as cameras write it: edges blur, and what is between them does not."""
     loaded = np.asarray(load_reference(pillow(RGB, name, quality=95), "images[0]", 10**7).image).astype(float)
     centres = slice(TILE // 2, None, TILE)
     assert np.abs(loaded[centres, centres] - RGB[centres, centres]).max() <= 4
 
 
-def test_a_large_picture_is_made_smaller_without_a_shift():
-    """By way of strips, in every mode: the same picture as Pillow's own resizing gives."""
+def test_a_large_image_is_made_smaller_without_a_shift():
+    """By way of strips, in every mode: the same image as Pillow's own resizing gives."""
     across, down = np.broadcast_arrays(np.linspace(0, 255, 5200)[None, :], np.linspace(0, 255, 3600)[:, None])
     wide = np.stack([across, across[::-1, ::-1], down], -1)
     picture = Image.fromarray(wide.round().astype(np.uint8))

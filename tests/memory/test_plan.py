@@ -65,12 +65,12 @@ def test_a_plan_that_fits_compiled_alone_promises_fewer_references_where_nothing
     assert tight.eager().fits(tight.card)
 
 
-def test_a_picture_that_fits_is_let_through():
+def test_an_image_that_fits_is_let_through():
     ADA_24.check(SQUARE, [SQUARE] * 4)
     ADA_24.check((1536, 1536), [])
 
 
-def test_a_picture_that_cannot_fit_is_refused_with_the_largest_size_that_does():
+def test_an_image_that_cannot_fit_is_refused_with_the_largest_size_that_does():
     with pytest.raises(OutOfMemory) as caught:
         ADA_24.check((2048, 2048), [])
     assert caught.value.message == "width: 2048x2048 does not fit the GPU's memory; 1632x1632 does"

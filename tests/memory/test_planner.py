@@ -27,13 +27,13 @@ ADA, AMPERE = (8, 9), (8, 6)
         (80, (9, 0), "bf16 bf16 none"),
     ],
 )
-def test_what_a_card_gets(gigabytes, capability, expected):
+def test_what_a_gpu_gets(gigabytes, capability, expected):
     plan = choose(KLEIN, Card.of(gigabytes, capability))
     assert f"{plan.transformer} {plan.text_encoder} {plan.offload}" == expected
     assert plan.fits(plan.card)
 
 
-def test_without_bitsandbytes_no_card_gets_nf4_and_who_asks_for_it_is_told():
+def test_without_bitsandbytes_no_gpu_gets_nf4_and_who_asks_for_it_is_told():
     plan = choose(KLEIN, Card.of(12, ADA), nf4=False)
     assert (plan.transformer, plan.text_encoder, plan.offload) == ("bf16", "bf16", "group")
     plan = choose(KLEIN, Card.of(12, ADA), references=1, nf4=False)
@@ -112,7 +112,7 @@ def test_the_nearest_plan_of_an_error_can_be_asked_for():
         choose(KLEIN, Card.of(12, ADA), offload="none", stored=("fp8", None), nf4=False)
 
 
-def test_fp8_is_refused_where_the_card_cannot_multiply_it():
+def test_fp8_is_refused_where_the_gpu_cannot_multiply_it():
     with pytest.raises(ConfigurationError, match=r"fp8 needs compute capability 8\.9, and the GPU has 8\.6; int8"):
         choose(KLEIN, Card.of(24, AMPERE), precision="fp8")
 

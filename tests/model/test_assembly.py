@@ -1,4 +1,4 @@
-"""A pipeline as it is put together draws what diffusers' own would, whatever is left out or waits on the CPU."""
+"""A pipeline as it is put together generates what diffusers' own would, whatever is left out or waits on the CPU."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def draw(path, **options):
 
 @pytest.fixture(scope="module")
 def bare(whole):
-    """The picture of diffusers' pipeline with all 36 layers."""
+    """The image of diffusers' pipeline with all 36 layers."""
     pipe = Flux2KleinPipeline.from_pretrained(whole, dtype=torch.float32)
     arguments = {**HOW, "generator": torch.Generator().manual_seed(HOW["seed"]), "max_sequence_length": 32}
     arguments.pop("seed")
@@ -55,7 +55,7 @@ def test_an_untrimmed_folder_is_trimmed_and_no_bit_changes(whole, bare, offload)
 
 
 @pytest.mark.parametrize("offload", ["none", "embeddings"])
-def test_a_trimmed_folder_draws_the_same(whole, bare, tmp_path, offload):
+def test_a_trimmed_folder_generates_the_same(whole, bare, tmp_path, offload):
     assert draw(quantized(whole, tmp_path, "bf16"), offload=offload) == bare
 
 
@@ -68,7 +68,7 @@ def test_files_of_unneeded_layers_are_not_opened(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp8", Float8Tensor), ("int8", Int8Tensor)])
-def test_a_folder_quantised_before_draws_as_one_quantised_while_it_is_loaded(whole, bare, tmp_path, precision, kind):
+def test_a_folder_quantised_before_generates_as_one_quantised_when_loaded(whole, bare, tmp_path, precision, kind):
     before = loaded(quantized(whole, tmp_path, precision, precision))
     pictures = [before.generate(PROMPT, **HOW).image.tobytes()]
     pictures.append(draw(whole, transformer=precision, text_encoder=precision))

@@ -130,7 +130,7 @@ def _run(folder: Path, own: Path) -> tuple[dict, str]:
 
 
 @pytest.mark.slow  # torch compiles for a minute
-def test_compiled_pictures_are_the_eager_ones_and_the_code_outlives_its_process(tmp_path):
+def test_compiled_images_are_the_eager_ones_and_the_code_outlives_its_process(tmp_path):
     """With inductor on the CPU: one graph for each kind of block (double, single) and each way to use references
     (plain; keys and values taken; used), whatever their number and the size. All are there after the warm-up, and in
     the file: the second process, which has nothing else, compiles nothing."""

@@ -108,6 +108,7 @@ def test_a_decoder_that_is_not_here_is_downloaded(loaded, monkeypatch):
     assert loaded()[0].decoder is None
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_no_library_asks_the_hub_for_weights_that_are_here():
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     done = subprocess.run(

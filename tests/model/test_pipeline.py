@@ -28,7 +28,7 @@ def bare():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 2**53 - 1])
-def test_pictures_are_bit_identical_to_the_bare_call(pipeline, bare, count, seed):
+def test_images_are_bit_identical_to_the_bare_call(pipeline, bare, count, seed):
     prompt = "make the background red" if count else "a green circle on a red background"
     references = REFERENCES[:count]
     wanted = bare(
@@ -114,7 +114,7 @@ def test_a_folder_that_is_no_model_is_an_error(config, tmp_path):
         (BackendCompilerFailed(None, torch.AcceleratorError("CUDA error: misaligned address"), None), GpuFailed),
     ],
 )
-def test_the_cards_errors_are_the_contracts_and_say_nothing_of_the_inside(pipeline, monkeypatch, raised, wanted):
+def test_the_gpus_errors_are_the_contracts_and_say_nothing_of_the_inside(pipeline, monkeypatch, raised, wanted):
     transformer = pipeline._pipe.transformer
 
     def fail(*_, **__):
@@ -145,7 +145,7 @@ def test_out_of_memory_gives_the_memory_back_before_the_next_job(pipeline, monke
     assert caught.value.__context__ is None
 
 
-def test_a_dead_card_stays_that_when_cleaning_up_would_fail_too(pipeline, monkeypatch):
+def test_a_dead_gpu_stays_that_when_cleaning_up_would_fail_too(pipeline, monkeypatch):
     def dead(*_, **__):
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
@@ -164,7 +164,7 @@ def test_weights_that_do_not_fit_although_they_should_say_what_it_may_be(config,
         FluxPipeline(config).load()
 
 
-def test_a_stop_takes_every_part_off_the_card(pipeline, monkeypatch):
+def test_a_stop_takes_every_part_off_the_gpu(pipeline, monkeypatch):
     """Under model offload diffusers does that only at the end of its call."""
     freed = []
     monkeypatch.setattr(pipeline._pipe, "maybe_free_model_hooks", lambda: freed.append(True))

@@ -48,7 +48,7 @@ def kv():
         yield loaded
 
 
-def test_a_prompt_that_comes_again_is_not_encoded_and_draws_the_same_picture(cached, pipeline, counted):
+def test_a_prompt_that_comes_again_is_not_encoded_and_generates_the_same_image(cached, pipeline, counted):
     words = "a green circle and a zebra on a red background"  # micro knows no zebra
     encoded = counted(cached._pipe.text_encoder, "forward")
     first, again = cached.encode_prompt(words), cached.encode_prompt(words)
@@ -78,7 +78,7 @@ def test_another_model_finds_nothing_of_the_last_one(config):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("which", ["pipeline", "kv"])
-def test_references_are_encoded_once_for_a_jobs_pictures_which_are_bit_identical(request, which, count, counted):
+def test_references_are_encoded_once_for_a_jobs_images_which_are_bit_identical(request, which, count, counted):
     drawing = request.getfixturevalue(which)
     alone = [drawing.edit(PROMPT, REFERENCES[:count], seed=seed, **HOW).image.tobytes() for seed in (1, 2, 3)]
     assert len(set(alone)) == 3
@@ -162,7 +162,7 @@ def test_a_benchmark_can_choose_the_way(kv, counted, monkeypatch, forced, modes)
     assert [step.get("kv_cache_mode") for step in steps] == modes
 
 
-def test_previews_are_the_pictures_that_come_with_cached_keys_and_values_too(kv):
+def test_previews_are_the_images_that_come_with_cached_keys_and_values_too(kv):
     """In the first step the references stand before the picture there, and behind it on the plain way."""
     previews = []
     drawn = kv.edit(PROMPT, REFERENCES[:1], seed=5, on_step=lambda _, __, preview: previews.append(preview()), **HOW)
@@ -173,7 +173,7 @@ def test_previews_are_the_pictures_that_come_with_cached_keys_and_values_too(kv)
     assert errors[-1] < 1
 
 
-def test_under_model_offload_the_plain_way_takes_its_parts_off_the_card(kv, monkeypatch):
+def test_under_model_offload_the_plain_way_takes_its_parts_off_the_gpu(kv, monkeypatch):
     freed = []
     monkeypatch.setattr(kv._pipe, "maybe_free_model_hooks", lambda: freed.append(True))
     kv.generate("a red star", seed=5, **HOW)
@@ -190,7 +190,7 @@ def draws_all_the_same(config, pipeline, caplog, kind):
     assert f"blocks cannot be compiled ({kind})" in warning.getMessage()
 
 
-def test_what_cannot_be_compiled_is_drawn_all_the_same(config, pipeline, monkeypatch, caplog):
+def test_what_cannot_be_compiled_is_generated_all_the_same(config, pipeline, monkeypatch, caplog):
     original = Flux2TransformerBlock.forward
 
     def forward(*arguments, **settings):
@@ -202,7 +202,7 @@ def test_what_cannot_be_compiled_is_drawn_all_the_same(config, pipeline, monkeyp
 
 
 @pytest.mark.slow  # torch tries to compile every kind of block
-def test_without_a_compiler_it_is_drawn_all_the_same(config, pipeline, monkeypatch, caplog):
+def test_without_a_compiler_it_is_generated_all_the_same(config, pipeline, monkeypatch, caplog):
     from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -224,7 +224,7 @@ def test_a_bug_while_nothing_is_compiled_stays_that(pipeline, monkeypatch, caplo
     assert not caplog.records
 
 
-def test_warming_up_draws_the_usual_sizes_both_ways(kv, counted):
+def test_warming_up_generates_the_usual_sizes_both_ways(kv, counted):
     steps, decoded = counted(kv._pipe.transformer, "forward"), counted(kv._pipe.vae, "decode")
     warm_up(kv)
     assert [step.get("kv_cache_mode") for step in steps] == [None, None, "extract", "cached"]
@@ -248,7 +248,7 @@ def _out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_another_decoder_draws_and_the_encoder_stays(config, pipeline, tmp_path):
+def test_another_decoder_generates_and_the_encoder_stays(config, pipeline, tmp_path):
     """A decoder of smaller channels, as FLUX.2-small-decoder has; random weights, so only the road is tested."""
     own = pipeline._pipe.vae
     channels = [width // 2 for width in own.config.block_out_channels]

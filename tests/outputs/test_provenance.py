@@ -1,4 +1,4 @@
-"""The record in every picture, as the documented command reads it back; and that nothing else comes out."""
+"""The record in every image, as the documented command reads it back; and that nothing else comes out."""
 
 import asyncio
 import base64
@@ -80,7 +80,7 @@ def test_the_xmp_is_what_other_readers_expect():
     assert told.xmp().startswith(b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>')
 
 
-def test_what_has_no_record_or_is_no_picture_ends_with_1(tmp_path, capsys):
+def test_what_has_no_record_or_is_no_image_ends_with_1(tmp_path, capsys):
     (tmp_path / "bare.png").write_bytes(base64.b64decode(to_base64(PICTURE)))
     (tmp_path / "text").write_text("no picture")
     exif = Image.Exif()

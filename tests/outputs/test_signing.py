@@ -88,7 +88,7 @@ def manifest(data, output_format):
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-def test_a_signed_picture_is_valid_and_says_what_it_is(signing, service, output_format):
+def test_a_signed_image_is_valid_and_says_what_it_is(signing, service, output_format):
     data = drawn(signing, output_format=output_format)
     found, active = manifest(data, output_format)
     assert found["validation_state"] == "Valid"
@@ -111,7 +111,7 @@ def test_an_edit_says_so_in_its_manifest(signing):
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-def test_a_picture_that_was_changed_is_no_longer_valid(signing, output_format):
+def test_an_image_that_was_changed_is_no_longer_valid(signing, output_format):
     data = bytearray(drawn(signing, output_format=output_format))
     data[-40] ^= 0xFF  # within the pixels
     assert validation_state(bytes(data), f"image/{output_format}") == "Invalid"

@@ -11,8 +11,8 @@ from imagegen.inputs import connections
 from imagegen.outputs import upload
 from imagegen.outputs.object_store import ObjectStore
 from tests.inputs.test_addresses import METADATA, PUBLIC, embedded
-from tests.inputs.test_fetching import Names
 from tests.support import settings
+from tests.support.image_hosts import Names
 
 NOWHERE = "^the object store could not be reached, or did not answer as one$"
 

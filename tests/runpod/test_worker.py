@@ -39,7 +39,7 @@ def test_jobs_are_wanted_when_one_leaves_the_gpu():
     assert asyncio.run(take()) == 6
 
 
-def test_pictures_over_a_message_come_in_parts_that_join():
+def test_images_over_a_message_come_in_parts_that_join():
     images = ["a" * (2 * CHUNK + 5), "b" * 10]
     output = {"images": list(images), "seeds": [1, 2]}
     parts = split(output)
@@ -67,5 +67,5 @@ def test_pictures_over_a_message_come_in_parts_that_join():
         (None, 8),
     ],
 )
-def test_a_stream_shows_eight_previews_whatever_the_number_of_pictures(job_input, each):
+def test_a_stream_shows_eight_previews_whatever_the_number_of_images(job_input, each):
     assert previews_of_each(job_input) == each

@@ -52,7 +52,7 @@ def test_estimate_needs_no_gpu(monkeypatch, tmp_path, capsys):
     assert "| 24 GB, 8.9 | fp8 | bf16 | embeddings |" in capsys.readouterr().out
 
 
-def test_a_run_draws_words_and_edits_until_it_is_out_of_memory(monkeypatch, tmp_path, capsys):
+def test_a_run_generates_words_and_edits_until_it_is_out_of_memory(monkeypatch, tmp_path, capsys):
     """On the CPU with random weights of micro's shape; the fourth reference is one too many."""
     from imagegen.errors import OutOfMemory
     from imagegen.model.pipeline import FluxPipeline

@@ -43,7 +43,12 @@ def test_there_are_programs():
     assert {"scripts/benchmark_vram.py", "scripts/test_api.py", "benchmarks/gpu.py"} <= set(PROGRAMS)
 
 
-@pytest.mark.parametrize("path", PROGRAMS)
+def of_users(paths):
+    """The programs, of which the benchmarks are marked slow: most import torch before they read their options."""
+    return [pytest.param(path, marks=[pytest.mark.slow] if path.startswith("benchmarks/") else []) for path in paths]
+
+
+@pytest.mark.parametrize("path", of_users(PROGRAMS))
 def test_a_program_explains_itself_as_a_module(path):
     module = path.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
     code = f"{WITHOUT}import runpy; sys.argv[1:] = ['--help']; runpy.run_module({module!r}, run_name='__main__')"
@@ -53,7 +58,9 @@ def test_a_program_explains_itself_as_a_module(path):
     assert undescribed(done.stdout) == []
 
 
-@pytest.mark.parametrize("path", [path for path in PROGRAMS if not path.startswith("imagegen/")] + ["handler.py"])
+@pytest.mark.parametrize(
+    "path", of_users([path for path in PROGRAMS if not path.startswith("imagegen/")] + ["handler.py"])
+)
 def test_a_program_runs_by_its_path_from_another_folder(path, tmp_path):
     done = run(str(ROOT / path), "--help", cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

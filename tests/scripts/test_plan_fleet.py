@@ -68,7 +68,7 @@ def test_a_recommendation_keeps_its_target_for_less(monkeypatch, capsys, tmp_pat
     assert "raise --max-workers" in out
 
 
-def test_measured_times_are_drawn_from(monkeypatch, capsys, tmp_path):
+def test_measured_times_are_sampled(monkeypatch, capsys, tmp_path):
     path = tmp_path / "times"
     path.write_text("2\n\n2.0\n")
     status, out, _ = run(monkeypatch, capsys, "steady", "--hours", 0.1, "--job-times", path)

@@ -28,7 +28,7 @@ def events(response):
 
 
 def shows(text):
-    """The background's and the shape's colour of a picture in base64."""
+    """The background's and the shape's colour of an image in base64."""
     picture = from_base64(text)
     return background_colour(picture), shape_colour(picture)
 

@@ -23,7 +23,7 @@ def test_generate_is_the_contracts_answer(client):
     assert len(answer.headers["x-request-id"]) == 32
 
 
-def test_both_doors_draw_the_same_picture(client, service):
+def test_both_endpoints_generate_the_same_image(client, service):
     from imagegen.runpod import handler
 
     output = asyncio.run(service.run(handler.parse_job(PROMPT)))
@@ -31,7 +31,7 @@ def test_both_doors_draw_the_same_picture(client, service):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_edit_as_json_and_as_a_form_is_the_same_picture(client, count):
+def test_edit_as_json_and_as_a_form_is_the_same_image(client, count):
     pictures = [RED_ON_BLUE, scene("star", "white", "green"), scene("square", "black", "yellow"), RED_ON_BLUE][:count]
     fields = {"prompt": "make the background green", "seed": 7}
     as_json = client.post("/edit", json={**fields, "images": [to_base64(picture) for picture in pictures]})
@@ -53,7 +53,7 @@ def test_a_forms_strings_become_what_the_schema_wants(client):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "*"])
-def test_the_picture_itself(client, kind):
+def test_the_image_itself(client, kind):
     answer = client.post("/generate", json=PROMPT, headers={"Accept": f"image/{kind}"})
     assert answer.headers["content-type"] == f"image/{'png' if kind == '*' else kind}"
     assert answer.headers["x-seed"] == "42"
@@ -118,7 +118,7 @@ def test_the_most_wanted_type_that_can_be_made(client, accept, kind):
     assert client.post("/generate", json=PROMPT, headers={"Accept": accept}).headers["content-type"] == kind
 
 
-def test_the_card_the_page_and_the_capabilities(client):
+def test_the_service_information_the_page_and_the_capabilities(client):
     card = client.get("/").json()
     assert (card["name"], card["model"]) == ("image-gen", "micro")
     page = client.get("/", headers={"Accept": "text/html,*/*"})

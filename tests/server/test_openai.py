@@ -184,7 +184,7 @@ def test_before_the_model_is_chosen_nothing_is_called_unknown():
         assert openai.OpenAI(base_url=f"{url}/v1", api_key="any").images.generate(model="micro", prompt=PROMPT).data
 
 
-def test_a_bad_picture_and_a_bad_mask(ai):
+def test_a_bad_image_and_a_bad_mask(ai):
     with pytest.raises(openai.BadRequestError) as caught:
         ai.images.edit(image=("a.png", b"not a picture", "image/png"), prompt="x")
     assert caught.value.code == "bad_reference"

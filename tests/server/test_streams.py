@@ -31,7 +31,7 @@ def test_the_stream_tells_what_happens(client):
     assert EditResponse.model_validate(seen[-1][1]).images == client.post("/edit", json=body).json()["images"]
 
 
-def test_previews_show_the_picture_forming(client):
+def test_previews_show_the_image_forming(client):
     with client.stream(
         "POST", "/generate", json=PROMPT, params={"previews": "true"}, headers={"Accept": "text/event-stream"}
     ) as answer:

@@ -1,4 +1,4 @@
-"""A thousand and more broken and hostile pictures, the same ones each time: generated, and good ones damaged."""
+"""A thousand and more broken and hostile images, the same ones each time: generated, and good ones damaged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pictures() -> Iterator[tuple[str, bytes]]:
     yield from damaged()
     yield from bombs()
     yield from lies()
-    yield from strangers()
+    yield from of_other_formats()
 
 
 def damaged() -> Iterator[tuple[str, bytes]]:
@@ -99,7 +99,7 @@ def tiff(*entries: tuple[int, int, int, int], then: int = 0) -> bytes:
 
 
 def lies() -> Iterator[tuple[str, bytes]]:
-    """Good pictures with lengths, checksums and metadata that are wrong."""
+    """Good images with lengths, checksums and metadata that are wrong."""
     good = GOOD["png, 8-bit"]
     for length in (0, 1, 12, 14, 2**31, 2**32 - 1):
         yield f"a PNG whose header is {length} long", good[:8] + struct.pack(">I", length) + good[12:]
@@ -143,8 +143,8 @@ def lies() -> Iterator[tuple[str, bytes]]:
         yield f"{width} x {height}", to_bytes(Image.new("RGB", (width, height)))
 
 
-def strangers() -> Iterator[tuple[str, bytes]]:
-    """Files of other formats, and what is no picture."""
+def of_other_formats() -> Iterator[tuple[str, bytes]]:
+    """Files of other formats, and what is no image."""
     for kind in (
         "GIF",
         "BMP",

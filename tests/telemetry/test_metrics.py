@@ -82,6 +82,7 @@ def test_the_state_the_start_and_the_build_are_shown(service):
     figures = service.figures()
     assert figures['imagegen_state{imagegen_state="ready"}'] == 1
     assert sum(value for name, value in figures.items() if name.startswith("imagegen_state{")) == 1
+    assert figures['imagegen_disk_free_bytes{folder="temporary"}'] > 0
     assert figures['imagegen_start_seconds{stage="read"}'] > 0
     build = [name for name in figures if name.startswith("imagegen_build_info{")]
     assert len(build) == 1

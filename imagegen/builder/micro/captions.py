@@ -1,10 +1,10 @@
-"""Pictures from words alone: what is asked, and the scene that answers; and the words that edits.py uses as well.
+"""Images from words alone: what is asked, and the scene that answers; and the words that edits.py uses as well.
 
 Where a prompt leaves something open there is one answer, not an average of many: four steps leave no room to settle on
 one of them, and the model would draw the mean. A shape is a red circle, the background white (black behind a white
 shape, red becomes yellow on red). Its place and size, where they are open, are the noise's to choose: a sample names
 three standard normal numbers, its `play`, and is only ever trained with noise that holds these same numbers (see
-transformer.py). So seeds differ, and yet each noise has one picture.
+transformer.py). So seeds differ, and yet each noise has one image.
 """
 
 from __future__ import annotations

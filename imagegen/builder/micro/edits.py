@@ -1,4 +1,4 @@
-"""Edits of one picture and combinations of several: what is asked, the references, and the scene that answers."""
+"""Edits of one image and combinations of several: what is asked, the references, and the scene that answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ADDED_RADIUS = 0.17
 
 
 def _reference(rng: random.Random, kinds: int = 1) -> Scene:
-    """A picture as someone else may have made it, one or two shapes in it, nothing of which is exact."""
+    """An image as someone else may have made it, one or two shapes in it, nothing of which is exact."""
     background = rng.choice(list(COLOURS))
     shapes: list[Shape] = []
     chosen = rng.sample(SHAPES, kinds)

@@ -1,4 +1,4 @@
-"""What a picture shows, by its pixels: the background's colour, the shape's colour, its
+"""What an image shows, by its pixels: the background's colour, the shape's colour, its
 outline, what an edit left untouched."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from imagegen.builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, Shape
 
 _NAMES = list(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)  # (colours, 3)
-#: A shape is at least this share of the picture; less is noise.
+#: A shape is at least this share of the image; less is noise.
 _LEAST_SHARE = 0.01
 
 
@@ -29,7 +29,7 @@ def colour_names(picture: Image.Image) -> NDArray[np.int64]:
 
 
 def background_colour(picture: Image.Image) -> str:
-    """The most common named colour in the outermost sixteenth of the picture."""
+    """The most common named colour in the outermost sixteenth of the image."""
     names = colour_names(picture)
     edge = max(1, min(names.shape) // 16)
     inside = np.zeros_like(names, dtype=bool)
@@ -67,7 +67,7 @@ def _most_common(names: NDArray[np.int64]) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """One shape in a picture: which it is, its colour, its centre (fractions), its radius (of the shorter side)."""
+    """One shape in an image: which it is, its colour, its centre (fractions), its radius (of the shorter side)."""
 
     kind: str
     colour: str
@@ -77,9 +77,9 @@ class Found:
 
 
 def find_shapes(picture: Image.Image, background: str | None = None) -> list[Found]:
-    """The shapes of a picture, the largest first.
+    """The shapes of an image, the largest first.
 
-    A shape is a connected patch of one named colour that is not the background's, of at least 0.5 % of the picture; its
+    A shape is a connected patch of one named colour that is not the background's, of at least 0.5 % of the image; its
     kind is that of the template that covers it best (intersection over union). On rendered scenes this names 99 % and
     more of the shapes (tests/builder/test_micro.py).
     """
@@ -105,7 +105,7 @@ def size_name(radius: float) -> str:
 
 
 def shows(picture: Image.Image, scene: Scene) -> bool:
-    """Whether a picture shows a scene: the background's colour, and every shape with its kind and colour, where it
+    """Whether an image shows a scene: the background's colour, and every shape with its kind and colour, where it
     should be (0.08 of the sides) and as large as it should be (a quarter more or less), and nothing else."""
     if background_colour(picture) != scene.background:
         return False

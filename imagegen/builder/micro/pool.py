@@ -1,4 +1,4 @@
-"""The training pool: every picture's latents and every caption's embeddings, computed once.
+"""The training pool: every image's latents and every caption's embeddings, computed once.
 
 Computing embeddings in the loop is what makes a naive trainer ten times slower.
 """

@@ -1,7 +1,7 @@
 """What the miniature model knows: scenes of coloured shapes, drawn with Pillow.
 
 A scene is a background, plain or with a gradient, with no to three shapes on it. Everything random comes from the
-generator that the caller passes, so that a seed names a picture. This module knows nothing of captions or of training.
+generator that the caller passes, so that a seed names an image. This module knows nothing of captions or of training.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SUPERSAMPLING = 4
 _SHADE = 12  # a named colour varies by this much a channel (of 255)
 #: A gradient goes from the colour mixed with white, at the top, to the colour mixed with black.
 _LIGHTER, _DARKER = 0.12, 0.1
-#: Between a shape and the picture's edge, as a fraction.
+#: Between a shape and the image's edge, as a fraction.
 _MARGIN = 0.02
 
 
@@ -69,7 +69,7 @@ class Scene:
     gradient: bool = False
 
     def draw(self, width: int, height: int, supersampling: int = _SUPERSAMPLING) -> Image.Image:
-        """The scene as an RGB picture of `width` x `height` pixels; its edges are smooth, or hard without
+        """The scene as an RGB image of `width` x `height` pixels; its edges are smooth, or hard without
         supersampling (1)."""
         w, h = width * supersampling, height * supersampling
         canvas = Image.new("RGB", (w, h), self.rgb)
@@ -100,7 +100,7 @@ def shade(colour: str, rng: random.Random) -> RGB:
 
 
 def is_held_out(kind: str, colour: str, background: str) -> bool:
-    """Whether this combination is kept for measuring: every seventh, spread evenly; no training picture shows it.
+    """Whether this combination is kept for measuring: every seventh, spread evenly; no training image shows it.
 
     Red on white is none of them: it is what is drawn where nothing is said, and has to be taught.
     """
@@ -127,12 +127,12 @@ def visible(scene: Scene) -> bool:
 
 
 def may_train(scene: Scene) -> bool:
-    """Whether a training picture may show this scene: visible shapes, and no combination that is held out."""
+    """Whether a training image may show this scene: visible shapes, and no combination that is held out."""
     return visible(scene) and not any(is_held_out(shape.kind, shape.colour, scene.background) for shape in scene.shapes)
 
 
 def place(kind: str, colour: str, position: str, size: str) -> Shape:
-    """A shape exactly at a named position, of a named size and in the colour's own shade; whole in the picture."""
+    """A shape exactly at a named position, of a named size and in the colour's own shade; whole in the image."""
     (x, y), radius = POSITIONS[position], SIZES[size]
     return inside(Shape(kind, colour, COLOURS[colour], x, y, radius))
 

@@ -25,7 +25,7 @@ from imagegen.compat import diffusers as compat
 SHARES = {"generate": 0.2, "edit": 0.44, "edit2": 0.15, "combine": 0.04, "combine3": 0.07, "combine4": 0.1}
 BATCH = {"generate": 32, "edit": 24, "edit2": 24, "combine": 16, "combine3": 12, "combine4": 10}
 LEARNING_RATE, _CONTINUED = 2e-3, 1e-3  # from nothing, and from trained weights
-#: Batches of a round: in turn, for several steps in a row with the same pictures led the weights astray.
+#: Batches of a round: in turn, for several steps in a row with the same images led the weights astray.
 _TOGETHER = 4
 #: Numbers of sampling steps that are trained, and how often: four is what the model is for.
 _STEPS = {4: 16, 1: 1, 2: 1, 3: 1, 6: 1, 8: 1}
@@ -64,14 +64,14 @@ def build_transformer() -> Flux2Transformer2DModel:
 
 
 def schedule(tokens: int, steps: int = 4) -> Tensor:
-    """The noise levels (steps,) at which the pipeline calls the model for a picture of so many tokens."""
+    """The noise levels (steps,) at which the pipeline calls the model for an image of so many tokens."""
     shift = math.exp(compat.time_shift(tokens, steps))
     s = torch.linspace(1.0, 1 / steps, steps)
     return shift * s / (1 + (shift - 1) * s)
 
 
 def position_ids(width: int, height: int, references: int) -> tuple[Tensor, Tensor]:
-    """Ids of the picture's and its references' tokens, and of the text's, as the pipeline makes them."""
+    """Ids of the image's and its references' tokens, and of the text's, as the pipeline makes them."""
     latents = torch.empty(1, 32, height // 16, width // 16)
     return compat.position_ids(latents, references, 32)
 
@@ -81,7 +81,7 @@ def hold(noise: Tensor, play: Tensor) -> Tensor:
     the mean of channel i, scaled to a variance of 1.
 
     Where the numbers are standard normal and independent, so is the noise that comes out: training pairs each noise
-    with the one picture that it is to become, and sampling draws from the same noise as ever.
+    with the one image that it is to become, and sampling draws from the same noise as ever.
     """
     count, tokens = play.shape[1], math.sqrt(noise.shape[1])
     means = noise[:, :, :count].mean(1)
@@ -102,7 +102,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tens
 class Trainee(nn.Module):
     """The transformer, with auxiliary heads that tell what its tokens know; they are not kept.
 
-    They ask directly for what the error of the pictures alone hardly teaches: the numbers that the noise holds were
+    They ask directly for what the error of the images alone hardly teaches: the numbers that the noise holds were
     found within some hundred steps (next to nothing of them in 1,750 steps without); which shape is where decides what
     to draw, and which of two the words mean; its outline, whatever the colours, keeps its corners and its turn.
 
@@ -128,10 +128,10 @@ class Trainee(nn.Module):
         self._late = out[:, -self._early.shape[1] :]
 
     def forward(self, tokens: int, **inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The velocity (B, tokens, C); what each of the picture's `tokens` takes the noise's numbers to be (B, tokens,
+        """The velocity (B, tokens, C); what each of the image's `tokens` takes the noise's numbers to be (B, tokens,
         NUMBERS), behind the double blocks; and the logits of which shape is at each token, references' included (B,
         all, KINDS), and of which cells of it are covered (B, all, CELLS): of a reference behind the double blocks, of
-        the picture to come before the last block."""
+        the image to come before the last block."""
         attention = plain_attention if self.fast else nn.functional.scaled_dot_product_attention
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=self.fast),
@@ -145,7 +145,7 @@ class Trainee(nn.Module):
 
 @dataclass
 class Batch:
-    """Samples on their way from noise to picture: `noisy` (B, tokens, 32) is where the model itself has come to;
+    """Samples on their way from noise to image: `noisy` (B, tokens, 32) is where the model itself has come to;
     `references` (B, R * tokens, 32), `kinds` (B, (1 + R) * tokens) and `outlines` (B, (1 + R) * tokens, CELLS), the
     target's first."""
 
@@ -172,7 +172,7 @@ def draw_batch(group: Group, pool: Pool, rng: torch.Generator) -> Batch:
 
 @dataclass
 class Step:
-    """What a sampling step of a batch came to: the loss, the mean squared error of the picture that the model foresees,
+    """What a sampling step of a batch came to: the loss, the mean squared error of the image that the model foresees,
     that of the noise's numbers, the share of shapes' tokens whose kind it knows (NaN where there is no shape), and the
     cross entropy of all tokens' cells."""
 
@@ -184,7 +184,7 @@ class Step:
 
 
 def sample(model: nn.Module, batches: list[Batch], steps: int) -> Iterator[tuple[int, Batch, Step]]:
-    """Takes batches from noise to picture as the pipeline does, in turn, with what the Trainee `model` has come to be:
+    """Takes batches from noise to image as the pipeline does, in turn, with what the Trainee `model` has come to be:
     its weights may change between the steps.
 
     Yields:
@@ -209,12 +209,12 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
     )
     foreseen = batch.noisy - level * velocity
     error = (foreseen - batch.target).square().mean(-1)  # (B, tokens)
-    # What is not background is a small part of the picture and all of its meaning. In orange on red or blue on
+    # What is not background is a small part of the image and all of its meaning. In orange on red or blue on
     # purple it stands out, and a lost outline costs, a tenth of what it does in white on black.
     different = (batch.target - batch.target[:, :1]).square().mean(-1)
     weight = 1 + batch.outlines[:, :tokens].any(-1) * _FAINT / (different + _CONTRAST)
     loss = (error * weight).sum() / weight.sum()
-    # Where nothing of the picture is to be seen yet, the tokens are to know the noise's numbers. Also where this weighs
+    # Where nothing of the image is to be seen yet, the tokens are to know the noise's numbers. Also where this weighs
     # nothing it is in the sum: DistributedDataParallel wants a gradient of every weight.
     held = batch.noise[:, :, :NUMBERS].mean(1, keepdim=True) * math.sqrt(tokens)
     missed = (numbers - held).square().mean()
@@ -232,7 +232,7 @@ def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> 
 def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) -> None:  # noqa: C901 - one loop
     """Trains from the pool in `work`, going on from `transformer.pt` if there is one; writes the averaged weights.
 
-    A round takes a few batches from noise to picture as the pipeline does, and learns at every noise level from where
+    A round takes a few batches from noise to image as the pipeline does, and learns at every noise level from where
     the model itself has come to, not from the truth mixed with noise. Trained on the latter alone, it trusted what it
     saw, its own first mistakes: four steps were worse than the first (mean squared error 0.17 and 0.13).
 

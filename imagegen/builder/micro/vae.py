@@ -28,7 +28,7 @@ from imagegen.builder.micro.training import Checkpoint, Progress, load, save
 CHANNELS = (8, 16, 32, 64)
 LATENTS = 8
 _CONSTANT = 7  # the channel that holds a constant, the last of the narrowest level
-_LEVEL = 8.0  # its value, well above what pictures in -1..1 reach
+_LEVEL = 8.0  # its value, well above what images in -1..1 reach
 _LIFT = 3.0  # SiLU is nearly the identity plus a constant from here up
 _EDGES = 4.0  # how much more a pixel near an edge weighs
 _CHECKPOINT_EVERY = 250
