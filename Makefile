@@ -135,7 +135,7 @@ bench: $(VENV)/.dev ## measure cold start, warm jobs and the HTTP server against
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.caches
 
-attack: $(VENV)/.run ## attack a server over HTTP, and measure what others notice of it (four minutes)
+attack: $(VENV)/.run ## attack servers of its own: connections, images, callers, object stores, memory (eight minutes)
 	$(BIN)/python -m benchmarks.attack
 
 fuzz: $(VENV)/.fuzz ## look for images that break the decoding, for five minutes (atheris)

@@ -14,6 +14,9 @@ PREFIX = "whsec_"
 #: Bytes of a webhook's secret, as the Standard Webhooks specification has it.
 _SECRET_BYTES = (24, 64)
 
+#: Megabytes of all jobs where nothing else is set, with a folder and in memory.
+FOLDER_MB, MEMORY_MB = 10_000.0, 256.0
+
 
 def is_secret(text: str) -> bool:
     """Whether it is a webhook's secret as the specification writes it: whsec_ and base64."""

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
+from imagegen.editing.photo import MAX_JOB_PIXELS
 from imagegen.engine.shared_limit import SharedLimit
 from imagegen.errors import NotReady, Overloaded
 from imagegen.inputs.decoders import PROCESSES
@@ -25,11 +26,13 @@ _LARGEST_BODIES = 4
 #: Bytes of answers that wait in memory until they are read, beyond which nothing more is answered; half of it for a
 #: caller. One answer may be larger: two edits of the largest photos, as noise in PNG, have 300 MB.
 UNREAD_BYTES = 500_000_000
+#: Answers that are read from a store of jobs at one moment; one for a caller.
+ANSWERS = 2
 #: References by URL that are on their way or wait to be decoded: four jobs with four each; half for a caller.
 DOWNLOADS = 16
-#: Seconds that a job may go on reading its references once the worker is ending. Photographs take a tenth of that; one
-#: that is made to be slow, or a server that drips, would hold the end for longer than the 10 s that Docker allows.
-_LAST_READING_SECONDS = 3.0
+#: Seconds that a job may go on reading its references once the worker is ending. Photographs take a fraction of that;
+#: one that is made to be slow, or a server that drips, would hold the end for longer than the 10 s that Docker allows.
+_LAST_READING_SECONDS = 2.0
 
 
 class Admission:
@@ -42,6 +45,7 @@ class Admission:
       is given back when the GPU is done with the job.
     - upload_bytes: bodies from their first byte until their references are decoded.
     - downloads: references by URL from before their first byte until they are decoded; their bytes are in memory.
+    - answers: those of jobs that were stored, from when they are read until they are sent.
     - decoders: references that are decoded, and edits of photos that are planned, at one moment.
     - delivery_megapixels: images from the moment that the GPU is wanted for them until their job is answered.
 
@@ -64,6 +68,7 @@ class Admission:
         self._places = SharedLimit("places", places, max(1, places - max(1, places // 4)), metrics)
         self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
         self._downloads = SharedLimit("downloads", DOWNLOADS, DOWNLOADS / 2, metrics)
+        self._answers = SharedLimit("answers", ANSWERS, ANSWERS / 2, metrics)
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
 
@@ -187,6 +192,11 @@ class Admission:
         finally:
             self._downloads.give_back(caller, 1)
 
+    async def answer(self, caller: str | None) -> Callable[[], None]:
+        """Waits until one more answer may be read from a store; what is returned is called once it is sent."""
+        await self._answers.take(caller, 1)
+        return lambda: self._answers.give_back(caller, 1)
+
     async def decode(self, caller: str | None, start: Callable[[], Future[T]]) -> T:
         """Waits until one more reference may be decoded, starts that, and gives its result.
 
@@ -303,9 +313,14 @@ def upload_bytes_of(settings: Settings) -> int:
 
 
 def delivery_megapixels_of(settings: Settings, spec: ModelSpec) -> float:
-    """Megapixels of images that are in delivery at most: of four of the model's largest jobs, or of two edits of the
-    largest photos, each of which counts as half of the limit, however large it is."""
-    return max(4 * _largest_job(settings, [spec]), 2 * settings.max_images * MAX_PHOTO_PIXELS / 1e6)
+    """Megapixels of images that are in delivery at most: of four of the model's largest jobs, or of two with the most
+    pixels that there may be, each of which counts as half of the limit, however large it is."""
+    return max(4 * _largest_job(settings, [spec]), 2 * most_megapixels(settings))
+
+
+def most_megapixels(settings: Settings) -> float:
+    """Megapixels of a job's answer, at most: of edits at the size of their photos."""
+    return min(MAX_JOB_PIXELS, settings.max_images * MAX_PHOTO_PIXELS) / 1e6
 
 
 def _largest_job(settings: Settings, specs: Iterable[ModelSpec]) -> float:

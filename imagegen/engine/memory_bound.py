@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from imagegen.engine.admission import DOWNLOADS, UNREAD_BYTES, delivery_megapixels_of, places_of, upload_bytes_of
+from imagegen.engine.admission import (
+    ANSWERS,
+    DOWNLOADS,
+    UNREAD_BYTES,
+    delivery_megapixels_of,
+    most_megapixels,
+    places_of,
+    upload_bytes_of,
+)
 from imagegen.engine.runner import CPU_THREADS, PHOTO_THREADS
 from imagegen.inputs.decoders import PROCESSES
 from imagegen.inputs.decoding import MAX_MEMORY, MAX_PHOTO_PIXELS
+from imagegen.job_settings import MEMORY_MB
 from imagegen.models import MEGAPIXEL, ModelSpec
 from imagegen.settings import Settings
 
@@ -20,9 +29,8 @@ _PLANNING, _PASTING = 16, 8
 _REFERENCE_COPIES = 4 / 3 * 4 + 1
 #: Pillow keeps RGB in 4 bytes a pixel, L in 1.
 _RGB, _L = 4, 1
-#: An image on its way out: its pixels, its file (3.1 bytes a pixel if it is noise), base64 of it, the answer's JSON as
-#: text and as bytes.
-_OUT = _RGB + 3.1 * (1 + 3 * 4 / 3)
+#: An answer: its files (3.1 bytes a pixel if they are noise), base64 of them, its JSON as text and as bytes.
+_ANSWER = 3.1 * (1 + 3 * 4 / 3)
 
 
 def memory_bound(settings: Settings, spec: ModelSpec) -> dict[str, int]:
@@ -38,7 +46,11 @@ def memory_bound(settings: Settings, spec: ModelSpec) -> dict[str, int]:
         "downloads": DOWNLOADS * settings.max_reference_mb * 1e6 * _DOWNLOAD_COPIES,
         "decoded references": places * waiting,
         "edits of photos": MAX_PHOTO_PIXELS * (PHOTO_THREADS * _PLANNING + CPU_THREADS * _PASTING),
-        "images in delivery": delivery_megapixels_of(settings, spec) * 1e6 * _OUT,
+        "images in delivery": delivery_megapixels_of(settings, spec) * 1e6 * (_RGB + _ANSWER),
+        "answers of stored jobs": ANSWERS * most_megapixels(settings) * 1e6 * _ANSWER,
+        # Those that run beside their references, as bytes and as text: two, and two of others.
+        "references of stored jobs": 4 * 2 * settings.max_body_mb * 1e6,
+        "stored jobs": 0 if settings.jobs_dir else (settings.jobs_max_mb or MEMORY_MB) * 1e6,
         "answers that wait to be read": UNREAD_BYTES,
         "embeddings of prompts": settings.prompt_cache_mb * 1e6,
     }

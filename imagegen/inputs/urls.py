@@ -12,7 +12,7 @@ from imagegen.inputs import addresses
 #: A presigned URL has about a thousand.
 _MAX_URL = 8192
 #: What RFC 3986 allows, and letters of other scripts; a space or a control character could end a line of a request.
-_TEXT = re.compile(r"[!-~\u00a1-\U0010ffff]*")
+_TEXT = re.compile(r"[!-~\u00a1-\ud7ff\ue000-\U0010ffff]*")
 #: A name, or an address without a zone.
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|(?=[0-9a-f.]*:)[0-9a-f:.]+", re.IGNORECASE)
 

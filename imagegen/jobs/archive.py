@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from imagegen.contract import requests
 from imagegen.contract.requests import Request
 from imagegen.contract.responses import EditResponse, GenerateResponse
 from imagegen.contract.schemas import EditRequest
 from imagegen.errors import ConfigurationError, StoreFailed
+from imagegen.job_settings import FOLDER_MB, MEMORY_MB
 from imagegen.jobs.database import Database, SqliteDatabase
 from imagegen.jobs.expiry import Expiry
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
@@ -35,14 +36,18 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Megabytes of all jobs, with a folder and in memory.
-_FOLDER_MB, _MEMORY_MB = 10_000.0, 256.0
 #: Ended jobs that expire in one go.
 _EXPIRED_AT_ONCE = 200
 #: Seconds in which a job's references are written, and its row.
 _BEING_ACCEPTED = 3600.0
+#: Bytes that a job's row counts as, beside its fields: jobs that are cancelled at once would else cost nothing.
+_ROW_BYTES = 2000
 #: Fields that hold references. They are kept as files, and are in no row.
 _REFERENCES = ("images", "mask")
+
+
+def _row_bytes(fields: str) -> int:
+    return len(fields) + _ROW_BYTES
 
 
 class Archive:
@@ -61,7 +66,7 @@ class Archive:
         self._expiry = Expiry(self._database)
         #: Whether other servers run these jobs too.
         self.shared = self._database.shared
-        self._limit = int((settings.jobs_max_mb or (_MEMORY_MB if folder is None else _FOLDER_MB)) * 1e6)
+        self._limit = int((settings.jobs_max_mb or (MEMORY_MB if folder is None else FOLDER_MB)) * 1e6)
         #: Whether what is kept outlives the process.
         self.outlives = folder is not None
         self._keep = settings.jobs_keep_hours * 3600
@@ -101,12 +106,12 @@ class Archive:
             StoreFailed: it could not be stored, or there is no room for it.
         """
         references = _references(request)
-        size = sum(map(len, references.values()))
-        if references and self.bytes + size > self._limit:
+        fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
+        size = sum(map(len, references.values())) + _row_bytes(fields)
+        if self.bytes + size > self._limit:
             await self.make_room(size)
         if self.bytes + size > self._limit:
             raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
-        fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
         names = {input_name(job.id, field): text for field, text in references.items()}
         job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
         try:
@@ -184,7 +189,7 @@ class Archive:
         size: int = 0,
         megapixels: float = 0.0,
     ) -> bool:
-        """Ends a job that waits or runs; False where it had ended. Its references go.
+        """Ends a job that waits or runs; False where it had ended. Its references go; its row still counts.
 
         Args:
             megapixels: of its images, in place of those that were counted when it was accepted.
@@ -192,6 +197,7 @@ class Archive:
         Raises:
             StoreFailed: the disk is full, or broken.
         """
+        size += _row_bytes(row.fields)
         ended = await self.rows(
             self._store.finish,
             row.id,
@@ -222,9 +228,9 @@ class Archive:
     def _read_base64(self, name: str) -> str:
         return base64.b64encode(self._files.read(name)).decode()
 
-    async def image(self, row: Row, number: int) -> bytes:
-        """One image of a job that has succeeded, as a file."""
-        return await asyncio.to_thread(self._files.read, row.names[number])
+    async def image(self, row: Row, number: int) -> BinaryIO:
+        """One image of a job that has succeeded, as an open file."""
+        return await asyncio.to_thread(self._files.open, row.names[number])
 
     async def forget(self, row: Row) -> None:
         """Deletes a job that has ended, and its images."""

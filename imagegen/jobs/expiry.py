@@ -10,6 +10,8 @@ from imagegen.jobs.rows import COLUMNS, Row
 
 #: Seconds for which an expired job is remembered, so that its caller learns of it.
 EXPIRED_SECONDS = 7 * 86_400.0
+#: Expired jobs and idempotency keys that are remembered at most, the newest.
+_MOST_EXPIRED, _MOST_KEYS = 10_000, 100_000
 
 
 class Expiry:
@@ -55,7 +57,7 @@ class Expiry:
                 )
 
     def drop_expired(self, keep: float) -> None:
-        """Deletes what expired long ago.
+        """Deletes what expired long ago, and of expired jobs and idempotency keys the oldest that are too many.
 
         Args:
             keep: seconds for which an ended job is kept.
@@ -66,4 +68,14 @@ class Expiry:
                 "DELETE FROM jobs WHERE state = 'expired' AND finished < ? "
                 "AND (webhook_state IS NULL OR webhook_state <> 'pending')",
                 (oldest,),
+            )
+            self._database.execute(
+                "DELETE FROM jobs WHERE state = 'expired' AND finished < "
+                "(SELECT finished FROM jobs WHERE state = 'expired' ORDER BY finished DESC LIMIT 1 OFFSET ?)",
+                (_MOST_EXPIRED,),
+            )
+            self._database.execute(
+                "DELETE FROM idempotency WHERE created < "
+                "(SELECT created FROM idempotency ORDER BY created DESC LIMIT 1 OFFSET ?)",
+                (_MOST_KEYS,),
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from imagegen.errors import ConfigurationError, Expired
 from imagegen.jobs import database
@@ -29,6 +30,9 @@ class Files(Protocol):
             Expired: they are not there.
             StoreFailed: they cannot be read.
         """
+
+    def open(self, name: str) -> BinaryIO:
+        """The bytes as a file; raises what `read` does."""
 
     def delete(self, names: Iterable[str]) -> None:
         """Forgets names; those that are not there are passed over."""
@@ -57,6 +61,10 @@ class MemoryFiles:
             return self._kept[name]
         except KeyError:
             raise Expired("the image is not kept any more") from None
+
+    def open(self, name: str) -> BinaryIO:
+        """The bytes as a file; no copy of them."""
+        return io.BytesIO(self.read(name))
 
     def delete(self, names: Iterable[str]) -> None:
         """Forgets names."""
@@ -112,8 +120,16 @@ class FolderFiles:
             Expired: it is not there.
             StoreFailed: it cannot be read.
         """
+        with self.open(name) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise database.failed(error) from None
+
+    def open(self, name: str) -> BinaryIO:
+        """The file; raises what `read` does."""
         try:
-            return self._path(name).read_bytes()
+            return self._path(name).open("rb")
         except FileNotFoundError:
             raise Expired("the image is not kept any more") from None
         except OSError as error:

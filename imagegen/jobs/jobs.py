@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 from imagegen.contract.events import Event, Queued
 from imagegen.contract.requests import Request, check
@@ -207,8 +207,8 @@ class Jobs:
         """A secret of this server's jobs, for URLs that need no key; the same for as long as the jobs are kept."""
         return await self._archive.rows(self._archive.store.secret)
 
-    async def image(self, row: Row, number: int) -> tuple[bytes | str, str]:
-        """An image of a job: its bytes, or the URL where it is; and its type, such as image/png.
+    async def image(self, row: Row, number: int) -> tuple[BinaryIO | str, str]:
+        """An image of a job: its file, or the URL where it is; and its type, such as image/png.
 
         Raises:
             NotFound: the job has no image of this number.
@@ -241,17 +241,16 @@ class Jobs:
             raise error_of(row)
         return await self._archive.answer_of(row)
 
-    async def result(self, job_id: str, owner: str) -> GenerateResponse:
-        """Waits for a job's answer.
+    async def ended(self, job_id: str, owner: str) -> Row:
+        """Waits until a job has ended.
 
         Raises:
             NotReady: the process is about to end, and the next one will do the job.
-            ImageGenError: that of the job, where it failed or was cancelled; Expired where it is gone.
         """
         while True:
             row = await self.get(job_id, owner)
             if row.state not in OPEN:
-                return await self.answer(row)
+                return row
             if row.state == "queued" and self._service.admission.draining:
                 raise NotReady("the worker is ending; ask again with the same Idempotency-Key", retry_after=5)
             await self._moved.wait(_LOOK)

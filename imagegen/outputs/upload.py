@@ -16,9 +16,11 @@ import asyncio
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, ParamSpec, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -32,6 +34,9 @@ from imagegen.inputs import connections
 from imagegen.outputs.object_store import ObjectStore
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 # At DEBUG botocore logs signatures and signed URLs.
 logging.getLogger("botocore").setLevel(logging.INFO)
 
@@ -47,6 +52,9 @@ _PAUSE_SECONDS = 0.5
 _REGIONS = 3
 #: Of an answer. An error is some hundred bytes of XML.
 _ANSWER_BYTES = 65_536
+
+#: Threads that sign, for stores of jobs and for the worker's own: nobody else keeps that one waiting.
+_SIGNERS = {untrusted: ThreadPoolExecutor(2, "sign") for untrusted in (True, False)}
 
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9]{1,40})\s*</Code>")
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
@@ -119,7 +127,7 @@ async def _put(store: ObjectStore, key: str, data: bytes, content_type: str) -> 
                 raise _Refused("could not be reached, or did not answer as one") from None
             continue
         if answer.stored:
-            return await asyncio.to_thread(_presign, place, key)
+            return await _in_thread(store, _presign, place, key)
         if answer.status in _ELSEWHERE and answer.region is not None:
             regions += 1
             if regions == _REGIONS or not _move(store, place, answer):
@@ -147,7 +155,7 @@ def _move(store: ObjectStore, asked: ObjectStore, answer: _Answer) -> bool:
 async def _send(store: ObjectStore, key: str, data: bytes, content_type: str) -> _Answer:
     url = URL(store.url_of(key), encoded=True)
     host = str(url.raw_host)
-    headers = await asyncio.to_thread(_sign, store, key, data, content_type)
+    headers = await _in_thread(store, _sign, store, key, data, content_type)
     patience = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
     # A proxy would look up the name itself, and nobody would check the address.
     proxy = None if store.untrusted or proxy_bypass(host) else getproxies().get(url.scheme)
@@ -171,6 +179,10 @@ async def _send(store: ObjectStore, key: str, data: bytes, content_type: str) ->
             code[1].decode() if code else "",
             region if _REGION.fullmatch(region) else None,
         )
+
+
+async def _in_thread(store: ObjectStore, sign: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_SIGNERS[store.untrusted], partial(sign, *args, **kwargs))
 
 
 def _cause(answer: _Answer) -> str:

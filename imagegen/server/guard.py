@@ -91,6 +91,8 @@ class Guard:
         finally:
             if (upload := scope["state"].get("upload")) is not None:
                 upload.release()
+            if (answer_sent := scope["state"].get("answer_sent")) is not None:
+                answer_sent()
 
     async def _admit(self, scope: Scope) -> None:
         """Checks what is known before the body is read; names the caller.

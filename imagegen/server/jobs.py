@@ -15,12 +15,11 @@ from imagegen.contract.responses import ErrorResponse
 from imagegen.contract.schemas import EditRequest
 from imagegen.engine.event_queue import event_fields
 from imagegen.errors import Expired, ImageGenError, InvalidInput
-from imagegen.jobs.jobs import Jobs
 from imagegen.jobs.state import JobPage, JobState
-from imagegen.server import native
+from imagegen.server import native, stored
 from imagegen.server.bodies import read_fields
 from imagegen.server.http import ERRORS
-from imagegen.server.stored import KEY, add, jobs_of
+from imagegen.server.stored import KEY, add, file_answer, jobs_of
 from imagegen.server.streams import server_sent
 
 router = APIRouter(tags=["Jobs"])
@@ -110,17 +109,18 @@ async def events(
     """A job's events from its beginning, as /generate streams them. The job does not end with the stream."""
     if last and not (last.isascii() and last.isdigit() and len(last) < 16):
         raise InvalidInput("Last-Event-ID: is not the id of an event", "Last-Event-ID")
-    jobs, owner, after = jobs_of(request), request.state.caller, int(last) if last else -1
-    row = await jobs.get(job_id, owner)
+    jobs, after = jobs_of(request), int(last) if last else -1
+    row = await jobs.get(job_id, request.state.caller)
     if row.state == "expired":
         raise Expired("the job has expired")
     if row.finished is not None and after >= jobs.last_event(row):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(jobs, job_id, owner, after), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_stream(request, job_id, after), media_type="text/event-stream", headers=headers)
 
 
-async def _stream(jobs: Jobs, job_id: str, owner: str, after: int) -> AsyncIterator[str]:
+async def _stream(request: Request, job_id: str, after: int) -> AsyncIterator[str]:
+    jobs, owner = jobs_of(request), request.state.caller
     silent, last = time.monotonic(), ""
     try:
         async for item in jobs.watch(job_id, owner, after):
@@ -136,7 +136,7 @@ async def _stream(jobs: Jobs, job_id: str, owner: str, after: int) -> AsyncItera
         if row.finished is None:
             return  # the server ends; the client asks again
         last = f"id: {jobs.last_event(row)}\n"
-        answer = await jobs.answer(row)
+        answer = await stored.answer(request, row)
     except ImageGenError as error:
         yield last + server_sent("error", json.dumps(error.body()))
     else:
@@ -161,7 +161,7 @@ async def image(request: Request, job_id: _Id, number: Annotated[int, Path(ge=0,
     found, kind = await jobs.image(await jobs.get(job_id, request.state.caller), number)
     if isinstance(found, str):
         return RedirectResponse(found, 302)
-    return Response(found, media_type=kind, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+    return file_answer(found, kind, {"Cache-Control": "private, max-age=31536000, immutable"})
 
 
 @router.delete("/jobs/{job_id}", responses={**_NOT_FOUND, **_CONFLICT, **_EXPIRED})

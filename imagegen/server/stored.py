@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import BinaryIO, cast
 
 from fastapi import Depends, Header, Request
+from fastapi.responses import StreamingResponse
 
 from imagegen.contract.events import Event
 from imagegen.contract.requests import Request as Job
 from imagegen.contract.responses import GenerateResponse
+from imagegen.engine.admission import UNREAD_BYTES
 from imagegen.engine.job import let_go_of_references
 from imagegen.jobs.jobs import Jobs
 from imagegen.jobs.rows import Row
 
+#: Seconds between two looks whether a client has read its answers; bytes of a file that are read at one time.
+_LOOK, _PART = 0.2, 262_144
 _HEADER = Header(None, description="1 to 255 printable ASCII characters. The same one gives the same job, for a day.")
 
 
@@ -62,7 +67,35 @@ async def result(request: Request, job: Job) -> GenerateResponse:
         ImageGenError: as Jobs.add and Jobs.result.
     """
     row = await add(request, job)
-    return await jobs_of(request).result(row.id, row.owner)
+    return await answer(request, await jobs_of(request).ended(row.id, row.owner))
+
+
+async def answer(request: Request, row: Row) -> GenerateResponse:
+    """The answer of a stored job that has ended, once there is room for it in memory. It counts until it is sent:
+    anybody may ask for it on as many connections as there are.
+
+    Raises:
+        ImageGenError: as Jobs.answer.
+    """
+    state, admission = request.state, request.app.state.service.admission
+    unread_bytes = getattr(state, "unread_bytes", lambda _: 0)  # of the protocol
+    state.answer_sent = await admission.answer(state.caller)  # Guard calls it
+    while unread_bytes(state.caller) > UNREAD_BYTES // 2:  # noqa: ASYNC110 - a client reads when it likes
+        await asyncio.sleep(_LOOK)
+    return await jobs_of(request).answer(row)
+
+
+def file_answer(file: BinaryIO, kind: str, headers: dict[str, str] | None = None) -> StreamingResponse:
+    """A file as an answer of this type, of which a part is in memory."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+
+    async def parts() -> AsyncIterator[bytes]:
+        with file:
+            while part := await asyncio.to_thread(file.read, _PART):
+                yield part
+
+    return StreamingResponse(parts(), media_type=kind, headers={"Content-Length": str(size), **(headers or {})})
 
 
 async def follow(
@@ -81,4 +114,7 @@ async def follow(
             if item is not None:
                 yield item[1]
 
-    return asyncio.create_task(jobs.result(row.id, row.owner)), events()
+    async def result() -> GenerateResponse:
+        return await answer(request, await jobs.ended(row.id, row.owner))
+
+    return asyncio.create_task(result()), events()

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from imagegen import __version__
 from imagegen.builder.micro.measure import background_colour, shape_colour
@@ -15,7 +14,7 @@ from imagegen.server.main import create_app
 from imagegen.settings import get_settings
 from tests.server.conftest import running
 from tests.support import settings
-from tests.support.images import scene
+from tests.support.images import opened, scene
 
 PROMPT = "a red circle on a blue background"
 KEY = "a-key-of-the-test"
@@ -57,7 +56,7 @@ def at_server(command, url):
 def test_generate_writes_the_image_in_the_format_of_its_name(at_server, tmp_path, name, kind):
     status, out, _ = at_server("generate", PROMPT, "-o", name, "--seed", "42")
     assert (status, out.splitlines()[0]) == (0, f"{name}  128x128  seed 42")
-    image = Image.open(tmp_path / name)
+    image = opened(tmp_path / name)
     assert image.format == kind
     assert (background_colour(image), shape_colour(image)) == ("blue", "red")
 
@@ -81,7 +80,7 @@ def test_edit_takes_files(at_server, tmp_path, count):
     files = [f"{i}.png" for i in range(count)]
     status, out, _ = at_server("edit", *files, "make the background green", "-o", "out.png", "--seed", "1")
     assert status == 0, out
-    assert Image.open(tmp_path / "out.png").size == (128, 128)
+    assert opened(tmp_path / "out.png").size == (128, 128)
 
 
 def test_the_key_comes_from_the_environment_too(command, url, monkeypatch):

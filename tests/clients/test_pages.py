@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from PIL import Image
 
 from tests.clients.conftest import shows
 from tests.docs.pages import PAGES, section
+from tests.support.images import opened
 
 pytestmark = pytest.mark.slow  # `make slow` installs the clients
 
@@ -39,7 +39,7 @@ def test_what_the_page_shows_works(run, endpoint, tmp_path, title):
         assert printed == "data:image/png;base64,"
         return
     for name, colours in (("circle.png", ("blue", "red")), ("green.png", ("blue", "green"))):
-        picture = Image.open(tmp_path / name)
+        picture = opened(tmp_path / name)
         assert shows(picture) == colours if small else picture.size == (512, 512)
     if "stream" in program:
         assert "image_generation.completed" in printed

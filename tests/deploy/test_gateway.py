@@ -114,6 +114,12 @@ def test_jobs_streams_limits_and_addresses_through_the_gateway(gateway, caplog):
         client.post("/generate", json=long, headers=KEY, timeout=2)
     until(lambda: service.health().status == "ready", 60)
 
+    # The page's files come all at once.
+    folder = ROOT / "imagegen" / "server" / "studio"
+    files = [f"/studio/{path.relative_to(folder)}" for path in folder.rglob("*.*")]
+    assert len(files) > 20
+    assert {client.get(file).status_code for file in files} == {200}
+
     # One client may not ask without end.
     statuses = [client.get("/health").status_code for _ in range(40)]
     assert 429 in statuses and statuses[0] == 200

@@ -13,10 +13,10 @@ import tomllib
 
 import httpx
 import pytest
-from PIL import Image
 
 from tests.docs.pages import PAGES, commands, section
 from tests.support import ROOT
+from tests.support.images import opened
 
 #: Commands of the vast page are sent to a stand-in of Vast by tests/e2e/test_vast.py.
 ELSEWHERE = {
@@ -162,8 +162,8 @@ def test_the_first_image(server, tmp_path):
         )
         outputs.append(done.stdout)
     assert json.loads(outputs[0])["status"] == "ready"
-    assert Image.open(tmp_path / "circle.png").size == (128, 128)
-    assert Image.open(tmp_path / "green.png").size == (128, 128)
+    assert opened(tmp_path / "circle.png").size == (128, 128)
+    assert opened(tmp_path / "green.png").size == (128, 128)
 
 
 @pytest.mark.slow  # curl may have to be installed
@@ -186,7 +186,7 @@ def test_runpods_calls_against_its_api_on_this_machine(tmp_path):
             assert process.poll() is None
             time.sleep(0.2)
         subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, check=True, timeout=120)
-        assert Image.open(tmp_path / "circle.png").size == (128, 128)
+        assert opened(tmp_path / "circle.png").size == (128, 128)
         done = json.loads((tmp_path / "status.json").read_text())
         assert done["status"] == "COMPLETED" and done["output"]["images"]
     finally:

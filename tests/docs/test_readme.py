@@ -17,7 +17,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from PIL import Image
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.cli.inspect import read
@@ -29,7 +28,7 @@ from imagegen.models import get_model
 from imagegen.runpod import handler
 from tests.docs.pages import PAGES, blocks, commands, section
 from tests.support import ROOT
-from tests.support.images import scene, to_base64
+from tests.support.images import opened, scene, to_base64
 
 #: Pages whose every block is run here.
 RUN = ("README.md", "docs/quickstart.md", "docs/api.md")
@@ -155,7 +154,7 @@ def test_the_readmes_edit_changes_the_colour_and_keeps_the_circle(port, tmp_path
     for line in (line for line in README if line.startswith("curl")):
         _run(["sh", "-c", line.replace("7000", port)], tmp_path)
     for name, colour in (("circle.png", "red"), ("green.png", "green")):
-        image = Image.open(tmp_path / name).convert("RGB")
+        image = opened(tmp_path / name).convert("RGB")
         assert image.size == (128, 128)
         assert background_colour(image) == "blue", name
         assert shape_colour(image) == colour, name
@@ -165,8 +164,8 @@ def test_the_readmes_edit_changes_the_colour_and_keeps_the_circle(port, tmp_path
 def test_the_command_line_of_the_readme(tmp_path):
     for line in (line for line in README if line.startswith(("imagegen generate", "imagegen edit"))):
         _run(shlex.split(line), tmp_path)
-    assert background_colour(Image.open(tmp_path / "green.png").convert("RGB")) == "blue"
-    assert shape_colour(Image.open(tmp_path / "green.png").convert("RGB")) == "green"
+    assert background_colour(opened(tmp_path / "green.png").convert("RGB")) == "blue"
+    assert shape_colour(opened(tmp_path / "green.png").convert("RGB")) == "green"
 
 
 def test_the_api_script_is_satisfied(port, tmp_path):

@@ -11,11 +11,10 @@ import termios
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.support import ROOT
-from tests.support.images import scene, to_base64
+from tests.support.images import opened, scene, to_base64
 
 
 def handler_py(*arguments, cwd=ROOT, **environment):
@@ -36,7 +35,7 @@ def test_bare_it_generates_what_test_input_asks_for(tmp_path):
     path, size, _, seed = done.stdout.splitlines()[0].split()
     assert (size, seed) == ("128x128", "42")
     assert all(f"{stage} " in done.stdout for stage in ("queue", "denoise", "decode", "total"))
-    picture = Image.open(path)
+    picture = opened(path)
     assert Path(path).parent == tmp_path
     assert background_colour(picture) == "blue"
     assert shape_colour(picture) == "red"
@@ -48,7 +47,7 @@ def test_a_job_as_json(tmp_path):
     job = {"input": {"prompt": "a green square on a white background", "seed": 1, "output_format": "webp"}}
     done = handler_py("--test_input", json.dumps(job), IMAGEGEN_OUTPUT_DIR=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert background_colour(Image.open(tmp_path / "micro-1.webp")) == "white"
+    assert background_colour(opened(tmp_path / "micro-1.webp")) == "white"
 
 
 @pytest.mark.slow  # a process of its own that loads the model

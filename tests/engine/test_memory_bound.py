@@ -34,10 +34,11 @@ def test_the_page_has_the_figures_of_the_default_settings():
 @pytest.mark.parametrize(
     ("changes", "smaller"),
     [
-        ({"max_body_mb": 20}, "bodies"),
+        ({"max_body_mb": 20}, "bodies and references of stored jobs"),
         ({"max_reference_mb": 5}, "decoders and downloads"),
         ({"max_queue": 1}, "decoded references"),
-        ({"max_images": 1}, "images in delivery"),
+        ({"max_images": 1}, "images in delivery and answers of stored jobs"),
+        ({"jobs_max_mb": 10}, "stored jobs"),
         ({"prompt_cache_mb": 0}, "embeddings of prompts"),
     ],
 )

@@ -24,6 +24,7 @@ from tests.support.image_hosts import (
     refused,
     server,
 )
+from tests.support.loopback import listening
 
 
 async def endless():
@@ -139,11 +140,12 @@ def test_open_closed_and_silent_ports_are_one_error():
                 assert message == NOWHERE.replace("20 s", "0.5 s")
 
     async def run():
-        greeting = b"SSH-2.0-OpenSSH_9.2\r\n"
-        talking = await asyncio.start_server(lambda _, writer: writer.write(greeting), "127.0.0.1", 0)
-        async with talking:
+        async def greet(reader, writer):
+            writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        async with listening(greet) as port:
             for scheme in ("http", "https"):
-                url = f"{scheme}://127.0.0.1:{talking.sockets[0].getsockname()[1]}/"
+                url = f"{scheme}://127.0.0.1:{port}/"
                 with pytest.raises(BadReference) as caught:
                     await fetching.fetch(url, "images[0]", settings(private_hosts="127.0.0.1", url_timeout=2))
                 assert caught.value.message == NOWHERE_2
@@ -195,9 +197,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
     context.load_cert_chain(tmp_path / "chain", tmp_path / "key")
 
     async def run():
-        running = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
-        port = running.sockets[0].getsockname()[1]
-        async with running:
+        async with listening(tls=context) as port:
             await fetching.fetch(f"https://localhost:{port}/", "images[0]", settings(private_hosts="localhost"))
 
     with pytest.raises(BadReference, match="no secure connection could be made to its host"):

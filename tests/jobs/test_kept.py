@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from imagegen.jobs import database, files, jobs, runner
+from imagegen.jobs import database, expiry, files, jobs, runner
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
 from tests.support import until
@@ -46,6 +46,25 @@ def test_an_ended_job_expires_and_its_caller_is_told(tmp_path):
         (listed,) = client.get("/jobs").json()["jobs"]
         assert (listed["status"], listed["input"], listed["result"]) == ("expired", {}, None)
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+
+
+def test_jobs_that_are_cancelled_at_once_do_not_fill_the_store(monkeypatch):
+    """Their rows count; what is over the limit expires, and of that the oldest is forgotten."""
+    monkeypatch.setattr(expiry, "_MOST_EXPIRED", 5)
+    monkeypatch.setattr(expiry, "_MOST_KEYS", 5)
+    with (
+        served(jobs_max_mb=0.03, preload_models=False) as (url, _),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        for i in range(40):
+            job = client.post("/jobs", json=JOB, headers={"Idempotency-Key": str(i)}).json()["id"]
+            assert client.delete(f"/jobs/{job}").status_code == 200
+
+        def few():
+            answer = client.get("/jobs?limit=100").json()["jobs"]
+            return len(answer) < 30 and [one["status"] for one in answer]
+
+        assert set(until(few)) == {"cancelled", "expired"}
 
 
 @pytest.mark.slow  # starts a server each

@@ -13,6 +13,7 @@ from imagegen.outputs.object_store import ObjectStore
 from tests.outputs.test_signing import chain
 from tests.support import settings
 from tests.support.faulty_store import STORED, FaultyStore, outcome, store_at
+from tests.support.loopback import listening
 
 UNREACHABLE = "the object store could not be reached, or did not answer as one"
 
@@ -111,10 +112,9 @@ def test_a_store_that_hangs_in_tls_is_given_up(monkeypatch):
         async def hang(reader, writer):
             await asyncio.sleep(30)
 
-        server = await asyncio.start_server(hang, "127.0.0.1", 0)
-        async with server:
+        async with listening(hang) as port:
             before = files()
-            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            url = f"https://127.0.0.1:{port}"
             message = await outcome(store_at(url), count=4)
             await asyncio.sleep(0.1)
             return message, files() - before
@@ -131,9 +131,8 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
     context.load_cert_chain(tmp_path / "chain", tmp_path / "key")
 
     async def run():
-        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
-        async with server:
-            return await outcome(store_at(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        async with listening(tls=context) as port:
+            return await outcome(store_at(f"https://127.0.0.1:{port}"))
 
     assert asyncio.run(run()) == "the object store could not be reached: no secure connection could be made to it"
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from benchmarks.random_model import write_model
 from benchmarks.vram_chart import segments
@@ -13,6 +12,7 @@ from imagegen.models import MODELS, get_model
 from imagegen.weights.sources import find_fault
 from scripts import benchmark_vram
 from scripts.benchmark_vram import estimate, show_estimate
+from tests.support.images import opened
 
 #: `python -m tests.scripts.test_benchmark_vram` writes it anew.
 GOLDEN = Path(__file__).with_name("estimates.json")
@@ -48,7 +48,7 @@ def test_estimate_needs_no_gpu(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--estimate", "--output", tmp_path) == 0
     written = json.loads((tmp_path / "benchmark_vram.json").read_text())
     assert written["estimate"] == estimates()["klein-9b"]
-    assert Image.open(tmp_path / "benchmark_vram.png").size[0] == 1180
+    assert opened(tmp_path / "benchmark_vram.png").size[0] == 1180
     assert "| 24 GB, 8.9 | fp8 | bf16 | embeddings |" in capsys.readouterr().out
 
 

@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from scripts import plan_fleet
 from scripts.fleet_simulation import Fleet, simulate
 from tests.support.fleet_in_simpy import InSimpy
+from tests.support.images import opened
 
 FLEETS = [
     Fleet(max_workers=1, scale_after=0, cold_start=0),
@@ -61,7 +61,7 @@ def test_a_recommendation_keeps_its_target_for_less(monkeypatch, capsys, tmp_pat
     assert status == 0
     assert float(best[2].split(" / ")[2]) <= 5
     assert float(best[7].rstrip(" |")) < float(given[7].rstrip(" |"))
-    assert Image.open(tmp_path / "plan.png").size[1] > 800
+    assert opened(tmp_path / "plan.png").size[1] > 800
 
     status, out, _ = run(monkeypatch, capsys, "steady", "--rate", 2, "--hours", 1, "--max-workers", 1, "--target", 1)
     assert status == 1

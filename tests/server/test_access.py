@@ -2,12 +2,14 @@
 
 import socket
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
 from imagegen.errors import ConfigurationError
+from imagegen.jobs.keys import Keys
 from imagegen.server import access, guard
 from imagegen.settings import Settings, get_settings
 from imagegen.telemetry.metrics import Metrics
@@ -81,9 +83,8 @@ def test_the_servers_own_page_and_links_to_it_work(open_server):
 def test_who_does_not_read_its_answers_gets_no_more(monkeypatch):
     """They are in memory, and the places of their jobs are others' already."""
     monkeypatch.setattr(guard, "UNREAD_BYTES", 20_000_000)
-    app = guard.Guard(
-        PlainTextResponse(b"a" * 15_000_000), settings(), Metrics(), None
-    )  # no keys, so no limits of theirs
+    limits = SimpleNamespace(keys=Keys(settings()))
+    app = guard.Guard(PlainTextResponse(b"a" * 15_000_000), settings(), Metrics(), limits)
     with running(app, lifespan="off") as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as unread:

@@ -10,6 +10,7 @@ from imagegen.errors import DeliveryFailed
 from imagegen.outputs import upload
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import Settings
+from tests.support.loopback import listening
 
 #: What is sent to a request with this head: bytes, or parts that go on for as long as they like.
 Reply = Callable[[str], "bytes | AsyncIterator[bytes]"]
@@ -37,15 +38,12 @@ class FaultyStore:
         self._open: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> FaultyStore:
-        self._server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._stack = contextlib.AsyncExitStack()
+        self.url = f"http://127.0.0.1:{await self._stack.enter_async_context(listening(self._talk))}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._open:
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await self._stack.aclose()
 
     @property
     def connections(self) -> int:

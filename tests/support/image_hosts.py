@@ -14,6 +14,7 @@ from imagegen.errors import ImageGenError
 from imagegen.inputs import fetching
 from tests.support import settings
 from tests.support.images import scene, to_bytes
+from tests.support.loopback import listening
 
 PICTURE = to_bytes(scene("circle", "red", "blue"))
 NOWHERE = "images[0]: its host has no public address, or no web server that answers within 20 s"
@@ -61,10 +62,9 @@ def refused(url, **changes):
 @contextlib.asynccontextmanager
 async def server(answer):
     """A server on loopback that sends `answer(path)`: bytes, or an async iterator of them; its URL, and who asked."""
-    asked, tasks = [], set()
+    asked = []
 
     async def talk(reader, writer):
-        tasks.add(asyncio.current_task())
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             asked.append(head)
@@ -77,13 +77,8 @@ async def server(answer):
                     await writer.drain()
         writer.close()
 
-    running = await asyncio.start_server(talk, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{running.sockets[0].getsockname()[1]}", asked
-    finally:
-        running.close()
-        for task in tasks:
-            task.cancel()
+    async with listening(talk) as port:
+        yield f"http://127.0.0.1:{port}", asked
 
 
 def http(body=b"", status="200 OK", **headers):

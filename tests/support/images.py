@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 from PIL import Image
 
@@ -34,3 +35,10 @@ def from_base64(text: str) -> Image.Image:
     image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
     image.load()
     return image
+
+
+def opened(path: Path) -> Image.Image:
+    """The image of a file, its pixels read and the file closed."""
+    with Image.open(path) as image:
+        image.load()
+        return image

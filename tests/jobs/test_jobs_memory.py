@@ -1,0 +1,46 @@
+"""What is kept of jobs is not in memory many times over, however many connections ask for it."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import httpx
+
+from imagegen.jobs.jobs import Jobs
+from imagegen.server.stored import file_answer
+from tests.server.conftest import serving
+from tests.support import until
+
+JOB = {"prompt": "a red circle on a blue background", "num_inference_steps": 1, "width": 64, "height": 64}
+
+
+def test_few_answers_are_read_for_one_caller_at_one_moment(monkeypatch):
+    seen = []
+    with serving(preload_models=False) as (url, service):
+        answers, read = service.admission._answers, Jobs.answer
+
+        async def counting(self, row):
+            seen.append(answers.taken)
+            return await read(self, row)
+
+        monkeypatch.setattr(Jobs, "answer", counting)
+        service.start().result()
+        with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(12) as threads:
+            job = client.post("/jobs", json=JOB).json()["id"]
+            streams = list(threads.map(lambda _: client.get(f"/jobs/{job}/events").text, range(12)))
+            again = client.post("/generate", json=JOB, headers={"Idempotency-Key": "a"}).json()
+        assert all("event: done" in stream for stream in streams) and again["images"]
+        assert len(seen) == 13 and max(seen) <= 2
+        until(lambda: answers.taken == 0)
+
+
+def test_a_file_is_sent_in_parts():
+    async def parts():
+        answer = file_answer(io.BytesIO(bytes(1_000_000)), "image/png")
+        assert answer.headers["content-length"] == "1000000"
+        return [len(part) async for part in answer.body_iterator]
+
+    sizes = anyio.run(parts)
+    assert sum(sizes) == 1_000_000 and max(sizes) < 300_000
