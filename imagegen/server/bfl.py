@@ -17,7 +17,7 @@ from imagegen.jobs import bfl
 from imagegen.jobs.rows import Row
 from imagegen.server import native
 from imagegen.server.bodies import read_fields
-from imagegen.server.stored import KEY, add, file_answer, jobs_of
+from imagegen.server.stored import KEY, FileAnswer, add, jobs_of
 
 router = APIRouter(prefix="/v1", tags=["Black Forest Labs"])
 
@@ -150,7 +150,7 @@ async def sample(
     if not known or not expires.isdigit() or int(expires) < time.time():
         raise NotFound("the URL is wrong, or too old; ask /v1/get_result for another")
     found, kind = await jobs.image(await jobs.get(job_id), 0)
-    return RedirectResponse(found, 302) if isinstance(found, str) else file_answer(found, kind)
+    return RedirectResponse(found, 302) if isinstance(found, str) else FileAnswer(found, kind)
 
 
 async def _sample(request: Request, row: Row) -> str:

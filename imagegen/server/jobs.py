@@ -19,7 +19,7 @@ from imagegen.jobs.state import JobPage, JobState
 from imagegen.server import native, stored
 from imagegen.server.bodies import read_fields
 from imagegen.server.http import ERRORS
-from imagegen.server.stored import KEY, add, file_answer, jobs_of
+from imagegen.server.stored import KEY, FileAnswer, add, jobs_of
 from imagegen.server.streams import server_sent
 
 router = APIRouter(tags=["Jobs"])
@@ -161,7 +161,7 @@ async def image(request: Request, job_id: _Id, number: Annotated[int, Path(ge=0,
     found, kind = await jobs.image(await jobs.get(job_id, request.state.caller), number)
     if isinstance(found, str):
         return RedirectResponse(found, 302)
-    return file_answer(found, kind, {"Cache-Control": "private, max-age=31536000, immutable"})
+    return FileAnswer(found, kind, {"Cache-Control": "private, max-age=31536000, immutable"})
 
 
 @router.delete("/jobs/{job_id}", responses={**_NOT_FOUND, **_CONFLICT, **_EXPIRED})
