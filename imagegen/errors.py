@@ -6,6 +6,7 @@
     └── ImageGenError             the caller's answer: a code, an HTTP status, a message, the field at fault
         ├── InvalidInput          invalid_input 422       a field is missing, unknown, or out of its bounds
         ├── BadReference          bad_reference 422       a reference cannot be fetched, or cannot be read
+        ├── BadLora               bad_lora 422            a LoRA adapter cannot be fetched, or is none of this model
         ├── PayloadTooLarge       payload_too_large 413   a reference is over the limit in bytes
         ├── Unauthorized          unauthorized 401        no API key, or a wrong one
         ├── Forbidden             forbidden 403           the Host header or the page's origin is not allowed
@@ -108,6 +109,12 @@ class BadReference(ImageGenError):
     """A reference image cannot be used."""
 
     code, status = "bad_reference", 422
+
+
+class BadLora(ImageGenError):
+    """A LoRA adapter cannot be used: it is broken, or for another model."""
+
+    code, status = "bad_lora", 422
 
 
 class PayloadTooLarge(ImageGenError):

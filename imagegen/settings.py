@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from imagegen import setting_faults
 from imagegen.errors import ConfigurationError
 from imagegen.job_settings import JobSettings
+from imagegen.lora_settings import LoraSettings
 from imagegen.setting_sections import (
     MIN_KEY,
     LimitSettings,
@@ -29,7 +30,16 @@ from imagegen.setting_sections import (
 )
 
 
-class Settings(ModelSettings, LimitSettings, ServerSettings, JobSettings, RunPodSettings, OutputSettings, LogSettings):
+class Settings(
+    ModelSettings,
+    LimitSettings,
+    LoraSettings,
+    ServerSettings,
+    JobSettings,
+    RunPodSettings,
+    OutputSettings,
+    LogSettings,
+):
     """The worker's settings. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(

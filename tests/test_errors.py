@@ -6,6 +6,7 @@ from imagegen import errors
 
 CONTRACT = {
     "invalid_input": 422,
+    "bad_lora": 422,
     "bad_reference": 422,
     "payload_too_large": 413,
     "unauthorized": 401,

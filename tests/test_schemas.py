@@ -8,7 +8,7 @@ from imagegen.contract.schemas import EditRequest, GenerateRequest
 SHARED = {
     "prompt", "negative_prompt", "width", "height", "aspect_ratio", "num_inference_steps", "guidance_scale",
     "num_images", "seed",
-    "output_format", "output_quality", "delivery", "allow_format_change", "timeout", "embed_prompt",
+    "output_format", "output_quality", "delivery", "allow_format_change", "timeout", "embed_prompt", "loras",
 }  # fmt: skip
 
 
@@ -17,7 +17,7 @@ def test_the_fields_are_the_contracts():
     assert set(EditRequest.model_fields) == SHARED | {
         "images", "mask", "mask_invert", "mask_grow", "mask_feather", "correct_drift", "preserve", "expand", "fit",
     }  # fmt: skip
-    output = {"images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "warnings"}
+    output = {"images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "loras", "warnings"}
     assert set(GenerateResponse.model_fields) == set(EditResponse.model_fields) == output
     stages = ["load", "queue", "references", "encode_prompt", "denoise", "decode", "composite", "deliver", "total"]
     assert list(responses.Timings.model_fields) == stages
@@ -27,7 +27,7 @@ def test_the_defaults_are_the_contracts():
     request = GenerateRequest(prompt="a red circle")
     assert request.model_dump(exclude_none=True) == {
         "prompt": "a red circle", "num_images": 1, "output_format": "png", "output_quality": 90,
-        "delivery": "base64", "allow_format_change": False, "embed_prompt": False,
+        "delivery": "base64", "allow_format_change": False, "embed_prompt": False, "loras": [],
     }  # fmt: skip
 
 

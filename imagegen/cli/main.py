@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("imagegen.cli.serve", "serve HTTP: the API, OpenAI's API and a page for the browser"),
     "worker": ("imagegen.cli.worker", "process jobs from RunPod's queue"),
     "plan": ("imagegen.cli.plan", "show how a model fits a GPU's memory; nothing is loaded"),
+    "loras": ("imagegen.cli.loras", "list the LoRA adapters that jobs may name, or check files"),
     "bake": ("imagegen.builder.bake", "download a model's weights, quantized, into the Hugging Face cache"),
     "bench": ("imagegen.cli.bench", "measure seconds for each image, here or at a server"),
     "doctor": ("imagegen.cli.doctor", "check driver, GPU, disk, weights, token and settings"),

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from imagegen.contract import aliases
 from imagegen.contract.editing import MAX_REFERENCES, Expand
+from imagegen.contract.loras import MAX_LORAS, Lora
 from imagegen.contract.prompts import MAX_PROMPT
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.contract.showing import kind_of, show
@@ -18,7 +19,7 @@ from imagegen.errors import InvalidInput
 Request = GenerateRequest | EditRequest
 
 #: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
-_PRIVATE = ("prompt", "negative_prompt", "images", "mask")
+_PRIVATE = ("prompt", "negative_prompt", "images", "mask", "url")
 _TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool": "true or false", "list": "a list"}
 
 
@@ -29,13 +30,8 @@ def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[st
         most: what is allowed of a field here, where that is less than the schema allows.
     """
     location = [part for part in error["loc"] if part != "body"]
-    field = str(location[0])[:60] if location else "input"
-    name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
+    fields, field, name = _place(location, schema)
     kind, context, came = error["type"], error.get("ctx", {}), error["input"]
-    fields = schema
-    if field == "expand" and len(location) > 1:  # a field of that object
-        fields, field = Expand, str(location[1])[:60]
-        name = f"expand.{field}"
     if kind == "value_error":
         text = str(context["error"])
         if not location:  # validators of the request as a whole write "field: message"
@@ -50,7 +46,9 @@ def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[st
         text = f"{len(came)} characters are too many; 1 to {most.get(field, context['max_length']):g} are allowed"
     elif field == "images" and kind in ("too_long", "too_short"):
         text = f"{len(came)} references were received; 1 to {most.get(field, MAX_REFERENCES):g} are allowed"
-    elif kind in ("greater_than_equal", "less_than_equal"):
+    elif field == "loras" and kind == "too_long":
+        text = f"{len(came)} LoRAs were received; {most.get(field, MAX_LORAS):g} are allowed"
+    elif kind in ("greater_than_equal", "less_than_equal", "finite_number"):
         low, high = _bounds(fields, field)
         text = f"{show(came)} is out of bounds ({low} to {min(high, most.get(field, high))})"
     elif kind == "literal_error":
@@ -65,13 +63,24 @@ def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[st
     return InvalidInput(f"{name}: {text}", name)
 
 
+def _place(location: list[int | str], schema: type[BaseModel]) -> tuple[type[BaseModel], str, str]:
+    """Where an error is: the model whose field it is, the field, and how the caller finds it: expand.left, loras[0]."""
+    field = str(location[0])[:60] if location else "input"
+    name = field + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
+    inner = [str(part)[:60] for part in location[1:] if isinstance(part, str)]
+    nested: dict[str, type[BaseModel]] = {"expand": Expand, "loras": Lora}
+    if field in nested and inner:
+        return nested[field], inner[0], f"{name}.{inner[0]}"
+    return schema, field, name
+
+
 def _unknown(field: str, fields: type[BaseModel], schema: type[BaseModel]) -> str:
     """What is wrong with a field that `fields`, the request or an object in it, does not have."""
     if schema is GenerateRequest and field in EditRequest.model_fields:
         return "is not a field of generate, but of edit, which needs a reference image"
     known = ["mode", *fields.model_fields] if fields is schema else list(fields.model_fields)
     similar = aliases.nearest(field, aliases.names_of(known) if fields is schema else known)
-    where = "expand" if fields is Expand else getattr(schema, "mode", "this object")
+    where = {Expand: "expand", Lora: "loras"}.get(fields) or getattr(schema, "mode", "this object")
     return f"is not a field of {where}; the nearest is {similar}; allowed are {', '.join(known)}"
 
 

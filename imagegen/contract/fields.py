@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from imagegen.contract.aliases import Spoken, translate
+from imagegen.contract.loras import MAX_LORAS, Lora
 from imagegen.contract.prompts import MAX_PROMPT, clean
 from imagegen.contract.reading import Fields, not_blank, read_aspect_ratio, read_format, read_seed
 
@@ -77,12 +87,37 @@ class CommonFields(Fields):
     )
     embed_prompt: bool = Field(False, description="Write the prompt into the image's provenance record.")
 
+    loras: Annotated[list[Lora], Field(max_length=MAX_LORAS)] = Field(
+        [],
+        description="LoRA adapters, each by the name that the worker knows it by; `scale` is -4 to 4.",
+        examples=[[{"name": "brand-x", "scale": 0.8}]],
+    )
+
     _spoken: Spoken = PrivateAttr(default_factory=Spoken)
 
     @property
     def spoken(self) -> Spoken:
         """In which words the caller said it."""
         return self._spoken
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _read_loras(cls, value: Any) -> Any:
+        """In a form they are the list's JSON."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError('is not a JSON list such as [{"name": "brand-x", "scale": 0.8}]') from None
+
+    @field_validator("loras")
+    @classmethod
+    def _check_loras(cls, value: list[Lora]) -> list[Lora]:
+        names = [one.name or one.url for one in value]
+        if len(set(names)) < len(names):
+            raise ValueError("one comes twice; give each once, with its scale")
+        return value
 
     @model_validator(mode="wrap")
     @classmethod

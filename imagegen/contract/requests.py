@@ -147,6 +147,7 @@ def limits(spec: ModelSpec | None, settings: Settings) -> dict[str, float]:
         "negative_prompt": settings.max_prompt,
         "images": references,
         "num_images": settings.max_images,
+        "loras": settings.max_loras,
     }
 
 
@@ -173,6 +174,7 @@ def check(request: Request, spec: ModelSpec, settings: Settings) -> None:
         ("negative_prompt", len(request.negative_prompt or ""), "characters"),
         ("images", len(request.images) if isinstance(request, EditRequest) else 0, "references"),
         ("num_images", request.num_images, "images"),
+        ("loras", len(request.loras), "LoRAs"),
     ):
         most = allowed[field]
         if received > most:

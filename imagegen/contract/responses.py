@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from imagegen.contract.fields import OutputFormat
 from imagegen.contract.gpu_state import GpuState
+from imagegen.contract.loras import UsedLora
 from imagegen.contract.start_times import StartTimes
 
 
@@ -38,6 +39,7 @@ class GenerateResponse(BaseModel):
     output_format: OutputFormat
     model: str = Field(examples=["klein-9b"])
     timings: Timings
+    loras: list[UsedLora] = Field(default_factory=list, description="The LoRA adapters that were used.")
     warnings: list[str] = Field(default_factory=list, description="What was done differently from the request.")
 
 

@@ -86,7 +86,7 @@ def generate_images(
         job.prompt_cached = prompt.cached
         job.warnings += prompt.warnings
         for seed in plan.seeds:
-            queued(seed, pipeline.generate_prepared(prepared.inputs, prompt, seed, on_step))
+            queued(seed, pipeline.generate_prepared(prepared.inputs, prompt, seed, on_step, job.loras.adapters))
     except _Stop:
         return None
     return prompt

@@ -16,6 +16,7 @@ from imagegen.contract.responses import Timings
 from imagegen.contract.schemas import EditRequest
 from imagegen.editing.photo import PhotoEdit
 from imagegen.engine.admission import Place, Upload
+from imagegen.engine.loras import Chosen
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.telemetry.metrics import Metrics
 from imagegen.telemetry.tracing import JobTrace
@@ -48,6 +49,8 @@ class Job:
     references: list[Image.Image] = field(default_factory=list)
     #: Of its first reference, at that one's own size; None where the whole image is the answer.
     edit: PhotoEdit | None = None
+    #: The LoRA adapters that it asks for.
+    loras: Chosen = field(default_factory=Chosen)
     warnings: list[str] = field(default_factory=list)
     trace: JobTrace = field(default_factory=lambda: JobTrace("job"))
     #: ok or an error's code, once it has ended.

@@ -210,5 +210,6 @@ def answer(answer: GenerateResponse, warnings: list[str], by_url: bool = False) 
         "output_format": answer.output_format,
         "usage": USAGE,
         "seeds": answer.seeds,
+        "loras": [lora.model_dump() for lora in answer.loras],
         "warnings": [*warnings, *answer.warnings],
     }

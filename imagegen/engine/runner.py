@@ -22,6 +22,7 @@ from imagegen.editing.photo import PhotoEdit, plan_edit
 from imagegen.engine.admission import Admission
 from imagegen.engine.gpu_executor import NEWEST_WEIGHT, GpuExecutor
 from imagegen.engine.job import Job
+from imagegen.engine.loras import Chosen, LoraLibrary
 from imagegen.engine.model_host import LoadedModel, ModelHost
 from imagegen.inputs.decoders import Decoders
 from imagegen.inputs.decoding import Purpose, Reference, is_url
@@ -93,6 +94,7 @@ class LocalRunner:
         self._photos = ThreadPoolExecutor(PHOTO_THREADS, "photo")
         self._decoders = Decoders()
         self._signer: Signer | None = None
+        self._loras: LoraLibrary | None = None
         self._pipeline: FluxPipeline | None = None
 
     def load(self, host: ModelHost) -> FluxPipeline:
@@ -109,6 +111,8 @@ class LocalRunner:
         with times.importing():  # of torch, to ask for a GPU
             host.spec = choose_model(self._settings)
         self._signer = load_signer(self._settings)
+        host.note_stage("looking for LoRA adapters")
+        self._loras = LoraLibrary(self._settings, host.spec)
         self._pipeline = load(host.spec, self._settings, self._progress, host.note_stage, path, times)
         self._metrics.watch(_device_of(self._pipeline))
         self._metrics.gpu_time.begin()
@@ -120,12 +124,13 @@ class LocalRunner:
         Raises:
             ImageGenError: one of the contract's.
         """
-        request, timings, pipeline = job.request, job.timings, self._pipeline
-        if pipeline is None:
+        request, timings, pipeline, library = job.request, job.timings, self._pipeline, self._loras
+        if pipeline is None or library is None:
             raise RuntimeError("load() comes first")
         spec = pipeline.config.spec
 
-        # 1. References, beside the GPU: fetched in the event loop, decoded in processes
+        # 1. Adapters and references, beside the GPU: fetched in the event loop, decoded in processes
+        job.loras = await self._choose_loras(job, library, pipeline)
         await self._read_references(job, spec)
         edit = job.edit
         first = job.references[0].size if job.references else None
@@ -137,7 +142,9 @@ class LocalRunner:
 
         # 2. The GPU; an image is encoded while the next one is generated
         finish = None if edit is None else partial(_finish, edit, job)
-        images = delivery.Delivery(self._cpu, spec.name, request, plan.num_inference_steps, self._signer, finish)
+        images = delivery.Delivery(
+            self._cpu, spec.name, request, plan.num_inference_steps, job.loras.used, self._signer, finish
+        )
         width, height = (plan.width, plan.height) if edit is None else edit.size
         clock = time.monotonic()
         async with self._admission.delivery(job.caller, len(plan.seeds) * width * height):
@@ -158,6 +165,7 @@ class LocalRunner:
                 output_format=request.output_format,
                 model=spec.name,
                 timings=timings,
+                loras=list(job.loras.used),
                 warnings=[*plan.warnings, *job.warnings],
             )
             await images.finish(answer, job.max_answer, job.store, job.id)
@@ -183,6 +191,13 @@ class LocalRunner:
         self._decoders.close()
         for pool in (self._cpu, self._photos):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _choose_loras(self, job: Job, library: LoraLibrary, pipeline: FluxPipeline) -> Chosen:
+        """The job's adapters; those by URL for one job of a caller after the other."""
+        if not any(lora.url for lora in job.request.loras):
+            return await library.choose(job.request.loras, pipeline)
+        async with self._admission.reading(), self._admission.adapters(job.caller):
+            return await library.choose(job.request.loras, pipeline)
 
     async def _read_references(self, job: Job, spec: ModelSpec) -> None:
         """Fills `job.references` and `job.edit`."""

@@ -29,7 +29,7 @@ from imagegen.settings import Settings
 #: Redirects that are followed.
 _REDIRECTS = 5
 _CHUNK = 65_536
-_HEADERS = {"Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
+_HEADERS = {"Accept": "image/png, image/jpeg, image/webp, */*;q=0.5", "Accept-Encoding": "identity"}
 
 
 async def fetch(url: str, field: str, settings: Settings) -> bytes:
@@ -72,7 +72,7 @@ def _check(text: str, field: str, settings: Settings) -> URL:
     """A URL that a reference may have, its addresses aside."""
     url = urls.check(text, field, settings.private_hosts, BadReference)
     if settings.url_hosts and not addresses.named(str(url.raw_host), url.port, settings.url_hosts):
-        raise BadReference(f"{field}: references are not fetched from this host; the operator has a list", field)
+        raise BadReference(f"{field}: nothing is fetched from this host; the operator has a list", field)
     return url
 
 

@@ -22,7 +22,7 @@ from imagegen.models import ModelSpec
 MODELS = {"flux-2-klein-9b": ("klein-9b", "klein-9b-kv", "micro"), "flux-2-klein-4b": ("klein-4b", "micro")}
 #: BFL's fields, in the order of the references that they hold.
 _IMAGES = ("input_image", "input_image_2", "input_image_3", "input_image_4")
-_SAME = ("prompt", "seed", "width", "height")
+_SAME = ("prompt", "seed", "width", "height", "loras")
 _KNOWN = (*_SAME, *_IMAGES, "output_format", "safety_tolerance", "webhook_url", "webhook_secret")
 #: Bytes of a webhook_secret.
 _MAX_SECRET = 256

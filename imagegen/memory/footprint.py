@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imagegen.lora.layers import elements
 from imagegen.memory.types import Precision
 from imagegen.models import MEGAPIXEL, MULTIPLE, Architecture, ModelSpec, Size
 from imagegen.weights.files import TEXT_ENCODER_LAYERS
@@ -151,6 +152,11 @@ def part_bytes(
         vae=a.vae_parameters * element,
         unused=0 if trimmed else unused + (0 if a.tied else table),
     )
+
+
+def lora_bytes(spec: ModelSpec, rank: int, element: int = 2) -> int:
+    """Bytes of the buffers for LoRA adapters of `rank` together: two matrices at each layer, and a scale a rank."""
+    return (elements(spec) + 1) * rank * element
 
 
 def largest_linear(linears: Sequence[Linears], precision: Precision) -> int:

@@ -14,6 +14,7 @@ from imagegen.memory.footprint import (
     activations,
     kv_bytes,
     largest_linear,
+    lora_bytes,
     text_linears,
     transformer_linears,
 )
@@ -63,10 +64,17 @@ class MemoryPlan:
     why: str = ""
     #: Whether the transformer's blocks are compiled, which needs less.
     compiled: bool = False
+    #: Of the LoRA adapters of a job together; 0: there is no room for any.
+    lora_rank: int = 0
+
+    @property
+    def loras(self) -> int:
+        """Bytes of the buffers for LoRA adapters, which stay on the GPU whatever is offloaded."""
+        return lora_bytes(self.spec, self.lora_rank, element=4 if self.card is None else 2)
 
     @property
     def resident(self) -> int:
-        """Bytes of the weights that stay on the GPU."""
+        """Bytes of the weights that stay on the GPU, the buffers for LoRA adapters aside."""
         parts = self.parts
         kept: dict[Offload, int] = {
             "none": parts.total,
@@ -84,10 +92,11 @@ class MemoryPlan:
         """Estimated bytes of the GPU in use at most while a picture is made: weights, activations, CUDA's context."""
         parts = self.parts
         needs = activations(self.spec, size, references, self.transformer, self.compiled)
+        base = CONTEXT + self.loras
         if self.offload in ("none", "embeddings"):
-            return CONTEXT + self.resident + max(needs.encode_prompt, needs.picture)
+            return base + self.resident + max(needs.encode_prompt, needs.picture)
         if self.offload == "text_encoder":
-            return CONTEXT + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.picture)
+            return base + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.picture)
         transformer, text_encoder = parts.transformer, parts.text_encoder + parts.embeddings
         if self.offload == "group":  # the layer that runs, and the next one on its way
             a = self.spec.architecture
@@ -96,12 +105,12 @@ class MemoryPlan:
         vae = parts.vae
         if self.offload == "model" and references:
             # A part leaves when the next one's turn begins, and encoding references does not begin the VAE's.
-            return CONTEXT + max(
+            return base + max(
                 text_encoder + max(needs.encode_prompt, vae + needs.encode_references),
                 transformer + vae + needs.denoise,
                 vae + needs.decode,
             )
-        return CONTEXT + max(
+        return base + max(
             text_encoder + needs.encode_prompt,
             transformer + needs.denoise,
             vae + max(needs.encode_references, needs.decode),
@@ -112,7 +121,7 @@ class MemoryPlan:
         if self.card is None:
             return True
         transformer = self.resident or self.parts.transformer
-        return CONTEXT + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.card.bytes
+        return CONTEXT + self.loras + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.card.bytes
 
     @property
     def needed(self) -> int:
@@ -162,7 +171,7 @@ class MemoryPlan:
             transformer=self.transformer,
             text_encoder=self.text_encoder,
             offload=self.offload,
-            weights=asdict(self.parts),
+            weights={**asdict(self.parts), **({"loras": self.loras} if self.lora_rank else {})},
             peak=self.peak,
             card=self.card.bytes if self.card else None,
             references=self.references,
@@ -182,10 +191,11 @@ class MemoryPlan:
             "group": "on the GPU layer by layer",
         }[self.offload]
         parts = self.parts
+        loras = f", LoRAs to rank {self.lora_rank} {gib(self.loras)}" if self.lora_rank else ""
         return (
             f"{self.spec.name}: transformer {self.transformer} {gib(parts.transformer)}, "
             f"text encoder {self.text_encoder} {gib(parts.text_encoder)}, embeddings {gib(parts.embeddings)}, "
-            f"VAE {gib(parts.vae)}, {where}; peak {gib(self.peak)} of {gib(self.card.bytes)} for "
+            f"VAE {gib(parts.vae)}{loras}, {where}; peak {gib(self.peak)} of {gib(self.card.bytes)} for "
             f"{describe(self.size, self.references)}; {self.why}"
         )
 

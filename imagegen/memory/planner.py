@@ -57,6 +57,7 @@ def choose(
     stored: tuple[Precision | None, Precision | None] = (None, None),
     nf4: bool = True,
     compiled: bool = True,
+    lora_rank: int = 0,
 ) -> MemoryPlan:
     """The plan for a GPU: the first of `candidates` that fits.
 
@@ -69,6 +70,7 @@ def choose(
         stored: the precision in which the folder holds transformer and text encoder already, if it does.
         nf4: whether bitsandbytes is installed, whose nf4 is.
         compiled: whether the transformer's blocks are, where the plan allows it.
+        lora_rank: of the LoRA adapters of a job together; 0: there are none.
 
     Raises:
         ConfigurationError: nothing that was asked for fits, with what it needs and the nearest plan that fits; or the
@@ -84,7 +86,9 @@ def choose(
         parts = part_bytes(spec, transformer, text_encoder, element=4 if card is None else 2)
         # Layers that are fetched as they run would cut the blocks into pieces.
         one_graph = compiled and card is not None and where != "group"
-        return MemoryPlan(spec, card, transformer, text_encoder, where, references, size, parts, why, one_graph)
+        return MemoryPlan(
+            spec, card, transformer, text_encoder, where, references, size, parts, why, one_graph, lora_rank
+        )
 
     if card is None:
         transformer = stored[0] or ("bf16" if precision == "auto" else precision)

@@ -32,6 +32,7 @@ class FluxConfig:
         compile: the transformer's blocks, when they first run. (The VAE's decoder would be anew for each size.)
         decoder: a folder with a VAE to use in place of the model's own, FLUX.2-small-decoder for one.
         kv: whether edits with klein-9b-kv cache their references' keys and values; None: where that fits the GPU.
+        lora_rank: of the LoRA adapters of one job together; 0: none can be applied, and the model is as it is without.
         prompt_cache: bytes of main memory for the embeddings of the prompts that came last.
     """
 
@@ -48,4 +49,5 @@ class FluxConfig:
     compile: bool = False
     decoder: Path | None = None
     kv: bool | None = None
+    lora_rank: int = 0
     prompt_cache: int = 0

@@ -100,6 +100,7 @@ def plan(
         stored=stored_precisions(path) if path else (None, None),
         nf4=nf4,
         compiled=compiled and settings.compile != "off",
+        lora_rank=settings.lora_buffers,
     )
 
 
@@ -161,6 +162,7 @@ def load(
         attention=attention,
         compile=compiled and chosen.offload != "group",
         decoder=decoder,
+        lora_rank=chosen.lora_rank,
         prompt_cache=int(settings.prompt_cache_mb * 1e6),
     )
     pipeline = FluxPipeline(config, times)

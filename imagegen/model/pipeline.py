@@ -10,6 +10,7 @@ import gc
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,8 @@ from imagegen.models import Size
 if TYPE_CHECKING:
     import torch
 
+    from imagegen.model.adapters import LoraLayers, Scaled
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,9 @@ class FluxPipeline:
         self._pipe: Any = None  # the diffusers pipeline; its classes are not typed
         self._plain: Any = None  # of the same parts, the one that knows no cache of keys and values; mostly the same
         self._compiled = False
+        self._loras: LoraLayers | None = None
+        #: In which the transformer computes, once it is loaded.
+        self.dtype: torch.dtype
         self._preparation: Preparation
         self._encoder: PromptEncoder
 
@@ -119,13 +125,18 @@ class FluxPipeline:
             gc.collect()
             torch.cuda.empty_cache()
             raise kind(message) from error
-        self._device = execution_device(pipe)
+        self._device, self.dtype = execution_device(pipe), dtype
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
         for one in (self._pipe, self._plain):
             one.set_progress_bar_config(disable=not config.progress, desc="steps")
         if config.attention is not None:
             capability = torch.cuda.get_device_capability(device) if self._device.type == "cuda" else None
             acceleration.use_attention(pipe, config.attention, device, capability)
+        if config.lora_rank:
+            # Before the blocks are compiled, so that what is copied in later compiles nothing.
+            from imagegen.model.adapters import LoraLayers
+
+            self._loras = LoraLayers(pipe.transformer, config.spec, config.lora_rank, self._device, dtype)
         if config.compile:
             acceleration.compile_blocks(pipe)
         self._compiled = config.compile
@@ -139,7 +150,7 @@ class FluxPipeline:
         import torch
 
         self._pipe.remove_all_hooks()
-        self._pipe = self._plain = None
+        self._pipe = self._plain = self._loras = None
         del self._preparation, self._encoder
         gc.collect()  # modules and hooks refer to each other in circles
         if torch.cuda.is_available():
@@ -197,6 +208,7 @@ class FluxPipeline:
         guidance_scale: float,
         seed: int,
         negative_prompt: str = "",
+        loras: Sequence[Scaled] = (),
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt. On a GPU it returns when the work is queued; the image waits for its end.
@@ -205,6 +217,7 @@ class FluxPipeline:
             width, height: pixels, multiples of 16.
             seed: of a generator of its own, so that an image does not depend on those before it.
             negative_prompt: what guidance leads away from; without effect on a distilled model.
+            loras: adapters that change the transformer for this image.
             on_step: progress, and the way to stop.
 
         Raises:
@@ -221,6 +234,7 @@ class FluxPipeline:
             guidance_scale=guidance_scale,
             seed=seed,
             negative_prompt=negative_prompt,
+            loras=loras,
             on_step=on_step,
         )
 
@@ -235,6 +249,7 @@ class FluxPipeline:
         guidance_scale: float,
         seed: int,
         negative_prompt: str = "",
+        loras: Sequence[Scaled] = (),
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt and references; otherwise like `generate`.
@@ -253,14 +268,21 @@ class FluxPipeline:
             seeds=[seed],
         )
         return self.generate_prepared(
-            inputs, self.encode_prompt(prompt) if isinstance(prompt, str) else prompt, seed, on_step
+            inputs, self.encode_prompt(prompt) if isinstance(prompt, str) else prompt, seed, on_step, loras
         )
 
     def generate_prepared(
-        self, inputs: Inputs, prompt: Prompt, seed: int, on_step: StepCallback | None = None
+        self,
+        inputs: Inputs,
+        prompt: Prompt,
+        seed: int,
+        on_step: StepCallback | None = None,
+        loras: Sequence[Scaled] = (),
     ) -> GeneratedImage:
         """Generates one image of inputs that were prepared; otherwise like `generate`."""
         self._loaded()
+        if loras and self._loras is None:
+            raise ValueError("the model was loaded without room for LoRA adapters")
         sizes = [image.size for image in inputs.references.images]
         pipe = self._pipe if self.caches_keys_and_values(inputs.size, sizes) else self._plain
         arguments: dict[str, Any] = {"prompt_embeds": prompt.embeddings}
@@ -272,7 +294,8 @@ class FluxPipeline:
         def call() -> GeneratedImage:
             noise = inputs.noise.get(seed)
             noise = self._preparation.noise(inputs.size, seed) if noise is None else noise
-            image = generate(pipe, inputs, noise, arguments, on_step, self._device)
+            with self._loras.applied(loras) if self._loras else nullcontext():
+                image = generate(pipe, inputs, noise, arguments, on_step, self._device)
             self._pipe.maybe_free_model_hooks()
             return image
 

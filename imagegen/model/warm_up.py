@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -11,6 +13,9 @@ from imagegen.errors import OutOfMemory
 from imagegen.memory.plan import REFERENCE
 from imagegen.model.inputs import References
 from imagegen.model.pipeline import FluxPipeline
+
+if TYPE_CHECKING:
+    from imagegen.model.adapters import Scaled
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +25,10 @@ def warm_up(pipeline: FluxPipeline) -> None:
     needs: kernels to be loaded and chosen, blocks to be compiled, memory to be taken from the GPU. Then the largest job
     that the plan promises: where it does not fit, less is promised from then on."""
     plan = pipeline.config.plan
+    if pipeline.compiled and pipeline.config.lora_rank:
+        from imagegen.model.adapters import Adapter, Scaled
+
+        _fits(pipeline, 0, [Scaled(Adapter(0, {}), 0.0)])  # changes nothing, and compiles what a job with one runs
     if plan is None or plan.card is None:
         for count in (0, 1):
             _fits(pipeline, count)
@@ -35,7 +44,7 @@ def warm_up(pipeline: FluxPipeline) -> None:
         return
 
 
-def _fits(pipeline: FluxPipeline, references: int) -> bool:
+def _fits(pipeline: FluxPipeline, references: int, loras: Sequence[Scaled] = ()) -> bool:
     """Generates an image of the default size with so many references; whether that fits."""
     spec = pipeline.config.spec
     reference, size = (min(spec.size, REFERENCE[0]),) * 2, (spec.size, spec.size)
@@ -50,6 +59,7 @@ def _fits(pipeline: FluxPipeline, references: int) -> bool:
             num_inference_steps=2,
             guidance_scale=spec.guidance_scale,
             seed=0,
+            loras=loras,
         ).image.close()
     except OutOfMemory:
         if pipeline.caches_keys_and_values(size, [reference] * references):

@@ -14,6 +14,7 @@ from types import ModuleType
 from PIL import Image
 
 from imagegen.contract.fields import OutputFormat
+from imagegen.contract.loras import UsedLora
 from imagegen.contract.responses import GenerateResponse
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.errors import DeliveryFailed, ResultTooLarge
@@ -50,7 +51,7 @@ class Delivery:
 
     Args:
         pool: the threads that encode.
-        model, num_inference_steps: for the record.
+        model, num_inference_steps, loras: for the record.
         request: names the format, the quality, and whether the prompt goes into the record.
         signer: signs each file; None: nothing is signed.
         finish: what becomes of an image before it is encoded, in the threads that encode.
@@ -62,12 +63,13 @@ class Delivery:
         model: str,
         request: GenerateRequest | EditRequest,
         num_inference_steps: int,
+        loras: Sequence[UsedLora] = (),
         signer: Signer | None = None,
         finish: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
         self._pool, self._finish = pool, finish
         self._model, self._request, self._steps = model, request, num_inference_steps
-        self._signer = signer
+        self._signer, self._loras = signer, loras
         self._pictures: list[tuple[int, Future[Image.Image]]] = []
         self._files: list[Future[bytes]] = []
 
@@ -133,6 +135,7 @@ class Delivery:
                 *picture.size,
                 edited=isinstance(request, EditRequest),
                 prompt=request.prompt if request.embed_prompt else None,
+                loras=self._loras,
             )
             return encode(picture, output_format, request.output_quality, provenance, self._signer)
 

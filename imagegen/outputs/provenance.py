@@ -9,6 +9,7 @@ a model has made, which is what platforms look for. A C2PA manifest (`imagegen.o
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from imagegen import __version__
+from imagegen.contract.loras import UsedLora
 
 SOFTWARE = f"image-gen {__version__}"
 #: IPTC's vocabulary: http://cv.iptc.org/newscodes/digitalsourcetype/
@@ -41,6 +43,7 @@ class Provenance:
     height: int
     edited: bool = False
     prompt: str | None = None
+    loras: Sequence[UsedLora] = ()
 
     @property
     def source_type(self) -> str:
@@ -58,6 +61,8 @@ class Provenance:
         }
         if self.prompt is not None:
             record["prompt"] = self.prompt
+        if self.loras:
+            record["loras"] = [lora.model_dump() for lora in self.loras]
         exif = Image.Exif()
         exif[ExifTags.Base.ImageDescription] = json.dumps(record)
         exif[ExifTags.Base.Software] = SOFTWARE

@@ -127,7 +127,7 @@ async def _put(store: ObjectStore, key: str, data: bytes, content_type: str) -> 
                 raise _Refused("could not be reached, or did not answer as one") from None
             continue
         if answer.stored:
-            return await _in_thread(store, _presign, place, key)
+            return await _in_thread(store, presign, place, key)
         if answer.status in _ELSEWHERE and answer.region is not None:
             regions += 1
             if regions == _REGIONS or not _move(store, place, answer):
@@ -208,7 +208,7 @@ def _sign(store: ObjectStore, key: str, data: bytes, content_type: str) -> dict[
     return dict(request.headers.items())
 
 
-def _presign(store: ObjectStore, key: str) -> str:
+def presign(store: ObjectStore, key: str) -> str:
     """A URL from which an object can be had without credentials, for as long as the store's `expiry`."""
     request = AWSRequest("GET", store.url_of(key))
     S3SigV4QueryAuth(_credentials(store), "s3", store.region, expires=store.expiry).add_auth(request)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
 
+from imagegen.contract.loras import Lora
 from imagegen.engine import openai
 from imagegen.errors import NotFound
 from imagegen.jobs import bfl
@@ -57,6 +58,7 @@ _PROPERTIES: dict[str, Any] = {
     "seed": {"type": "integer", "minimum": 0},
     "width": {"type": "integer"},
     "height": {"type": "integer"},
+    "loras": {"type": "array", "items": Lora.model_json_schema(), "description": "Not BFL's: LoRA adapters."},
     "safety_tolerance": {"type": "integer", "minimum": 0, "maximum": 6, "description": "Has no effect."},
     "output_format": {**_text, "enum": ["jpeg", "png", "webp"], "default": "jpeg"},
     "webhook_url": _text,

@@ -31,9 +31,12 @@ _PREVIEWS = Query(False, description="In an event stream, send a preview of the 
 def body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     """The request body for OpenAPI: the same fields as JSON and as a form with files."""
     fields = schema.model_json_schema()
-    if (expand := fields.pop("$defs", {}).get("Expand")) is not None:  # references are to the whole document
-        fields["properties"]["expand"]["anyOf"][0] = expand
+    defined = fields.pop("$defs", {})  # references are to the whole document
+    fields["properties"]["loras"]["items"] = defined["Lora"]
+    if "Expand" in defined:
+        fields["properties"]["expand"]["anyOf"][0] = defined["Expand"]
     form = json.loads(json.dumps(fields))
+    form["properties"]["loras"] = {"type": "string", "description": "The list's JSON."}
     form["additionalProperties"] = True  # `image` and `image[]` are names for `images`
     if schema is EditRequest:
         # `image` is an alias, so that neither name alone is required.

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from imagegen.contract.events import Step
+from imagegen.contract.loras import MAX_LORAS, Lora, UsedLora
 from imagegen.engine import openai
 from imagegen.engine.event_queue import to_base64
 from imagegen.engine.openai import MAX_PARTIAL_IMAGES, USAGE, about, error_body
@@ -46,7 +47,7 @@ class Image(BaseModel):
 
 
 class Images(BaseModel):
-    """The images; `seeds` and `warnings` are not OpenAI's."""
+    """The images; `seeds`, `loras` and `warnings` are not OpenAI's."""
 
     created: int
     data: list[Image]
@@ -56,6 +57,7 @@ class Images(BaseModel):
     output_format: str
     usage: dict[str, Any]
     seeds: list[int]
+    loras: list[UsedLora]
     warnings: list[str]
 
 
@@ -95,6 +97,12 @@ def _openapi(edit: bool) -> dict[str, Any]:
         "stream": {"type": "boolean", "default": False},
         "partial_images": {**number, "minimum": 0, "maximum": MAX_PARTIAL_IMAGES, "default": 0},
         "seed": {**number, "minimum": 0, "description": "Not OpenAI's: the same seed gives the same image."},
+        "loras": {
+            "type": "array",
+            "items": Lora.model_json_schema(),
+            "maxItems": MAX_LORAS,
+            "description": "Not OpenAI's: LoRA adapters; in a form the list's JSON.",
+        },
     }
     if edit:
         properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
@@ -188,7 +196,8 @@ async def _images(request: Request, edit: bool) -> Response:
             kind, size = f"{name}.completed", f"{answer.width}x{answer.height}"
             for image, seed in zip(answer.images, answer.seeds, strict=True):
                 done = {"type": kind, "b64_json": image, "usage": USAGE, **about(job), "size": size}
-                extra = {"seed": seed, "warnings": [*warnings, *answer.warnings]}
+                loras = [lora.model_dump() for lora in answer.loras]
+                extra = {"seed": seed, "loras": loras, "warnings": [*warnings, *answer.warnings]}
                 yield streams.server_sent(kind, json.dumps({**done, **extra}))
 
     return streams.EventStream(body(), task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Annotated, Any, get_args
 
@@ -12,6 +13,7 @@ from imagegen import __version__
 from imagegen.contract.fields import AspectRatio, OutputFormat
 from imagegen.contract.responses import HealthResponse, PublicHealth
 from imagegen.contract.schemas import EditRequest, GenerateRequest
+from imagegen.engine import loras
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady, StoreFailed
 from imagegen.models import MODELS, MULTIPLE
@@ -81,6 +83,7 @@ async def capabilities(service: _Service) -> dict[str, Any]:
         "output_formats": get_args(OutputFormat),
         "fields": {schema.mode: list(schema.model_fields) for schema in (GenerateRequest, EditRequest)},
         "draws": spec.draws,
+        "loras": await asyncio.to_thread(loras.describe, service.settings, spec),
         "limits": {
             "prompt": service.settings.max_prompt,
             "images": min(spec.max_references, service.settings.max_references),
@@ -91,6 +94,7 @@ async def capabilities(service: _Service) -> dict[str, Any]:
             "timeout": service.settings.timeout,
             "num_inference_steps": service.settings.max_steps,
             "megapixel_steps": service.settings.max_megapixel_steps,
+            "loras": service.settings.max_loras,
         },
         "jobs": {
             "outlive": service.settings.jobs_dir is not None,

@@ -47,7 +47,7 @@ def find_weights(spec: ModelSpec, settings: Settings, volume: Path = _RUNPOD_VOL
     def fault_of(folder: Path) -> str | None:
         return manifest.find_fault(folder, spec.name) or find_fault(folder)
 
-    return _find_in_caches(spec.repository, spec.revision, settings, volume, fault_of)
+    return find_in_caches(spec.repository, spec.revision, settings, fault_of, volume)
 
 
 def find_decoder(settings: Settings, volume: Path = _RUNPOD_VOLUME) -> Path | None:
@@ -58,16 +58,25 @@ def find_decoder(settings: Settings, volume: Path = _RUNPOD_VOLUME) -> Path | No
         ConfigurationError: the folder that is named holds no whole VAE.
     """
     if settings.decoder == "small":
-        return _find_in_caches(SMALL_DECODER, None, settings, volume, _find_decoder_fault)
+        return find_in_caches(SMALL_DECODER, None, settings, _find_decoder_fault, volume)
     folder = Path(settings.decoder or "")
     if (fault := _find_decoder_fault(folder)) is not None:
         raise ConfigurationError(f"IMAGEGEN_DECODER: it is 'small' or a folder with a diffusers VAE: {fault}")
     return folder
 
 
-def _find_in_caches(
-    repository: str, revision: str | None, settings: Settings, volume: Path, fault_of: Callable[[Path], str | None]
+def find_in_caches(
+    repository: str,
+    revision: str | None,
+    settings: Settings,
+    fault_of: Callable[[Path], str | None],
+    volume: Path = _RUNPOD_VOLUME,
 ) -> Path | None:
+    """A repository's folder at a commit, or its main branch, in the caches of this machine; None where it is in none.
+
+    Args:
+        fault_of: what is wrong with a folder, None where nothing is; such a one is passed over.
+    """
     caches = {
         "the cache of HF_HOME": settings.hf_home.expanduser() / "hub",
         "RunPod's cached models": volume / "huggingface-cache" / "hub",

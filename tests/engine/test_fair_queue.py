@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen.engine.fair_queue import FairQueue
+from imagegen.engine.fair_queue import OVERTAKEN, FairQueue
 
 
 def put(queue, *items):
@@ -55,3 +55,31 @@ def test_nothing_is_kept_of_callers_that_are_gone():
     assert len(queue._last) + len(queue._items) + len(queue._turns) <= 2
     with pytest.raises(IndexError):
         queue.get()
+
+
+def test_items_of_a_group_come_one_after_another():
+    queue = FairQueue()
+    for arrival, group in enumerate("abab"):
+        queue.put(None, arrival, f"{group}{arrival}", group)
+    assert drain(queue, 4) == ["a0", "a2", "b1", "b3"]
+
+
+def test_no_item_is_overtaken_more_often_than_the_bound():
+    queue = FairQueue()
+    queue.put("x", 0, "x", "a")
+    queue.put("y", 1, "y", "b")
+    for number in range(20):
+        queue.put(f"z{number}", 2 + number, f"z{number}", "a")
+    served = drain(queue, 22)
+    assert served.index("y") == 1 + OVERTAKEN
+    assert sorted(served) == sorted(["x", "y", *(f"z{number}" for number in range(20))])
+
+
+def test_who_overtakes_takes_no_turn_of_those_overtaken():
+    queue = FairQueue()
+    queue.put("x", 0, "x0", "a")
+    queue.put("y", 1, "y0", "b")
+    queue.put("x", 2, "x1", "a")
+    assert drain(queue, 2) == ["x0", "x1"]
+    queue.put("new", 3, "new", "c")
+    assert drain(queue, 2) == ["y0", "new"]

@@ -39,7 +39,7 @@ def attacked(reply, reads=True, seconds=60, count=8):
     """What uploads to a hostile store come to; afterwards none of its connections is open, and no file is left."""
 
     async def run():
-        await asyncio.to_thread(upload._presign, store_at("http://127.0.0.1:9"), "a")  # whatever opens a file once
+        await asyncio.to_thread(upload.presign, store_at("http://127.0.0.1:9"), "a")  # whatever opens a file once
         async with FaultyStore(reply, reads) as server:
             before = files()
             begun = asyncio.get_running_loop().time()

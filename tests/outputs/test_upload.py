@@ -166,7 +166,7 @@ def test_a_redirect_to_another_region_leads_to_its_host_of_the_same_domain(url, 
     assert upload._move(store, store, told) == (moved is not None)
     if moved is not None:
         assert (store.endpoint_url, store.region) == (moved, region)
-        assert urlsplit(upload._presign(store, "a.png")).hostname.endswith(urlsplit(moved).hostname)
+        assert urlsplit(upload.presign(store, "a.png")).hostname.endswith(urlsplit(moved).hostname)
 
 
 def test_a_store_that_sends_uploads_around_without_end_is_left():

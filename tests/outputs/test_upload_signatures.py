@@ -58,6 +58,6 @@ def test_what_is_signed_is_what_boto3_signs(url, monkeypatch):
     theirs = client.generate_presigned_url(
         "get_object", Params={"Bucket": "pics", "Key": "job/0.png"}, ExpiresIn=store.expiry
     )
-    ours = upload._presign(store, "job/0.png")
+    ours = upload.presign(store, "job/0.png")
     assert urlsplit(ours)[:3] == urlsplit(theirs)[:3]
     assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(theirs).query)
