@@ -118,6 +118,26 @@ def test_with_guidance_the_empty_prompt_is_encoded_once_too(config, counted):
         assert len(encoded) == 2
 
 
+def test_a_negative_prompt_is_what_guidance_leads_away_from(config):
+    """As the bare pipeline does it for the undistilled models."""
+    bare = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
+    how = {**HOW, "guidance_scale": 3.0}
+    with FluxPipeline(config) as generating:
+        for pipe in (bare, generating._pipe):
+            pipe.register_to_config(is_distilled=False)
+        image = generating.generate("a star", seed=1, negative_prompt="red", **how).image
+        negative, _ = bare.encode_prompt("red", max_sequence_length=32)
+        wanted = bare(
+            prompt="a star",
+            negative_prompt_embeds=negative,
+            generator=torch.Generator().manual_seed(1),
+            max_sequence_length=32,
+            **how,
+        ).images[0]
+        assert image.tobytes() == wanted.tobytes()
+        assert image.tobytes() != generating.generate("a star", seed=1, **how).image.tobytes()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_edit_caches_its_references_keys_and_values(kv, pipeline, counted, count):
     bare = Flux2KleinKVPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
