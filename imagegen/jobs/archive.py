@@ -294,7 +294,7 @@ def _database(settings: Settings) -> Database:
     try:
         from imagegen.jobs.postgres import PostgresDatabase
     except ImportError:
-        raise ConfigurationError("IMAGEGEN_JOBS_DATABASE: needs pg8000; pip install 'klein-worker[postgres]'") from None
+        raise ConfigurationError("IMAGEGEN_JOBS_DATABASE: needs pg8000; pip install pg8000") from None
     return PostgresDatabase(settings.jobs_database.get_secret_value())
 
 
