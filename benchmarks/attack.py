@@ -25,7 +25,7 @@ from benchmarks.attacked import Row, server
 def connections(short: bool) -> Iterator[Row]:
     """Held connections, floods, forms and JSON."""
     with server() as victim:
-        yield from attack_connections.rows(victim, 5 if short else 15)
+        yield from attack_connections.rows(victim, short)
 
 
 def images(short: bool) -> Iterator[Row]:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
@@ -90,7 +91,7 @@ This page is written from that document by `make reference`.
 
 def api_page() -> str:
     """docs/api-fields.md: the routes, and a table for each kind of body."""
-    document = create_app(Settings(_env_file=None)).openapi()
+    document = FastAPI.openapi(create_app(Settings(_env_file=None)))
     routes = [
         (f"{method.upper()} {path}", route)
         for path, methods in document["paths"].items()

@@ -20,6 +20,9 @@ from PIL import Image
 from tests.builder.test_bake import repository
 from tests.support.hub import Hub, serve
 
+#: A build takes longer than a test may: it installs torch.
+pytestmark = pytest.mark.timeout(7200)
+
 BUILDER = os.environ.get("IMAGE_BUILDER")
 TAG = "image-gen:test"
 #: A build of torch without CUDA: a twentieth of the bytes.

@@ -132,11 +132,16 @@ _RUNPODS = {
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a request said in other words: the caller's name of each field that has another here, and what changes
-    nothing."""
+    """What a request said in other words: the caller's name of each field that has another here, and the fields that
+    change nothing, with their values as far as a job that is stored keeps them."""
 
     names: dict[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    ignored: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One for each field that changes nothing."""
+        return tuple(f"{name}: changes nothing here" for name in self.ignored)
 
     def name(self, ours: str) -> str:
         """The caller's name of a field such as "width" or "images[1]"."""
@@ -150,20 +155,22 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
     Raises:
         ValueError: a field came under two names, or its value cannot be read; begins with the name.
     """
+    fields = {name: value for name, value in fields.items() if not is_image(name) or has_image(value)}
     ours = {name: value for name, value in fields.items() if name not in ALIASES and name not in IGNORED}
     names: dict[str, str] = {}
-    warnings = []
+    ignored = {}
+    for name in ALIASES:  # in its order: input_image comes before input_image_2
+        if is_given(fields.get(name)):
+            _add(ours, names, name, fields[name])
     for name, value in fields.items():
-        if name in ours or not is_given(value):
+        if name not in IGNORED or not is_given(value):
             continue
-        if name in ALIASES:
-            _add(ours, names, name, value)
-        elif name in ONLY and value not in ONLY[name]:
+        if name in ONLY and value not in ONLY[name]:
             allowed = " and ".join(dict.fromkeys(str(one) for one in ONLY[name]))
             raise ValueError(f"{name}: {show(value)} cannot be honoured here; allowed are {allowed}")
         elif value not in IGNORED[name]:
-            warnings.append(f"{name}: changes nothing here")
-    return ours, Spoken(names, tuple(warnings))
+            ignored[name] = value[:100] if isinstance(value, str) else value is not False
+    return ours, Spoken(names, ignored)
 
 
 def _add(ours: dict[str, Any], names: dict[str, str], name: str, value: Any) -> None:
@@ -200,6 +207,11 @@ def names_of(fields: Iterable[str]) -> list[str]:
 def is_image(name: str) -> bool:
     """Whether a field, under any of its names, holds reference images."""
     return name == "images" or (name in ALIASES and ALIASES[name].field == "images")
+
+
+def has_image(value: Any) -> bool:
+    """Whether a field of reference images holds any: a list of nothing but empty entries does not."""
+    return any(is_given(one) for one in value) if isinstance(value, list) else is_given(value)
 
 
 def is_mask(name: str) -> bool:

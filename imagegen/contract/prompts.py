@@ -21,6 +21,11 @@ _REFUSED = re.compile(
     + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17))
     + "]"
 )
+#: The same for JSON Schema, with a character that can be seen (of the most used scripts), or blank too.
+_ALLOWED = r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202d\u202e\ufdd0-\ufdef\ufffe\uffff" + "\U000e0000-\U000e007f]*"
+_SEEN = r"[!-~\u00a1-\u00ac\u00ae-\u02ff\u0391-\u03a1\u0410-\u044f\u4e00-\u9fa5\uac00-\ud7a3]"
+PATTERN = f"^{_ALLOWED}{_SEEN}{_ALLOWED}$"
+PATTERN_OR_BLANK = f"^{_ALLOWED}$"
 #: Categories of which nothing can be seen: spaces, controls, formats.
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
 
@@ -41,9 +46,14 @@ def clean(prompt: str, field: str = "prompt") -> str:
         number = ord(found[0])
         name = unicodedata.name(found[0], "a control character or none at all")
         raise ValueError(f"{field}: character {found.start() + 1}, U+{number:04X} ({name}), is not allowed in a text")
-    if all(unicodedata.category(character) in _INVISIBLE for character in prompt):
+    if is_blank(prompt):
         raise ValueError(f"{field}: is blank; 1 to {MAX_PROMPT} characters are allowed")
     return prompt
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen."""
+    return all(unicodedata.category(character) in _INVISIBLE for character in text)
 
 
 def in_chat_template(tokenizer: Any, prompt: str) -> str:
@@ -78,4 +88,12 @@ def warnings(spec: ModelSpec, prompt: str, tokenizer: Any) -> list[str]:
         if unknown:
             listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
             found.append(f"prompt: {spec.name} does not know {listed[:200]}; it draws {spec.draws}")
+        known = tokenizer.get_vocab()
+        plurals = [word for word in words if word in known and known[word] == known.get(word[:-1])]
+        if plurals:
+            one = plurals[0][:-1]
+            found.append(
+                f"prompt: {spec.name} reads {plurals[0]} as one {one}; two are "
+                f"'a red {one} on the left and a red {one} on the right on a white background'"
+            )
     return found

@@ -7,14 +7,14 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from imagegen.contract.prompts import MAX_PROMPT, is_blank
+
 #: What clients write for a field that they do not set. An empty prompt is a missing one.
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def is_given(value: Any) -> bool:
-    """Whether a value says anything; a list of nothing but empty entries does not."""
-    if isinstance(value, list):
-        return any(one not in EMPTY for one in value)
+    """Whether a value says anything."""
     return value not in EMPTY
 
 
@@ -64,7 +64,7 @@ def read_aspect_ratio(value: Any) -> Any:
 
 def not_blank(value: Any) -> Any:
     """Text of spaces alone is none: " " is what Qwen's pipelines are given where there is no negative prompt."""
-    return None if isinstance(value, str) and value.isspace() else value
+    return None if isinstance(value, str) and len(value) <= MAX_PROMPT and is_blank(value) else value
 
 
 def reference(value: Any) -> Any:

@@ -26,6 +26,8 @@ _LARGEST_BODIES = 4
 #: Bytes of answers that wait in memory until they are read, beyond which nothing more is answered; half of it for a
 #: caller. One answer may be larger: two edits of the largest photos, as noise in PNG, have 300 MB.
 UNREAD_BYTES = 500_000_000
+#: Jobs that download adapters at one moment, of up to a gigabyte each; one of a caller.
+ADAPTERS = 2
 #: Answers that are read from a store of jobs at one moment; one for a caller.
 ANSWERS = 2
 #: References by URL that are on their way or wait to be decoded: four jobs with four each; half for a caller.
@@ -45,6 +47,7 @@ class Admission:
       is given back when the GPU is done with the job.
     - upload_bytes: bodies from their first byte until their references are decoded.
     - downloads: references by URL from before their first byte until they are decoded; their bytes are in memory.
+    - adapters: jobs that download them.
     - answers: those of jobs that were stored, from when they are read until they are sent.
     - decoders: references that are decoded, and edits of photos that are planned, at one moment.
     - delivery_megapixels: images from the moment that the GPU is wanted for them until their job is answered.
@@ -68,6 +71,7 @@ class Admission:
         self._places = SharedLimit("places", places, max(1, places - max(1, places // 4)), metrics)
         self._upload_bytes = SharedLimit("upload_bytes", upload_bytes, upload_bytes / 2, metrics)
         self._downloads = SharedLimit("downloads", DOWNLOADS, DOWNLOADS / 2, metrics)
+        self._adapters = SharedLimit("adapters", ADAPTERS, ADAPTERS / 2, metrics)
         self._answers = SharedLimit("answers", ANSWERS, ANSWERS / 2, metrics)
         self._decoders = SharedLimit("decoders", PROCESSES, PROCESSES / 2, metrics)
         self._delivery = SharedLimit("delivery_megapixels", 4 * largest, 2 * largest, metrics)
@@ -191,6 +195,15 @@ class Admission:
             yield
         finally:
             self._downloads.give_back(caller, 1)
+
+    @asynccontextmanager
+    async def adapters(self, caller: str | None) -> AsyncIterator[None]:
+        """Waits until one more job may download its adapters."""
+        await self._adapters.take(caller, 1)
+        try:
+            yield
+        finally:
+            self._adapters.give_back(caller, 1)
 
     async def answer(self, caller: str | None) -> Callable[[], None]:
         """Waits until one more answer may be read from a store; what is returned is called once it is sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from imagegen.engine.admission import (
+    ADAPTERS,
     ANSWERS,
     DOWNLOADS,
     UNREAD_BYTES,
@@ -15,6 +16,7 @@ from imagegen.engine.runner import CPU_THREADS, PHOTO_THREADS
 from imagegen.inputs.decoders import PROCESSES
 from imagegen.inputs.decoding import MAX_MEMORY, MAX_PHOTO_PIXELS
 from imagegen.job_settings import MEMORY_MB
+from imagegen.lora.header import most_bytes
 from imagegen.models import MEGAPIXEL, ModelSpec
 from imagegen.settings import Settings
 
@@ -39,6 +41,7 @@ def memory_bound(settings: Settings, spec: ModelSpec) -> dict[str, int]:
     The model, the libraries and the temporary files of forms are not in it.
     """
     places, references = places_of(settings), min(spec.max_references, settings.max_references)
+    adapter = most_bytes(spec, settings.lora_rank)
     waiting = max(references * MEGAPIXEL * _RGB, MAX_PHOTO_PIXELS * (_RGB + _L) + references * MEGAPIXEL * _RGB)
     bounds = {
         "bodies": upload_bytes_of(settings) * _BODY_COPIES,
@@ -50,6 +53,9 @@ def memory_bound(settings: Settings, spec: ModelSpec) -> dict[str, int]:
         "answers of stored jobs": ANSWERS * most_megapixels(settings) * 1e6 * _ANSWER,
         # Those that run beside their references, as bytes and as text: two, and two of others.
         "references of stored jobs": 4 * 2 * settings.max_body_mb * 1e6,
+        # Each job may keep those that it was sent by URL; one is twice in memory while it comes, and in a file of /tmp.
+        "adapters by URL": (places + 3 * ADAPTERS) * adapter if settings.lora_hosts else 0,
+        "adapters that are kept": settings.lora_cache_mb * 1e6 if settings.lora_buffers else 0,
         "stored jobs": 0 if settings.jobs_dir else (settings.jobs_max_mb or MEMORY_MB) * 1e6,
         "answers that wait to be read": UNREAD_BYTES,
         "embeddings of prompts": settings.prompt_cache_mb * 1e6,

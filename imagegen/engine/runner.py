@@ -22,7 +22,7 @@ from imagegen.editing.photo import PhotoEdit, plan_edit
 from imagegen.engine.admission import Admission
 from imagegen.engine.gpu_executor import NEWEST_WEIGHT, GpuExecutor
 from imagegen.engine.job import Job
-from imagegen.engine.loras import LoraLibrary
+from imagegen.engine.loras import Chosen, LoraLibrary
 from imagegen.engine.model_host import LoadedModel, ModelHost
 from imagegen.inputs.decoders import Decoders
 from imagegen.inputs.decoding import Purpose, Reference, is_url
@@ -130,7 +130,7 @@ class LocalRunner:
         spec = pipeline.config.spec
 
         # 1. Adapters and references, beside the GPU: fetched in the event loop, decoded in processes
-        job.loras = await library.choose(request.loras, pipeline)
+        job.loras = await self._choose_loras(job, library, pipeline)
         await self._read_references(job, spec)
         edit = job.edit
         first = job.references[0].size if job.references else None
@@ -191,6 +191,13 @@ class LocalRunner:
         self._decoders.close()
         for pool in (self._cpu, self._photos):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _choose_loras(self, job: Job, library: LoraLibrary, pipeline: FluxPipeline) -> Chosen:
+        """The job's adapters; those by URL for one job of a caller after the other."""
+        if not any(lora.url for lora in job.request.loras):
+            return await library.choose(job.request.loras, pipeline)
+        async with self._admission.reading(), self._admission.adapters(job.caller):
+            return await library.choose(job.request.loras, pipeline)
 
     async def _read_references(self, job: Job, spec: ModelSpec) -> None:
         """Fills `job.references` and `job.edit`."""

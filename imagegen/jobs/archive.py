@@ -98,7 +98,8 @@ class Archive:
             StoreFailed: it could not be stored, or there is no room for it.
         """
         references = _references(request)
-        fields = json.dumps(request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES)))
+        given = request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES))
+        fields = json.dumps(given | request.spoken.ignored)  # which are warned of when it runs
         size = sum(map(len, references.values())) + _row_bytes(fields)
         if self._bytes + size > self._limit:
             await self.make_room(size)

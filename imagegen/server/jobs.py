@@ -20,7 +20,7 @@ from imagegen.server import native, stored
 from imagegen.server.bodies import read_fields
 from imagegen.server.http import ERRORS
 from imagegen.server.stored import add, file_answer, jobs_of
-from imagegen.server.streams import server_sent
+from imagegen.server.streams import EVENTS, server_sent
 
 router = APIRouter(tags=["Jobs"])
 
@@ -93,7 +93,7 @@ async def get(request: Request, job_id: _Id) -> Response:
 @router.get(
     "/jobs/{job_id}/events",
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": EVENTS},
         204: {"description": "The last event was the job's last."},
         **_NOT_FOUND,
         **_EXPIRED,

@@ -26,7 +26,7 @@ from imagegen import __version__, logs
 from imagegen.engine.service import Service
 from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput
 from imagegen.jobs.jobs import Jobs
-from imagegen.server import bfl, http, native, openai, status
+from imagegen.server import bfl, document, http, native, openai, status
 from imagegen.server import jobs as jobs_routes
 from imagegen.server.guard import Guard
 from imagegen.server.page import FILES_PATH, PageFiles
@@ -104,6 +104,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
     for module in (status, native, jobs_routes, bfl, openai):
         app.include_router(module.router)
     app.mount(FILES_PATH, PageFiles())
+    app.openapi = document.openapi(app, service)  # type: ignore[method-assign]
     return app
 
 

@@ -38,9 +38,7 @@ def body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     form["properties"]["loras"] = {"type": "string", "description": "The list's JSON."}
     form["additionalProperties"] = True  # `image` and `image[]` are names for `images`
     if schema is EditRequest:
-        # `image` is an alias, so that neither name alone is required.
-        fields["properties"]["image"] = {"type": "string", "description": "One reference, instead of `images`."}
-        fields["required"] = form["required"] = ["prompt"]
+        fields["properties"]["images"]["items"]["format"] = "image"
         form["properties"]["mask"] = {"type": "string", "format": "binary"}
         form["properties"]["expand"] = {"type": "string", "description": "The object's JSON."}
         form["properties"]["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -56,7 +54,7 @@ PICTURES: dict[str, Any] = {
 @router.post(
     "/generate",
     response_model=GenerateResponse,
-    responses={**ERRORS, 200: {"content": {**PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={**ERRORS, 200: {"content": {**PICTURES, **streams.EVENTS}}},
     openapi_extra=body(GenerateRequest),
 )
 async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
@@ -67,7 +65,7 @@ async def generate(request: Request, previews: bool = _PREVIEWS) -> Response:
 @router.post(
     "/edit",
     response_model=EditResponse,
-    responses={**ERRORS, 200: {"content": {**PICTURES, "text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={**ERRORS, 200: {"content": {**PICTURES, **streams.EVENTS}}},
     openapi_extra=body(EditRequest),
 )
 async def edit(request: Request, previews: bool = _PREVIEWS) -> Response:

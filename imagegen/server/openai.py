@@ -104,7 +104,12 @@ def _openapi(edit: bool) -> dict[str, Any]:
         },
     }
     if edit:
-        properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": 4}
+        properties["image"] = {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": 4,
+        }
         properties["mask"] = {
             "type": "string",
             "format": "binary",
@@ -112,8 +117,16 @@ def _openapi(edit: bool) -> dict[str, Any]:
             "transparency what is white is edited.",
         }
     schema = {"type": "object", "required": ["prompt"], "properties": properties}
-    form = {"multipart/form-data": {"schema": schema}} if edit else {}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}, **form}}}
+    if not edit:
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    form = {**schema, "required": ["prompt", "image"]}
+    image = {"type": "string", "format": "image", "description": "Base64, a data: URI or a URL."}
+    wrapped = {"type": "object", "required": ["image_url"], "properties": {"image_url": image}}
+    images = {"type": "array", "items": {"anyOf": [image, wrapped]}, "minItems": 1, "maxItems": 4}
+    others = {name: value for name, value in properties.items() if name != "image"} | {"mask": image}
+    fields = {**schema, "required": ["prompt", "images"], "properties": {**others, "images": images}}
+    content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -132,7 +145,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         507: "The image does not fit into the GPU's memory.",
     }.items()
 }
-_RESPONSES[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_RESPONSES[200] = {"content": streams.EVENTS}
 
 
 @router.post("/images/generations", response_model=Images, responses=_RESPONSES, openapi_extra=_openapi(edit=False))

@@ -46,6 +46,21 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+#: For OpenAPI, in which `schema` describes one event (3.1, as its tools read it).
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One event; comments come between them.",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"type": "string"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+                "id": {"type": "string"},
+            },
+        }
+    }
+}
 #: Seconds without an event after which a comment is sent. Proxies close a connection that is silent for 60 s (nginx,
 #: AWS) or 100 s (Cloudflare); https://html.spec.whatwg.org/multipage/server-sent-events.html advises about 15 s.
 COMMENT_SECONDS = 10.0

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import scene
+from tests.support.images import scene
 
 pytestmark = pytest.mark.slow  # `make slow` installs the clients
 

@@ -69,6 +69,7 @@ def test_whole_numbers_are_integers(field):
         ({"image_url": "a"}, {"images": ["a"]}),
         ({"image_urls": ["a", "b"]}, {"images": ["a", "b"]}),
         ({"input_image": "a", "input_image_2": "b", "input_image_3": "c"}, {"images": ["a", "b", "c"]}),
+        ({"input_image_2": "b", "input_image": "a"}, {"images": ["a", "b"]}),
         ({"image": "a", "mask_url": "b"}, {"images": ["a"], "mask": "b"}),
         ({"image": "a", "aspect_ratio": "match_input_image"}, {"images": ["a"], "aspect_ratio": "match_input"}),
         ({"aspect_ratio": "custom", "width": 512, "height": 512}, {"width": 512, "height": 512}),
@@ -165,6 +166,14 @@ def test_what_changes_nothing_is_a_warning():
         assert warned == (() if value in silent else (f"{name}: changes nothing here",))
         for value in silent:
             assert plan(parse_job({"prompt": "x", name: value}), KLEIN, None, 1).warnings == ()
+
+
+def test_deep_and_huge_values_of_what_changes_nothing():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep, 1]
+    for value in (deep, {"a": deep}, 10**5000, float("nan"), "x" * 10_000):
+        assert len(str(parse_job({"prompt": "x", "style": value}).spoken)) < 300
 
 
 def test_a_negative_prompt_is_for_the_base_models():

@@ -1,40 +1,58 @@
-"""schemathesis over the OpenAPI document: whatever it thinks of, no answer is a 5xx or outside the document."""
+"""schemathesis over the OpenAPI document, with its default checks: whatever it thinks of, no answer is a 5xx or outside
+the document, what the document allows is done, and what it does not is refused."""
 
+import base64
 import contextlib
+import io
 from collections import Counter
 
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, settings, strategies
 from hypothesis.errors import Unsatisfiable
+from PIL import Image
 from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
+from schemathesis.core.failures import AcceptedNegativeData, FailureGroup
+from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.transport.serialization import Binary
 
 from tests.server.conftest import serving
 
-pytestmark = pytest.mark.slow  # schemathesis sends hundreds of requests
+pytestmark = pytest.mark.slow  # schemathesis sends thousands of requests
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-#: Cases of each route, valid and invalid ones each; the routes of the document; cases in all.
-CASES, ROUTES, LEAST = 150, 11, 1000
+#: Cases of each route, valid and invalid ones each; cases in all.
+CASES, LEAST = 80, 2000
+#: Routes of which the document does not say all that their fields demand of each other (a mask has its image's shape,
+#: a larger canvas its bounds): what it allows may still be refused there.
+UNTOLD = ("POST /edit", "POST /jobs", "POST /v1/images/edits", "POST /v1/flux-2-klein-9b", "POST /v1/flux-2-klein-4b")
+
+
+def _picture():
+    """Half black and half white, so that it is a mask too."""
+    image = Image.new("RGB", (64, 64))
+    image.paste((255, 255, 255), (0, 0, 32, 64))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURE = _picture()
+# What no schema can say: a string that is an image.
+schemathesis.openapi.format("image", strategies.just(base64.b64encode(PICTURE).decode()))
+schemathesis.openapi.format("binary", strategies.just(Binary(PICTURE)))
 
 
 def bounded(case):
-    """What is valid is made cheap: this is about answers, and not about minutes of drawing."""
+    """What is valid is made cheap: this is about answers, and not about minutes of generating."""
     if isinstance(case.body, dict):
-        for name, most in (("num_inference_steps", 1), ("num_images", 1), ("n", 1), ("width", 256), ("height", 256)):
+        for name, most in (("num_inference_steps", 1), ("num_images", 1), ("n", 1), ("width", 64), ("height", 64)):
             value = case.body.get(name)
             if isinstance(value, int) and not isinstance(value, bool) and value > most:
                 case.body[name] = most
 
 
-def ask_all(operation, mode, seen):
+def ask_all(operation, mode, seen, failures):
     """Asks one route CASES times; a route without parameters has no invalid request."""
 
     @given(case=operation.as_strategy(generation_mode=mode))
@@ -42,23 +60,34 @@ def ask_all(operation, mode, seen):
         max_examples=CASES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     def ask(case):
-        bounded(case)
+        if mode.is_positive:
+            bounded(case)
         seen[operation.label, mode] += 1
-        case.call_and_validate(checks=CHECKS, timeout=60)
+        try:
+            response = case.call(timeout=60)
+            if response.status_code != 504:  # a deadline that the case chose
+                case.validate_response(response)
+        except FailureGroup as group:
+            for failure in group.exceptions:
+                if isinstance(failure, RejectedPositiveData) and operation.label in UNTOLD:
+                    continue
+                if isinstance(failure, AcceptedNegativeData) and case.media_type == "multipart/form-data":
+                    continue  # a form is text: an object for a prompt is its JSON
+                failures.setdefault((operation.label, type(failure).__name__), f"{failure}\n{case.as_curl_command()}")
 
     with contextlib.suppress(Unsatisfiable):
         ask()
 
 
 def test_every_answer_is_in_the_document():
-    seen = Counter()
+    seen, failures = Counter(), {}
     with serving(max_body_mb=5) as (url, service):
         service.start().result()
         document = schemathesis.openapi.from_url(f"{url}/openapi.json")
         for result in document.get_all_operations():
             for mode in GenerationMode:
-                ask_all(result.ok(), mode, seen)
+                ask_all(result.ok(), mode, seen, failures)
         assert httpx.post(f"{url}/generate", json={"prompt": "x"}).status_code == 200
-    assert len({label for label, _ in seen}) == ROUTES
-    print(f"{sum(seen.values())} cases")
+    print(f"{sum(seen.values())} cases of {len({label for label, _ in seen})} routes")
+    assert not failures, "\n\n".join(f"{label}: {failure[:1500]}" for label, failure in failures.items())
     assert sum(seen.values()) >= LEAST, seen

@@ -44,6 +44,11 @@ def post(client, **fields):
     return answer.json()
 
 
+def test_a_field_that_changes_nothing_is_warned_of(client):
+    done = ended(client, post(client, style="vivid", steps=2)["id"])
+    assert done["result"]["warnings"] == ["style: changes nothing here"]
+
+
 def test_a_job_is_accepted_polled_and_its_image_fetched(client):
     accepted = post(client)
     assert accepted["status"] in ("queued", "running")

@@ -144,3 +144,35 @@ def test_other_origins_are_let_in_only_where_they_are_named(client):
     with serving(cors_origins="https://a.example, https://b.example") as (url, _):
         allowed = httpx.options(f"{url}/generate", headers=origin)
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_head_is_get_without_a_body(client):
+    for path in (
+        "/",
+        "/health",
+        "/ping",
+        "/capabilities",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/micro",
+        "/openapi.json",
+    ):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"") == (200, b""), path
+        assert head.headers["content-type"] == get.headers["content-type"] if get.content else True
+    assert client.head("/generate").status_code == 405
+
+
+def test_a_page_may_send_any_header():
+    """OpenAI's client sends a dozen of its own."""
+    with serving(cors_origins="https://a.example") as (url, _):
+        asked = {
+            "Origin": "https://a.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-arch,x-stainless-retry-count",
+        }
+        answer = httpx.options(f"{url}/v1/images/generations", headers=asked)
+        assert answer.status_code == 200
+        allowed = answer.headers["access-control-allow-headers"].lower()
+        assert all(name in allowed for name in asked["Access-Control-Request-Headers"].split(","))
+        assert httpx.options(f"{url}/generate", headers={**asked, "Origin": "https://b.example"}).status_code == 400

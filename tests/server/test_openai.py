@@ -127,6 +127,28 @@ def test_a_stream_of_two_images(ai, client):
     assert [event.b64_json for event in seen] == native["images"]
 
 
+def test_an_empty_form_field_is_not_given(client):
+    empty = (
+        "model",
+        "n",
+        "size",
+        "response_format",
+        "quality",
+        "background",
+        "stream",
+        "partial_images",
+        "user",
+        "seed",
+    )
+    files = [("image[]", ("a.png", to_bytes(scene("circle", "red", "blue")), "image/png")), ("mask", ("", b"", None))]
+    fields = {"prompt": "make the background green", **dict.fromkeys(empty, "")}
+    answer = client.post("/v1/images/edits", data=fields, files=files)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["warnings"] == []
+    answer = client.post("/v1/images/edits", data={**fields, "n": "2", "stream": "false", "seed": "-1"}, files=files)
+    assert len(answer.json()["data"]) == 2
+
+
 def test_stream_of_an_edit(ai):
     stream = ai.images.edit(
         image=file(scene("circle", "red", "blue")), prompt="make the background green", stream=True, partial_images=1

@@ -9,6 +9,7 @@ import pytest
 from imagegen.contract.events import Step
 from imagegen.contract.responses import EditResponse
 from imagegen.engine.event_queue import EventQueue
+from imagegen.server import streams
 from tests.server.conftest import events, shows
 from tests.support.images import scene, to_base64
 
@@ -122,3 +123,18 @@ def test_a_client_that_goes_away_stops_its_job(client, steps):
     ran = len(steps)
     assert settled(steps) < ran + FEW
     assert client.post("/generate", json=PROMPT).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/images/generations"])
+def test_a_stream_is_never_silent_for_long_and_never_buffered(client, ready, monkeypatch, path):
+    monkeypatch.setattr(streams, "COMMENT_SECONDS", 0.02)
+    hook = ready[1].start().result()._pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    try:
+        body = {**PROMPT, **({"stream": True} if "v1" in path else {})}
+        with client.stream("POST", path, json=body, headers={"Accept": "text/event-stream"}) as answer:
+            assert answer.headers["x-accel-buffering"] == "no"
+            lines = list(answer.iter_lines())
+    finally:
+        hook.remove()
+    assert sum(line.startswith(":") for line in lines) >= 4
+    assert any(line.startswith("data: ") for line in lines)
