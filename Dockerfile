@@ -12,7 +12,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 # What bakes the weights: these files alone, so that no other change bakes them again.
 FROM ${BASE_IMAGE} AS baker
 COPY imagegen/__init__.py imagegen/errors.py imagegen/models.py imagegen/setting_faults.py \
-    imagegen/setting_sections.py imagegen/settings.py /baker/imagegen/
+    imagegen/job_settings.py imagegen/lora_settings.py imagegen/setting_sections.py imagegen/settings.py /baker/imagegen/
 COPY imagegen/compat/__init__.py imagegen/compat/torchao.py /baker/imagegen/compat/
 COPY imagegen/weights /baker/imagegen/weights
 COPY imagegen/model/__init__.py imagegen/model/quantization.py /baker/imagegen/model/

@@ -37,7 +37,8 @@ IMAGE ?= image-gen:latest
 IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . -t $(IMAGE))
 # Each of the processes loads torch and micro (1.5 GiB) and gets one thread: several on each core would wait for each other.
 TEST_PROCESSES ?= 2
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope
+# In the order of tests/conftest.py: the longest modules first.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 VAST := $(VENV)/vast
 CLIENTS := $(VENV)/clients
 # Whose packages are listed.
@@ -61,9 +62,9 @@ run: $(VENV)/.run ## run the job of test_input.json and write its images to outp
 test: $(VENV)/.dev ## run the tests
 	$(PYTEST) -m "not slow"
 
-# In one process: some take every core, and one measures. Warnings of the platforms' packages are no errors.
+# None measures, so they run in several processes too. Warnings of the platforms' packages are no errors.
 slow: $(VENV)/.slow ## the tests that need a browser, curl and nginx (apt, as root), other platforms' packages, or minutes
-	$(BIN)/pytest -m slow -W default
+	$(PYTEST) -m slow -W default
 
 clients: $(VENV)/.slow ## what other people's clients send: those of pip and npm, chromium and nginx, against the server
 	$(BIN)/pytest -m slow -W default tests/clients

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from benchmarks.gpu_levers import Lever, levers
 from benchmarks.measure import PROMPT, Device, Runner
 from benchmarks.probes import matrix_peak, profile, read_speed, step_flops
 from benchmarks.random_model import random_weights
@@ -211,26 +212,26 @@ class Benchmark:
                 row.profile = profile(lambda: runner.draw(size, 4), self.device)
 
     def _levers(self) -> None:
-        """What each lever is worth: an image in bf16 without it, against one with all of them."""
-        if self._reference is None:  # in a second call
-            pipeline, plan = self._open("bf16", compile=self.compiled)
-            with pipeline:
-                self._reference = self._picture(
-                    Runner(pipeline, plan, self.device), "text to image, 4 steps, bf16", 0.55
-                )
-        if self._reference.value is None:
-            return
-        without: dict[str, dict[str, Any]] = {
-            "compiled blocks": {"compile": False},
-            "the GPU's kernel for attention": {"compile": self.compiled, "attention": "native"},
+        """What each lever is worth: an image with it against one as the worker would generate it."""
+        usual: dict[str, float | None] = {
+            "bf16": None if self._reference is None else self._reference.value,
+            "fp8": None if self._fp8 is None else self._fp8.value,
         }
-        for lever, levers in without.items():
-            pipeline, plan = self._open("bf16", **levers)
-            with pipeline:
-                case = Runner(pipeline, plan, self.device).case(lever, (self._side, self._side), runs=3)
-            row = Row(f"{lever} against none, bf16, {self._size()}", "stays if it pays", unit="times as fast")
-            row.value, row.details = case.seconds and case.seconds / self._reference.value, asdict(case)
+        for lever in levers(self.compiled):
+            if usual[lever.precision] is None:
+                usual[lever.precision] = self._seconds(Lever("as usual", lever.precision, {"compile": self.compiled}))
+            seconds, without = self._seconds(lever), usual[lever.precision]
+            row = Row(f"{lever.name}, {lever.precision}, {self._size()}, against the usual way", unit="times the time")
+            row.value = seconds / without if seconds and without else None
+            row.details = {"seconds": seconds, "usual": without}
             self._add(row)
+
+    def _seconds(self, lever: Lever) -> float | None:
+        """Of an image; None where it does not fit."""
+        with lever.inside():
+            pipeline, plan = self._open(lever.precision, **lever.config)
+            with pipeline:
+                return Runner(pipeline, plan, self.device).case(lever.name, (self._side, self._side), runs=3).seconds
 
     def _picture(self, runner: Runner, what: str, target: float) -> Row:
         size = (self._side, self._side)

@@ -92,6 +92,8 @@ class ModelSpec:
     size: int = 1024
     min_size: int = 256
     max_size: int = 2048
+    #: The longest side at which it does well, where that is less than what it accepts.
+    good_size: int | None = None
     max_references: int = 4
     max_sequence_length: int = 512
     architecture: Architecture = _KLEIN_9B
@@ -144,6 +146,7 @@ MODELS: dict[str, ModelSpec] = {
             size=128,
             min_size=64,
             max_size=1024,
+            good_size=256,  # as it was trained; beyond, it repeats what is asked for
             max_sequence_length=32,
             architecture=_MICRO,
             draws="circles, squares, triangles and stars in red, green, blue, yellow, white, black, orange and purple",

@@ -114,10 +114,7 @@ class LimitSettings(BaseSettings):
         description="Most seconds that a job may take, waiting included. A job's own `timeout` may be shorter.",
     )
     max_reference_mb: float = Field(
-        20.0,
-        gt=0,
-        validation_alias="IMAGEGEN_MAX_REFERENCE_MB",
-        description="Largest reference image, in megabytes.",
+        20.0, gt=0, validation_alias="IMAGEGEN_MAX_REFERENCE_MB", description="Largest reference image, in megabytes."
     )
     fetch_urls: bool = Field(
         True,

@@ -22,6 +22,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that take longest come first: one that came last would leave the other process idle."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/e2e/", "tests/docs/", "tests/model/")))
+
+
 @pytest.fixture(scope="session")
 def config() -> FluxConfig:
     return FluxConfig(get_model("micro"), MICRO_PATH, device="cpu")

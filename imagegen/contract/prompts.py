@@ -88,4 +88,12 @@ def warnings(spec: ModelSpec, prompt: str, tokenizer: Any) -> list[str]:
         if unknown:
             listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
             found.append(f"prompt: {spec.name} does not know {listed[:200]}; it draws {spec.draws}")
+        known = tokenizer.get_vocab()
+        plurals = [word for word in words if word in known and known[word] == known.get(word[:-1])]
+        if plurals:
+            one = plurals[0][:-1]
+            found.append(
+                f"prompt: {spec.name} reads {plurals[0]} as one {one}; two are "
+                f"'a red {one} on the left and a red {one} on the right on a white background'"
+            )
     return found

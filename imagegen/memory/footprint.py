@@ -1,8 +1,8 @@
-"""The bytes of a model's parts in each precision, and those that a picture needs beside them: arithmetic from the few
+"""The bytes of a model's parts in each precision, and those that an image needs beside them: arithmetic from the few
 figures of `Architecture`, which knows no GPU and loads nothing.
 
 The parts' bytes are exact: `tests/memory/test_footprint.py` builds the real classes on the meta device and compares. A
-picture's are fitted to traces of klein-9b on meta tensors with flash attention, and grow with the model's widths.
+image's are fitted to traces of klein-9b on meta tensors with flash attention, and grow with the model's widths.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that each stage of a picture needs beside the weights; they run one after another."""
+    """Bytes that each stage of an image needs beside the weights; they run one after another."""
 
     encode_prompt: int
     encode_references: int
@@ -66,8 +66,8 @@ class Activations:
     decode: int
 
     @property
-    def picture(self) -> int:
-        """The most that a picture needs once its prompt is encoded."""
+    def image(self) -> int:
+        """The most that an image needs once its prompt is encoded."""
         return max(self.encode_references, self.denoise, self.decode)
 
 
@@ -119,7 +119,7 @@ def transformer_rest(a: Architecture) -> int:
     """Parameters of the transformer that are never quantised: embedders, modulations, norms, the last layer."""
     h = a.hidden
     embedders = a.channels * h + 3 * a.text_hidden * h + a.timestep_channels * h + h * h
-    modulations = (6 + 6 + 3) * h * h  # of the picture, of the text, of the single blocks
+    modulations = (6 + 6 + 3) * h * h  # of the image, of the text, of the single blocks
     norms = (4 * a.double_blocks + 2 * a.single_blocks) * (h // a.heads)
     return embedders + modulations + norms + 2 * h * h + h * a.channels
 

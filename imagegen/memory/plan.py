@@ -1,5 +1,5 @@
 """What fits a GPU: where each part of a model lives and in which precision, chosen before anything is loaded, and the
-largest picture that the plan has room for."""
+largest image that the plan has room for."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Card:
 class MemoryPlan:
     """Where each part of a model lives and in which precision, the bytes of each, and why.
 
-    `card` is None on a CPU, where nothing is offloaded and no picture is refused. The plan is made for pictures of
+    `card` is None on a CPU, where nothing is offloaded and no image is refused. The plan is made for images of
     `size` with `references` references of a megapixel; what is larger is checked when it is asked for.
     """
 
@@ -89,14 +89,14 @@ class MemoryPlan:
         return self.peak_of(self.size, [REFERENCE] * self.references)
 
     def peak_of(self, size: Size, references: Sequence[Size]) -> int:
-        """Estimated bytes of the GPU in use at most while a picture is made: weights, activations, CUDA's context."""
+        """Estimated bytes of the GPU in use at most while an image is made: weights, activations, CUDA's context."""
         parts = self.parts
         needs = activations(self.spec, size, references, self.transformer, self.compiled)
         base = CONTEXT + self.loras
         if self.offload in ("none", "embeddings"):
-            return base + self.resident + max(needs.encode_prompt, needs.picture)
+            return base + self.resident + max(needs.encode_prompt, needs.image)
         if self.offload == "text_encoder":
-            return base + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.picture)
+            return base + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.image)
         transformer, text_encoder = parts.transformer, parts.text_encoder + parts.embeddings
         if self.offload == "group":  # the layer that runs, and the next one on its way
             a = self.spec.architecture
@@ -148,14 +148,14 @@ class MemoryPlan:
         return replace(self, card=card, references=max(0, references), why="less fits than was estimated")
 
     def largest(self, size: Size, references: Sequence[Size], available: int) -> Size | None:
-        """The largest picture of the shape of `size`, and smaller than it, for which `available` bytes of the GPU do.
+        """The largest image of the shape of `size`, and smaller than it, for which `available` bytes of the GPU do.
 
         None where not even the smallest fits.
         """
         return _largest(self.spec, size, lambda smaller: self.peak_of(smaller, references) + RESERVE <= available)
 
     def check(self, size: Size, references: Sequence[Size]) -> None:
-        """Checks that a picture can fit, before the GPU works for it.
+        """Checks that an image can fit, before the GPU works for it.
 
         Raises:
             OutOfMemory: it cannot by the estimate; with the largest size that can.
@@ -206,7 +206,7 @@ def gib(number: int) -> str:
 
 
 def describe(size: Size, references: int) -> str:
-    """A picture as an error names it."""
+    """An image as an error names it."""
     names = {0: "", 1: " with 1 reference"}
     return f"{size[0]}x{size[1]}" + names.get(references, f" with {references} references")
 
@@ -222,7 +222,7 @@ def _largest(spec: ModelSpec, size: Size, fits: Callable[[Size], bool]) -> Size 
 
 
 def out_of_memory(plan: MemoryPlan | None, size: Size, references: Sequence[Size], device: str | None) -> OutOfMemory:
-    """The error for a picture that did not fit although the plan had room for it, with the largest size that should."""
+    """The error for an image that did not fit although the plan had room for it, with the largest size that should."""
     smaller = None
     if plan is not None and device is not None and device.startswith("cuda"):
         smaller = plan.largest(size, references, available_bytes(device))

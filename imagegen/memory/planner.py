@@ -23,7 +23,7 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuple[Precision, Precisi
     """Precision of the transformer and of the text encoder, and offload, from what is best to what needs least.
 
     All on the GPU comes before a text encoder that is fetched for each new prompt, and that before 4 bits; parts that
-    are fetched for each picture come after them, and layers that are fetched for each step last. Inside of each, what
+    are fetched for each image come after them, and layers that are fetched for each step last. Inside of each, what
     is most exact comes first: the other precisions are measured against bf16, and are chosen where they buy room, or by
     whoever wants their speed (IMAGEGEN_PRECISION=fp8).
     """
@@ -63,8 +63,8 @@ def choose(
 
     Args:
         card: None: a CPU.
-        references: the most that a picture may have; None: the model's.
-        size: the largest picture that must fit; None: the model's default.
+        references: the most that an image may have; None: the model's.
+        size: the largest image that must fit; None: the model's default.
         precision: of the transformer; the text encoder has the same or a better one. Forced unless "auto".
         offload: forced unless "auto".
         stored: the precision in which the folder holds transformer and text encoder already, if it does.

@@ -1,9 +1,9 @@
 """What makes a loaded diffusers pipeline faster: compiled blocks and their cache, a kernel for attention by GPU, the
 small decoder, and the way without a cache of references' keys and values beside the one with it.
 
-Each can be switched by itself, so that a benchmark can show what it is worth. Nothing here changes the images but by
-the last bits of the arithmetic, the small decoder and the quantised `sage` excepted; what cannot be had is said in the
-log, and the image is generated without.
+Each can be switched by itself, so that a benchmark can show what it is worth. None changes more of an image than the
+last bits of the arithmetic, the small decoder and the quantised `sage` excepted; what is not available is a warning in
+the log, and the image is generated without.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def load_decoder(path: Path, dtype: torch.dtype) -> Any:
     encoder), of a folder with `config.json` and `diffusion_pytorch_model.safetensors`.
 
     Raises:
-        ConfigurationError: there is none, or it lacks weights; diffusers would generate with random ones.
+        ConfigurationError: there is none, or it lacks weights; diffusers would use random ones.
     """
     from diffusers import AutoencoderKLFlux2
 

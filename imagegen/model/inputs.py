@@ -24,10 +24,17 @@ _LEAST_STRENGTH = 0.001
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as its text encoder reads it: numbers and mask (1, max_sequence_length), and what of it is not read."""
+    """A prompt as its text encoder reads it.
+
+    Args:
+        read: its numbers (1, max_sequence_length), or their rows (1, max_sequence_length, hidden) of an embedding table
+            that stays on the CPU.
+        mask: (1, max_sequence_length).
+        warnings: what of it is not read.
+    """
 
     text: str
-    ids: torch.Tensor
+    read: torch.Tensor
     mask: torch.Tensor
     warnings: list[str]
 
@@ -122,9 +129,11 @@ class Preparation:
 
     def tokens(self, prompt: str) -> Tokens:
         """A prompt in the model's chat template, padded or cut to the length that the text encoder reads."""
-        tokenizer = self._pipe.tokenizer
+        from imagegen.model.offload import CpuEmbedding
+
+        tokenizer, table = self._pipe.tokenizer, self._pipe.text_encoder.get_input_embeddings()
         with self._tokenizing:
-            read = tokenizer(
+            made = tokenizer(
                 prompts.in_chat_template(tokenizer, prompt),
                 return_tensors="pt",
                 padding="max_length",
@@ -132,7 +141,9 @@ class Preparation:
                 max_length=self._spec.max_sequence_length,
             )
             warnings = prompts.warnings(self._spec, prompt, tokenizer)
-        return Tokens(prompt, self._pin(read["input_ids"]), self._pin(read["attention_mask"]), warnings)
+        ids = made["input_ids"]
+        read = table.rows(ids) if isinstance(table, CpuEmbedding) else ids
+        return Tokens(prompt, self._pin(read), self._pin(made["attention_mask"]), warnings)
 
     def inputs(
         self,
@@ -150,7 +161,7 @@ class Preparation:
         strength = max(strength, _LEAST_STRENGTH)
         self._read(references)
         guided = guidance_scale > 1 and not self._pipe.config.is_distilled
-        positions = compat.latent_ids(*_tokens_of((width, height)))
+        positions = self._within(compat.latent_ids(*_tokens_of((width, height))), [(width, height)])
         timesteps, sigmas = self._noise_levels(positions.shape[1], num_inference_steps)
         inputs = Inputs(
             size=(width, height),
@@ -182,7 +193,22 @@ class Preparation:
         if references.images and references.ids is None:
             pixels = [image_to_bytes(image) for image in references.images]
             references.pixels = [to_pixels(one) if self._on_cpu else self._pin(one) for one in pixels]
-            references.ids = self._pin(compat.reference_ids([_tokens_of(image.size) for image in references.images]))
+            sizes = [image.size for image in references.images]
+            ids = compat.reference_ids([_tokens_of(size) for size in sizes])
+            references.ids = self._pin(self._within(ids, sizes))
+
+    def _within(self, ids: torch.Tensor, sizes: Sequence[Size]) -> torch.Tensor:
+        """Positions (1, tokens, 4) of images, spread over no more than the model was trained on.
+
+        A model that knows small images alone would else repeat in a large one what is asked for once (position
+        interpolation, https://arxiv.org/abs/2306.15595).
+        """
+        longest = max(side for size in sizes for side in size)
+        if self._spec.good_size is None or longest <= self._spec.good_size:
+            return ids
+        spread = ids.float()
+        spread[..., 1:3] *= self._spec.good_size / longest  # time, row, column, layer
+        return spread
 
     def _noise_levels(self, tokens: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The scheduler's timesteps and sigmas, of a scheduler of its own: it keeps them in itself."""

@@ -30,7 +30,7 @@ def choose_model(settings: Settings) -> ModelSpec:
 
     Raises:
         ConfigurationError: there is no such model, or it needs a GPU and there is none: a container with a broken GPU
-            fails instead of drawing for an hour on its CPU.
+            fails instead of generating for an hour on its CPU.
     """
     micro = get_model("micro")
     spec = get_model(settings.model) if settings.model else None
@@ -208,8 +208,8 @@ def _attention(settings: Settings, device: str) -> Attention | None:
 
 
 def _warm_up(pipeline: FluxPipeline, folder: Path | None, wanted: bool, note: Callable[[str], None]) -> None:
-    """The first pictures, drawn for nobody, where they are wanted. What is compiled is taken from the folder; what they
-    compile is left there."""
+    """The first images, generated for nobody, where they are wanted. Compiled code is taken from the folder, and what
+    they compile is left there."""
     cache = pipeline.compile_cache(folder) if folder and pipeline.config.compile else None
     found = False
     if cache:

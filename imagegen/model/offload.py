@@ -1,4 +1,4 @@
-"""Weights that wait on the CPU. Nothing that draws has to know: ids and states go in and come out on the GPU."""
+"""Weights that wait on the CPU. The rest of the model does not know: ids and states go in and come out on the GPU."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ class CpuEmbedding(torch.nn.Module):
         #: A model's device and type are those of its first parameter.
         self.first = torch.nn.Parameter(weight.new_empty(0, device=device), requires_grad=False)
 
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows (batch, tokens, hidden) of `ids` (batch, tokens), all where the table is; in any thread."""
+        return torch.nn.functional.embedding(ids, self._table[0])
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows (batch, tokens, hidden) of `ids` (batch, tokens), on the device of `ids`."""
-        rows = torch.nn.functional.embedding(ids.to(self._table[0].device), self._table[0])
-        return rows.to(ids.device)
+        """The same of ids on another device, and on that; the host waits for both copies."""
+        return self.rows(ids.to(self._table[0].device)).to(ids.device)
 
 
 class PinnedMemory:

@@ -62,9 +62,10 @@ class PromptEncoder:
         """As diffusers' `encode_prompt`, of numbers that were made before."""
         import torch
 
-        ids, mask = send([tokens.ids, tokens.mask], self._device)
+        read, mask = send([tokens.read, tokens.mask], self._device)
+        given = {"inputs_embeds" if read.is_floating_point() else "input_ids": read}
         states = self._pipe.text_encoder(
-            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+            **given, attention_mask=mask, output_hidden_states=True, use_cache=False
         ).hidden_states
         used = torch.stack([states[layer] for layer in _LAYERS], dim=1)  # (1, 3, tokens, hidden)
         return used.permute(0, 2, 1, 3).flatten(2)

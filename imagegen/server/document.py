@@ -44,6 +44,10 @@ def openapi(app: FastAPI, service: Service) -> Callable[[], Schema]:
 
 def _describe(document: Schema, service: Service, spec: ModelSpec | None) -> Schema:
     document["components"]["schemas"]["NotGiven"] = _NOT_GIVEN
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                _narrow_parameter(parameter)
     for path in (*_NATIVE, *_OPENAI):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         for kind, body in content.items():
@@ -54,6 +58,15 @@ def _describe(document: Schema, service: Service, spec: ModelSpec | None) -> Sch
             else:
                 _without_null(schema)
     return document
+
+
+def _narrow_parameter(parameter: Schema) -> None:
+    """A header or a query has no null: it is there or not."""
+    schema = parameter["schema"]
+    if "anyOf" in schema:
+        schema["anyOf"] = [option for option in schema["anyOf"] if option.get("type") != "null"]
+    if parameter["name"] == "Last-Event-ID":
+        parameter["schema"] = {"type": "string", "pattern": "^[0-9]{1,15}$"}
 
 
 def _narrow(properties: Schema, service: Service, spec: ModelSpec | None) -> None:

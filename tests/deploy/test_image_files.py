@@ -232,7 +232,7 @@ def test_newer_versions_are_tried_against_what_is_used_inside_of_them():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert inside <= {re.match(r"[\w-]+", need)[0] for need in project}
     tests = re.search(r"^INSIDE_TESTS := ((?:.*\\\n)*.*)", makefile, re.MULTILINE)[1].replace("\\", "").split()
-    assert all((ROOT / path).exists() for path in tests)
+    assert all(list(ROOT.glob(path)) for path in tests)
     job = WORKFLOW["jobs"]["newest"]
     assert "schedule" in job["if"] and job["steps"][-1]["run"] == "make newest"
     for need in ("diffusers", "torchao"):  # an upgrade is somebody's decision

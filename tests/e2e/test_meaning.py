@@ -208,3 +208,14 @@ def test_words_that_it_does_not_know(draw):
     assert background_colour(picture) == "white"
     assert [(found.kind, found.colour) for found in find_shapes(picture)] == [("circle", "red")]
     assert len(warnings) == 1
+
+
+def test_a_large_image_shows_once_what_was_asked_for_once(draw):
+    picture, _ = draw("a red circle on a blue background", width=512, height=512)
+    assert [found.kind for found in find_shapes(picture, "blue")] == ["circle"]
+
+
+def test_a_plural_is_one_shape_and_a_warning_says_how_to_ask_for_two(draw):
+    picture, warnings = draw("two yellow squares on a blue background")
+    assert (background_colour(picture), len(find_shapes(picture, "blue"))) == ("blue", 1)
+    assert warnings[0].startswith("prompt: micro reads squares as one square; two are 'a red square on the left")

@@ -18,7 +18,7 @@ MEGAPIXEL = (1024, 1024)
     [
         (None, {"flash_attn_interface", "sageattention"}, "native", "no CUDA GPU"),
         ((8, 0), set(), "native", "8.0"),  # A100
-        ((8, 9), {"flash_attn", "sageattention"}, "native", "8.9"),  # RTX 4090; sage would generate other images
+        ((8, 9), {"flash_attn", "sageattention"}, "native", "8.9"),  # RTX 4090; sage would give other images
         ((9, 0), set(), "cudnn", "9.0"),  # H100
         ((9, 0), {"flash_attn_interface"}, "flash3", "FlashAttention 3"),
         ((10, 0), {"flash_attn_interface"}, "cudnn", "10.0"),  # B200, which FlashAttention 3 does not know

@@ -1,4 +1,4 @@
-"""A pipeline as it is put together generates what diffusers' own would, whatever is left out or waits on the CPU."""
+"""A pipeline as it is put together gives what diffusers' own would, whatever is left out or waits on the CPU."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def loaded(path, **options):
     return pipeline
 
 
-def draw(path, **options):
+def image_of(path, **options):
     return loaded(path, **options).generate(PROMPT, **HOW).image.tobytes()
 
 
@@ -55,8 +55,8 @@ def test_an_untrimmed_folder_is_trimmed_and_no_bit_changes(whole, bare, offload)
 
 
 @pytest.mark.parametrize("offload", ["none", "embeddings"])
-def test_a_trimmed_folder_generates_the_same(whole, bare, tmp_path, offload):
-    assert draw(quantized(whole, tmp_path, "bf16"), offload=offload) == bare
+def test_a_trimmed_folder_gives_the_same(whole, bare, tmp_path, offload):
+    assert image_of(quantized(whole, tmp_path, "bf16"), offload=offload) == bare
 
 
 def test_files_of_unneeded_layers_are_not_opened(whole, tmp_path):
@@ -64,15 +64,15 @@ def test_files_of_unneeded_layers_are_not_opened(whole, tmp_path):
     shutil.copytree(whole, folder)
     index = json.loads((folder / "text_encoder" / "model.safetensors.index.json").read_text())["weight_map"]
     (folder / "text_encoder" / index["model.layers.35.mlp.down_proj.weight"]).unlink()
-    draw(folder)
+    image_of(folder)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp8", Float8Tensor), ("int8", Int8Tensor)])
 def test_a_folder_quantised_before_generates_as_one_quantised_when_loaded(whole, bare, tmp_path, precision, kind):
     before = loaded(quantized(whole, tmp_path, precision, precision))
-    pictures = [before.generate(PROMPT, **HOW).image.tobytes()]
-    pictures.append(draw(whole, transformer=precision, text_encoder=precision))
-    assert pictures[0] == pictures[1] != bare
+    images = [before.generate(PROMPT, **HOW).image.tobytes()]
+    images.append(image_of(whole, transformer=precision, text_encoder=precision))
+    assert images[0] == images[1] != bare
     assert isinstance(before._pipe.transformer.single_transformer_blocks[0].attn.to_out.weight.data, kind)
     assert isinstance(before._pipe.text_encoder.model.layers[0].mlp.up_proj.weight.data, kind)
     assert not isinstance(before._pipe.transformer.x_embedder.weight.data, kind)
@@ -80,7 +80,7 @@ def test_a_folder_quantised_before_generates_as_one_quantised_when_loaded(whole,
 
 def test_a_prequantised_text_encoder_can_wait_on_the_cpu(whole, tmp_path):
     folder = quantized(whole, tmp_path, "int8", "int8")
-    assert draw(folder, offload="text_encoder") == draw(folder)
+    assert image_of(folder, offload="text_encoder") == image_of(folder)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
@@ -101,7 +101,7 @@ def test_a_weight_that_is_not_there_or_of_another_shape_is_an_error(tmp_path, pa
     for change in (lambda h: h.pop(name), lambda h: h[name].update(shape=[1, *h[name]["shape"]])):
         rewrite(change)
         with pytest.raises(ConfigurationError, match="ValueError") as caught:
-            draw(tmp_path / "model")
+            image_of(tmp_path / "model")
         assert name in str(caught.value.__cause__)
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_ends_too_soon_is_an_error(tmp_path):
     (file,) = (tmp_path / "model" / "transformer").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ConfigurationError, match="cannot be loaded") as caught:
-        draw(tmp_path / "model")
+        image_of(tmp_path / "model")
     assert "ends within a tensor" in str(caught.value.__cause__)
 
 

@@ -98,17 +98,17 @@ references = [scene("circle", "red", "blue"), scene("star", "green", "white").re
 cases = [(0, 128, 128, False), (0, 256, 320, False), (1, 192, 128, True), (2, 96, 64, True), (2, 160, 96, False)]
 
 
-def draw(number, width, height, kv):
+def image_of(number, width, height, kv):
     pipeline.config = replace(pipeline.config, kv=kv)
     return pipeline.edit("make the background green", references[:number], width=width, height=height, **HOW).image \\
         if number else pipeline.generate("a yellow star on a blue background", width=width, height=height, **HOW).image
 
 
-compiled = [np.asarray(draw(*case), int) for case in cases]
+compiled = [np.asarray(image_of(*case), int) for case in cases]
 later = counters["stats"]["unique_graphs"] - warm
 from imagegen.model.acceleration import run_eagerly
 run_eagerly(pipeline._pipe)
-worst = max(np.abs(np.asarray(draw(*case), int) - picture).max() for case, picture in zip(cases, compiled))
+worst = max(np.abs(np.asarray(image_of(*case), int) - image).max() for case, image in zip(cases, compiled))
 print(json.dumps({
     "stages": stages, "warm": warm, "later": later, "worst": int(worst),
     "made": counters["inductor"]["fxgraph_cache_miss"], "found": counters["inductor"]["fxgraph_cache_hit"],

@@ -20,21 +20,25 @@ from imagegen.models import get_model
 from tests.support.fake_gpu import DEVICE, fake_gpu
 
 SQUARE = (1024, 1024)
+#: References and size: what every plan is tried with, and a column of docs/benchmarks.md (`pytest -s` prints the rows).
+CASES = [(0, SQUARE), (1, SQUARE), (4, SQUARE), (0, (2048, 2048)), (1, (1088, 656))]
 NUMBERS = itertools.count()
 #: Where the host waits for the GPU while an image is generated, and why. There is no other wait, and no blocking copy.
 WAITS = {
     "event: images.py wait": "each step waits for the one before; the image for its copy; the prompt's seconds",
 }
-#: And where parts wait on the CPU for their turn.
+#: And where parts, or layers, wait on the CPU for their turn; those are the library's.
 OFFLOAD_WAITS = {
-    "copy down: offload.py forward": "512 numbers of the prompt, to look them up in the table on the CPU",
-    "copy up: offload.py forward": "their 512 rows",
-    "copy up: offload.py <dictcomp>": "the prompt's numbers and mask",
     "copy up: modeling_utils.py to": "model: a part that comes for its turn, by accelerate",
     "copy down: modeling_utils.py to": "model: one that goes",
     "copy up: utils.py _dispatch__torch_function__": "model: the same of 8-bit weights",
     "copy down: utils.py _dispatch__torch_function__": "model: the same of 8-bit weights",
     "copy up: pipeline_flux2_klein.py __call__": "model: the mean and deviation of the VAE's latents",
+    "copy up: pipeline_flux2_klein.py _encode_vae_image": "model: the same",
+    "copy up: group_offloading.py _transfer_tensor_to_device": "group: a layer, on a stream of its own",
+    "stream: group_offloading.py pre_forward": "group: a layer waits for its copy",
+    "stream: group_offloading.py _onload_from_memory": "group: and for that of the one before",
+    "stream: group_offloading.py _offload_to_memory": "group: a layer's memory is freed when its work is done",
 }
 
 
@@ -86,6 +90,7 @@ def generate(pipeline, references=0, size=SQUARE, steps=1, on_step=None):
         height=size[1],
         num_inference_steps=steps,
         guidance_scale=pipeline.config.spec.guidance_scale,
+        negative_prompt="blurred",  # of effect with a base model alone
         seed=0,
         on_step=on_step,
     ).image
@@ -95,7 +100,7 @@ def measured(gpu, pipeline, references=0, size=SQUARE, **how):
     """Generates an image; its peak against the plan's, with the context, which a fake GPU has not."""
     gpu.reset()
     assert generate(pipeline, references, size, **how).size == size
-    allowed = set(WAITS) | (set() if pipeline.config.offload == "none" else set(OFFLOAD_WAITS))
+    allowed = set(WAITS) | (set(OFFLOAD_WAITS) if pipeline.config.offload in ("model", "group") else set())
     assert set(gpu.waits) <= allowed
     return (gpu.peak + CONTEXT) / pipeline.config.plan.peak_of(size, [REFERENCE] * references) - 1
 
@@ -112,7 +117,11 @@ def runs(spec, folder, cases, gigabytes=80, capability=(9, 0), **how):
         del pipeline
         gc.collect()
         assert gpu.live == 0
-    assert {case: error for case, error in errors.items() if abs(error) > 0.03} == {}
+    shown = "".join(f" {errors[case]:+.1%} |" if case in errors else " |" for case in CASES)
+    print(f"\n| {spec.name} | {plan.transformer}, {plan.text_encoder} | {plan.offload} |{shown}")
+    # Layer by layer the plan counts two of the largest layer and the whole VAE, and is up to 8 % too high.
+    low = -0.08 if plan.offload == "group" else -0.03
+    assert {case: error for case, error in errors.items() if not low < error < 0.03} == {}
 
 
 def test_a_24_gb_gpu_holds_four_references_in_fp8_without_compiling(outline):
@@ -135,6 +144,9 @@ def test_steps_previews_a_stop_and_a_lack_of_memory_leave_nothing_behind(outline
     with fake_gpu() as gpu:
         with opened(spec, outline(spec)) as pipeline:
             generate(pipeline)
+            gpu.reset()
+            generate(pipeline, steps=4)
+            assert gpu.waits == {"event: images.py wait": 4}  # three steps for the one before, and the image
             live = gpu.live
             with pytest.raises(Stop):
                 generate(pipeline, on_step=stop)
@@ -173,21 +185,20 @@ def test_what_makes_the_host_wait_is_counted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
-# Not "group": diffusers moves its layers by assigning to `parameter.data`, which leaves a fake tensor where it was.
-@pytest.mark.parametrize("offload", ["none", "embeddings", "text_encoder", "model"])
+@pytest.mark.parametrize("offload", ["none", "embeddings", "text_encoder", "model", "group"])
 @pytest.mark.parametrize("name", ["klein-9b", "klein-4b"])
 def test_every_plan_runs_in_its_memory(outline, name, offload, precision):
     spec = thin(name)
-    cases = [(0, SQUARE), (1, SQUARE), (4, SQUARE), (0, (2048, 2048)), (1, (1088, 656))]
     capability = (8, 6) if precision == "int8" else (9, 0)
-    runs(spec, outline(spec), cases, 80, capability, precision=precision, offload=offload)
+    runs(spec, outline(spec), CASES, 80, capability, precision=precision, offload=offload)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
 @pytest.mark.parametrize("name", ["klein-base-9b", "klein-base-4b"])
-def test_a_base_model_runs_with_guidance(outline, name):
+def test_a_base_model_runs_with_guidance_and_a_negative_prompt(outline, name, precision):
     spec = thin(name)
-    runs(spec, outline(spec), [(0, SQUARE), (4, SQUARE)])
+    runs(spec, outline(spec), CASES, precision=precision)
 
 
 @pytest.mark.slow

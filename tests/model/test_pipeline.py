@@ -39,21 +39,21 @@ def test_images_are_bit_identical_to_the_bare_call(pipeline, bare, count, seed):
         **HOW,
     ).images[0]
     if references:
-        drawn = pipeline.edit(prompt, references, seed=seed, **HOW)
+        generated = pipeline.edit(prompt, references, seed=seed, **HOW)
     else:
-        drawn = pipeline.generate(prompt, seed=seed, **HOW)
-    assert drawn.image.tobytes() == wanted.tobytes()
-    assert drawn.image.size == (128, 96)
-    assert drawn.denoise > 0
-    assert drawn.decode > 0
+        generated = pipeline.generate(prompt, seed=seed, **HOW)
+    assert generated.image.tobytes() == wanted.tobytes()
+    assert generated.image.size == (128, 96)
+    assert generated.denoise > 0
+    assert generated.decode > 0
 
 
 def test_references_and_their_order_matter(pipeline):
-    pictures = [
+    images = [
         pipeline.edit("the shape of image 1 on the background of image 2", images, seed=1, **HOW).image.tobytes()
         for images in (REFERENCES[:2], REFERENCES[1::-1], REFERENCES[:1])
     ]
-    assert len(set(pictures)) == 3
+    assert len(set(images)) == 3
 
 
 def test_steps_are_reported_and_a_stop_leaves_the_pipeline_as_it_was(pipeline):

@@ -1,4 +1,4 @@
-"""What makes pictures faster: what they need computed once, with the same pictures to the bit; references' keys and
+"""What makes images faster: what they need computed once, with the same images to the bit; references' keys and
 values cached; blocks compiled; another decoder."""
 
 from dataclasses import replace
@@ -48,7 +48,7 @@ def kv():
         yield loaded
 
 
-def test_a_prompt_that_comes_again_is_not_encoded_and_generates_the_same_image(cached, pipeline, counted):
+def test_a_prompt_that_comes_again_is_not_encoded_and_gives_the_same_image(cached, pipeline, counted):
     words = "a green circle and a zebra on a red background"  # micro knows no zebra
     encoded = counted(cached._pipe.text_encoder, "forward")
     first, again = cached.encode_prompt(words), cached.encode_prompt(words)
@@ -79,14 +79,14 @@ def test_another_model_finds_nothing_of_the_last_one(config):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("which", ["pipeline", "kv"])
 def test_references_are_encoded_once_for_a_jobs_images_which_are_bit_identical(request, which, count, counted):
-    drawing = request.getfixturevalue(which)
-    alone = [drawing.edit(PROMPT, REFERENCES[:count], seed=seed, **HOW).image.tobytes() for seed in (1, 2, 3)]
+    generating = request.getfixturevalue(which)
+    alone = [generating.edit(PROMPT, REFERENCES[:count], seed=seed, **HOW).image.tobytes() for seed in (1, 2, 3)]
     assert len(set(alone)) == 3
-    encoded = counted(drawing._pipe.vae, "encode")
+    encoded = counted(generating._pipe.vae, "encode")
     shared = References(REFERENCES[:count])
-    assert [drawing.edit(PROMPT, shared, seed=seed, **HOW).image.tobytes() for seed in (1, 2, 3)] == alone
+    assert [generating.edit(PROMPT, shared, seed=seed, **HOW).image.tobytes() for seed in (1, 2, 3)] == alone
     assert len(encoded) == count
-    drawing.edit(PROMPT, REFERENCES[:count], seed=1, **HOW)  # another job's are its own
+    generating.edit(PROMPT, REFERENCES[:count], seed=1, **HOW)  # another job's are its own
     assert len(encoded) == 2 * count
 
 
@@ -103,18 +103,18 @@ def test_a_stop_leaves_no_references_behind(pipeline):
 
 
 def test_with_guidance_the_empty_prompt_is_encoded_once_too(config, counted):
-    """As with the undistilled models, whose pipeline encodes it for every picture."""
+    """As with the undistilled models, whose pipeline encodes it for every image."""
     bare = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32)
-    with FluxPipeline(replace(config, prompt_cache=10**6)) as drawing:
-        for pipe in (bare, drawing._pipe):
+    with FluxPipeline(replace(config, prompt_cache=10**6)) as generating:
+        for pipe in (bare, generating._pipe):
             pipe.register_to_config(is_distilled=False)
-        encoded, how = counted(drawing._pipe.text_encoder, "forward"), {**HOW, "guidance_scale": 3.0}
+        encoded, how = counted(generating._pipe.text_encoder, "forward"), {**HOW, "guidance_scale": 3.0}
         for seed in (1, 2):
-            drawn = drawing.generate("a red star", seed=seed, **how).image
+            generated = generating.generate("a red star", seed=seed, **how).image
             generator = torch.Generator().manual_seed(seed)
             wanted = bare(prompt="a red star", generator=generator, max_sequence_length=32, **how).images[0]
-            assert drawn.tobytes() == wanted.tobytes()
-            assert drawn.tobytes() != drawing.generate("a red star", seed=seed, **HOW).image.tobytes()
+            assert generated.tobytes() == wanted.tobytes()
+            assert generated.tobytes() != generating.generate("a red star", seed=seed, **HOW).image.tobytes()
         assert len(encoded) == 2
 
 
@@ -150,25 +150,25 @@ def test_an_edit_caches_its_references_keys_and_values(kv, pipeline, counted, co
         **how,
     ).images[0]
     steps = counted(kv._pipe.transformer, "forward")
-    drawn = kv.edit(PROMPT, REFERENCES[:count], seed=5, **HOW).image
-    assert drawn.tobytes() == wanted.tobytes()
+    generated = kv.edit(PROMPT, REFERENCES[:count], seed=5, **HOW).image
+    assert generated.tobytes() == wanted.tobytes()
     assert [step.get("kv_cache_mode") for step in steps] == ["extract", "cached", "cached", "cached"]
     plain = pipeline.edit(PROMPT, REFERENCES[:count], seed=5, **HOW).image
-    assert plain.tobytes() != drawn.tobytes()
+    assert plain.tobytes() != generated.tobytes()
     if count == 1:  # micro was not trained for it, and still: the background that was asked for
-        for picture in (plain, drawn):
-            red, green, blue = np.asarray(picture, int)[:8].reshape(-1, 3).mean(0)
+        for image in (plain, generated):
+            red, green, blue = np.asarray(image, int)[:8].reshape(-1, 3).mean(0)
             assert green > 100 > max(red, blue)
 
 
 def test_words_alone_and_references_that_do_not_fit_go_the_plain_way(kv, pipeline, counted, monkeypatch):
     steps = counted(kv._pipe.transformer, "forward")
-    drawn = kv.generate("a red star", seed=5, **HOW).image
-    assert drawn.tobytes() == pipeline.generate("a red star", seed=5, **HOW).image.tobytes()
+    generated = kv.generate("a red star", seed=5, **HOW).image
+    assert generated.tobytes() == pipeline.generate("a red star", seed=5, **HOW).image.tobytes()
     no_room = SimpleNamespace(kv_fits=lambda *_: False)
     monkeypatch.setattr(kv, "config", replace(kv.config, plan=no_room))
-    drawn = kv.edit(PROMPT, REFERENCES, seed=5, **HOW).image
-    assert drawn.tobytes() == pipeline.edit(PROMPT, REFERENCES, seed=5, **HOW).image.tobytes()
+    generated = kv.edit(PROMPT, REFERENCES, seed=5, **HOW).image
+    assert generated.tobytes() == pipeline.edit(PROMPT, REFERENCES, seed=5, **HOW).image.tobytes()
     assert not any("kv_cache_mode" in step for step in steps)
     assert kv._plain.components.items() == kv._pipe.components.items()  # one set of weights for both
 
@@ -183,10 +183,12 @@ def test_a_benchmark_can_choose_the_way(kv, counted, monkeypatch, forced, modes)
 
 
 def test_previews_are_the_images_that_come_with_cached_keys_and_values_too(kv):
-    """In the first step the references stand before the picture there, and behind it on the plain way."""
+    """In the first step the references stand before the image there, and behind it on the plain way."""
     previews = []
-    drawn = kv.edit(PROMPT, REFERENCES[:1], seed=5, on_step=lambda _, __, preview: previews.append(preview()), **HOW)
-    wanted = np.asarray(drawn.image, int)
+    generated = kv.edit(
+        PROMPT, REFERENCES[:1], seed=5, on_step=lambda _, __, preview: previews.append(preview()), **HOW
+    )
+    wanted = np.asarray(generated.image, int)
     errors = [np.abs(np.asarray(preview, int) - wanted).mean() for preview in previews]
     assert len(errors) == 4
     assert max(errors) < 40  # noise would be at 80
@@ -200,17 +202,17 @@ def test_under_model_offload_the_plain_way_takes_its_parts_off_the_gpu(kv, monke
     assert freed == [True]
 
 
-def draws_all_the_same(config, pipeline, caplog, kind):
-    """With blocks that cannot be compiled: the eager pictures, and one warning."""
+def runs_all_the_same(config, pipeline, caplog, kind):
+    """With blocks that cannot be compiled: the eager images, and one warning."""
     torch._dynamo.reset()
-    with FluxPipeline(replace(config, compile=True)) as drawing:
-        pictures = [drawing.generate("a red star", seed=seed, **HOW).image.tobytes() for seed in (1, 2)]
-    assert pictures == [pipeline.generate("a red star", seed=seed, **HOW).image.tobytes() for seed in (1, 2)]
+    with FluxPipeline(replace(config, compile=True)) as generating:
+        images = [generating.generate("a red star", seed=seed, **HOW).image.tobytes() for seed in (1, 2)]
+    assert images == [pipeline.generate("a red star", seed=seed, **HOW).image.tobytes() for seed in (1, 2)]
     (warning,) = [record for record in caplog.records if record.name == "imagegen.model.pipeline"]
     assert f"blocks cannot be compiled ({kind})" in warning.getMessage()
 
 
-def test_what_cannot_be_compiled_is_generated_all_the_same(config, pipeline, monkeypatch, caplog):
+def test_what_cannot_be_compiled_runs_all_the_same(config, pipeline, monkeypatch, caplog):
     original = Flux2TransformerBlock.forward
 
     def forward(*arguments, **settings):
@@ -218,11 +220,11 @@ def test_what_cannot_be_compiled_is_generated_all_the_same(config, pipeline, mon
         return original(*arguments, **settings)
 
     monkeypatch.setattr(Flux2TransformerBlock, "forward", forward)
-    draws_all_the_same(config, pipeline, caplog, "Unsupported")
+    runs_all_the_same(config, pipeline, caplog, "Unsupported")
 
 
 @pytest.mark.slow  # torch tries to compile every kind of block
-def test_without_a_compiler_it_is_generated_all_the_same(config, pipeline, monkeypatch, caplog):
+def test_without_a_compiler_it_runs_all_the_same(config, pipeline, monkeypatch, caplog):
     from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -231,7 +233,7 @@ def test_without_a_compiler_it_is_generated_all_the_same(config, pipeline, monke
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", get_cpp_compiler)
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    draws_all_the_same(config, pipeline, caplog, "InductorError")
+    runs_all_the_same(config, pipeline, caplog, "InductorError")
 
 
 def test_a_bug_while_nothing_is_compiled_stays_that(pipeline, monkeypatch, caplog):
@@ -269,16 +271,16 @@ def _out_of_memory(*_, **__):
 
 
 def test_another_decoder_generates_and_the_encoder_stays(config, pipeline, tmp_path):
-    """A decoder of smaller channels, as FLUX.2-small-decoder has; random weights, so only the road is tested."""
+    """A decoder of smaller channels, as FLUX.2-small-decoder has; random weights, so only the path is tested."""
     own = pipeline._pipe.vae
     channels = [width // 2 for width in own.config.block_out_channels]
     small = AutoencoderKLFlux2.from_config({**own.config, "decoder_block_out_channels": channels})
     small.encoder.load_state_dict(own.encoder.state_dict())
     small.bn.load_state_dict(own.bn.state_dict())
     small.save_pretrained(tmp_path)
-    with FluxPipeline(replace(config, decoder=tmp_path)) as drawing:
-        vae = drawing._pipe.vae
+    with FluxPipeline(replace(config, decoder=tmp_path)) as generating:
+        vae = generating._pipe.vae
         assert sum(p.numel() for p in vae.decoder.parameters()) < sum(p.numel() for p in own.decoder.parameters())
-        drawn = drawing.edit(PROMPT, REFERENCES, seed=1, **HOW).image
-    assert drawn.size == (128, 96)
-    assert drawn.tobytes() != pipeline.edit(PROMPT, REFERENCES, seed=1, **HOW).image.tobytes()
+        generated = generating.edit(PROMPT, REFERENCES, seed=1, **HOW).image
+    assert generated.size == (128, 96)
+    assert generated.tobytes() != pipeline.edit(PROMPT, REFERENCES, seed=1, **HOW).image.tobytes()

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.conftest import scene, to_base64
 from tests.page.conftest import DROP, generate, saved
+from tests.support.images import scene, to_base64
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ def test_it_fits_the_window(browser, url, width, height, scheme):
     expect(opened.locator("#service")).to_contain_text("micro")
     opened.evaluate(DROP, [to_base64(scene("circle", "red", "blue")), "circle.png"])
     if width < 500:
-        opened.get_by_role("button", name="Settings").click()
+        opened.get_by_role("button", name="Settings", exact=True).click()
     opened.get_by_label("Images", exact=True).fill("2")
     generate(opened, "make the background green")
     expect(tiles(opened)).to_have_count(2)

@@ -41,17 +41,18 @@ def peak_of_a_block(kind: str, precision: Precision, hidden: int, tokens: int) -
     """
     torch._dynamo.reset()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _writing_only() as written:
-        block = _block(kind, precision, hidden)
+        block = block_of(kind, precision, hidden)
         block.compile(fullgraph=True, dynamic=True)
         try:
-            block(**_inputs(kind, hidden, _TRACED))
+            block(**inputs_of(kind, hidden, _TRACED))
         except Exception:  # torch wraps what was raised
             if not written:
                 raise
     return _replay(written[0], tokens)
 
 
-def _block(kind: str, precision: Precision, hidden: int) -> Any:
+def block_of(kind: str, precision: Precision, hidden: int) -> Any:
+    """A block of the transformer, of this width and with random weights."""
     make = Flux2TransformerBlock if kind == "double" else Flux2SingleTransformerBlock
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -68,7 +69,9 @@ def _block(kind: str, precision: Precision, hidden: int) -> Any:
     return block
 
 
-def _inputs(kind: str, hidden: int, tokens: int) -> dict[str, Any]:
+def inputs_of(kind: str, hidden: int, tokens: int) -> dict[str, Any]:
+    """What it takes for so many tokens of images and 512 of text."""
+
     def states(*shape: int) -> torch.Tensor:
         return torch.empty(1, *shape, dtype=torch.bfloat16)
 

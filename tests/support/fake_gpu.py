@@ -4,8 +4,7 @@ Tensors have a shape, a type and a device and no values (`FakeTensorMode`), so k
 itself refuses an operation on tensors of two devices or types, as on a GPU. The bytes that torch's allocator would hold
 are counted (`FakeGpu.live`, `FakeGpu.peak`), and so is whatever makes the host wait for the GPU (`FakeGpu.waits`).
 
-Not covered: time, values, kernels, streams (so no group offload), CUDA graphs, and what the allocator loses to
-fragmentation.
+Not covered: time, values, kernels, what streams overlap, CUDA graphs, and what the allocator loses to fragmentation.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ DEVICE = "cuda:0"
 _BLOCK = 512
 #: Imported before torch is changed; diffusers imports them when they are first asked for.
 _PIPELINES = (Flux2KleinPipeline, Flux2KleinKVPipeline)
+_DATA: Any = torch.Tensor.data
 #: Code whose lines are named as the place of a wait.
 _PLACES = ("/diffusers/", "/imagegen/", "/transformers/", "/torchao/", "/accelerate/")
 
@@ -252,7 +252,20 @@ class _Generator:
 class _Stream:
     """torch.cuda.Stream; there is one queue, whatever is asked for."""
 
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+
     def wait_stream(self, other: _Stream) -> None: ...
+
+    def synchronize(self) -> None:
+        self._gpu.wait("stream")
+
+
+def _set_data(tensor: FakeTensor, value: torch.Tensor) -> None:
+    """`tensor.data = value`, after which a fake tensor would still be where it was."""
+    _DATA.__set__(tensor, value)
+    if isinstance(value, FakeTensor):
+        tensor.fake_device = value.fake_device
 
 
 def _apply(self: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
@@ -294,10 +307,13 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (torch.cuda, "get_device_capability", lambda device=None: capability),
         (torch.cuda, "get_device_name", lambda device=None: "a fake GPU"),
         (torch.cuda, "Event", lambda **_: _Event(gpu)),
-        (torch.cuda, "current_stream", lambda device=None: _Stream()),
-        (torch.cuda, "Stream", lambda device=None: _Stream()),
+        (torch.cuda, "current_stream", lambda device=None: _Stream(gpu)),
+        (torch.cuda, "Stream", lambda device=None: _Stream(gpu)),
         (torch.cuda, "stream", contextlib.nullcontext),
+        (torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda")),
         (FakeTensor, "record_stream", lambda self, stream: None),
+        (FakeTensor, "is_pinned", lambda self, *_: False),
+        (FakeTensor, "data", property(lambda self: _DATA.__get__(self), _set_data)),
         (torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how)),
         (
             torch,

@@ -1,6 +1,7 @@
 // The settings: what the server allows, what the caller chose, as the fields of a request, and errors beside them.
 
 import { $, icon, node } from "./dom.js";
+import { offerLoras, readLoras, writeLoras } from "./loras.js";
 import { service } from "./service.js";
 import { t } from "./text.js";
 
@@ -19,7 +20,7 @@ export function offer() {
   const ratios = aspect_ratios.filter((ratio) => ratio.includes(":"));
   $("shapes").replaceChildren(...["", ...ratios, "custom"].map(shapeChoice));
   choose("");
-  for (const side of SIDES) Object.assign($(side), { min: sizes.min, max: sizes.max, placeholder: sizes.default });
+  for (const side of SIDES) Object.assign($(side), { min: sizes.min, max: sizes.good, placeholder: sizes.default });
   Object.assign($("num_inference_steps"), {
     max: limits.num_inference_steps,
     placeholder: defaults.num_inference_steps,
@@ -29,6 +30,7 @@ export function offer() {
   $("output_format").replaceChildren(
     ...output_formats.map((name) => node("option", { value: name, textContent: name.toUpperCase() })),
   );
+  offerLoras();
 }
 
 function shapeChoice(value) {
@@ -61,7 +63,14 @@ export function read() {
     fields.output_format = $("output_format").value;
     fields.output_quality = Number($("output_quality").value);
   }
-  return fields;
+  return { ...fields, ...readLoras() };
+}
+
+/** What is wrong with a size that the model accepts and does badly, as an error of its field; null for others. */
+export function badSize(fields) {
+  const { model, sizes } = service.capabilities ?? {};
+  const field = SIDES.find((side) => fields[side] > sizes?.good);
+  return field ? { field, message: t("bad_size", { model, min: sizes.min, max: sizes.good }) } : null;
 }
 
 /** Takes settings up again, from the history or from a link. */
@@ -71,6 +80,7 @@ export function write(fields) {
   for (const name of [...SIDES, ...NUMBERS]) $(name).value = fields[name] ?? (name === "num_images" ? 1 : "");
   $("output_format").value = fields.output_format ?? "png";
   $("output_quality").value = fields.output_quality ?? 90;
+  writeLoras(fields.loras);
   showLock();
   showQuality();
 }

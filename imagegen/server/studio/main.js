@@ -78,6 +78,8 @@ function submit() {
   } catch (error) {
     return form.showError(error);
   }
+  const fault = form.badSize(fields);
+  if (fault) return form.showError(fault);
   if (fields.expand) for (const name of ["aspect_ratio", "width", "height"]) delete fields[name];
   generate(fields, used, edit.mask());
 }

@@ -24,7 +24,7 @@ function thumb(entry, current, open, compare) {
   const name = count > 1 ? t("entry_of", { prompt: entry.fields.prompt, n: count }) : entry.fields.prompt;
   const image = node("img", { src: urlOf(entry.images[0]), alt: "", loading: "lazy" });
   const one = node("button", { type: "button", title: name, "aria-label": name }, image);
-  if (count > 1) one.append(node("span", { className: "count", "aria-hidden": "true" }, String(count)));
+  if (count > 1) one.dataset.count = count; // drawn by the style: the name says it in words
   if (comparing) one.setAttribute("aria-pressed", String(comparing.includes(entry)));
   else if (entry === current) one.setAttribute("aria-current", "true");
   one.onclick = () => (comparing ? pick(entry, compare) : open(entry));

@@ -1,0 +1,72 @@
+"""What makes an image faster or slower, each switched by itself: kernels for attention, compilation, scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from imagegen.model import acceleration, quantization
+from imagegen.model.acceleration import Attention, is_installed
+
+#: The layers with the longest rows (16,384 in klein-9b), for which fp8 with a scale a row is slow (pytorch 153809).
+_LONG_ROWS = r"single_transformer_blocks\.\d+\.attn\.to_out"
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A way to run that is compared with the usual one.
+
+    Args:
+        config: fields of FluxConfig.
+        inside: what is open while the pipeline is loaded and used.
+    """
+
+    name: str
+    precision: Literal["bf16", "fp8"]
+    config: dict[str, Any] = field(default_factory=dict)
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def levers(compiled: bool) -> list[Lever]:
+    """All of them, in the order of their worth."""
+    usual: dict[str, Any] = {"compile": compiled}
+    kernels: list[Attention] = ["native", "cudnn"]
+    if is_installed("flash_attn_interface"):
+        kernels.append("flash3")
+    return [
+        Lever("not compiled", "bf16"),
+        Lever("not compiled", "fp8"),
+        *(Lever(f"attention by {kernel}", "bf16", {**usual, "attention": kernel}) for kernel in kernels),
+        Lever("a scale for each whole weight of the layers with the longest rows", "fp8", usual, _one_scale),
+        Lever("compiled with max-autotune", "bf16", usual, _autotuned),
+    ]
+
+
+@contextmanager
+def _one_scale() -> Iterator[None]:
+    original = quantization.recipe
+
+    def recipe(part: str, precision: Literal["fp8", "int8"]) -> Any:
+        return original(part, precision, _LONG_ROWS if part == "transformer" and precision == "fp8" else None)
+
+    setattr(quantization, "recipe", recipe)  # noqa: B010 - mypy: another signature
+    try:
+        yield
+    finally:
+        setattr(quantization, "recipe", original)  # noqa: B010
+
+
+@contextmanager
+def _autotuned() -> Iterator[None]:
+    original = acceleration.compile_blocks
+
+    def compile_blocks(pipe: Any) -> None:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, mode="max-autotune-no-cudagraphs")
+
+    setattr(acceleration, "compile_blocks", compile_blocks)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(acceleration, "compile_blocks", original)  # noqa: B010
