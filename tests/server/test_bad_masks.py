@@ -36,14 +36,13 @@ def huge(width, height):
         (to_bytes(MASK.crop((0, 0, 100, 100))), "100x100 and the first reference 160x128"),
         (to_bytes(Image.new("L", PHOTO.size)), "selects nothing"),
         (to_bytes(Image.new("1", PHOTO.size)), "selects nothing"),
-        (b"", "empty"),
         (b"no image", ""),
         (to_bytes(MASK)[:60], ""),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", ""),
         (huge(7000, 6000), "36 megapixels"),
         (huge(9000, 100), ""),
     ],
-    ids=["shape", "black", "1-bit black", "empty", "text", "cut", "svg", "42 megapixels", "90 to 1"],
+    ids=["shape", "black", "1-bit black", "text", "cut", "svg", "42 megapixels", "90 to 1"],
 )
 def test_a_mask_that_cannot_be_used(client, ready, by_job, mask, words):
     answers = [

@@ -39,11 +39,11 @@ def test_at_0_a_photo_is_itself_and_at_1_as_without(client, fields):
 
 def test_a_variation_at_0_is_the_reference_as_the_model_sees_it(client):
     answer = edit(client, strength=0)
-    assert (answer["width"], answer["height"]) == (208, 160)
-    seen = np.asarray(PHOTO.resize((208, 160), Image.Resampling.LANCZOS), float)
+    assert (answer["width"], answer["height"]) == (192, 144)
+    seen = np.asarray(PHOTO.resize((192, 144), Image.Resampling.LANCZOS), float)
     assert np.abs(pixels(answer) - seen).mean() < 2
-    changes = [np.abs(pixels(edit(client, strength=s)) - seen).mean() for s in (0.2, 0.6, 1)]
-    assert changes == sorted(changes)
+    little, all_of_it = (np.abs(pixels(edit(client, strength=s)) - seen).mean() for s in (0.1, 1))
+    assert little < all_of_it
 
 
 def test_a_reference_that_is_smaller_than_the_model_makes_images(client):
