@@ -8,6 +8,7 @@ import torch
 from diffusers import Flux2KleinPipeline
 from diffusers.loaders import lora_conversion_utils as diffusers_own
 
+from benchmarks import lora
 from imagegen.errors import OutOfMemory
 from imagegen.lora import header
 from imagegen.lora.header import Broken
@@ -225,3 +226,15 @@ def test_peft_s_rank_stabilised_scale(tmp_path):
     found = matrices(opened(save(tensors, tmp_path / "x", {"lora_adapter_metadata": json.dumps(settings)})))
     product = tensors["transformer.proj_out.lora_B.weight"] @ tensors["transformer.proj_out.lora_A.weight"]
     torch.testing.assert_close(found["proj_out"], product * 3)
+
+
+@pytest.mark.slow
+def test_the_shipped_adapters_show_what_they_teach_alone_weaker_and_together():
+    shown = {name: float(value.split("%")[0]) for name, value in lora.meaning(16).items()}
+    assert shown.pop("no frame without") == 100
+    assert all(share >= 85 for share in shown.values()), shown
+
+
+@pytest.mark.slow
+def test_other_adapters_compile_nothing():
+    assert lora.graphs().startswith("0 more than 4; compiled: True")
