@@ -111,6 +111,8 @@ def _openapi(edit: bool) -> dict[str, Any]:
             "minItems": 1,
             "maxItems": 4,
         }
+        text = "Not OpenAI's: how much of the first image may change."
+        properties["strength"] = {"type": "number", "minimum": 0, "maximum": 1, "default": 1, "description": text}
         properties["mask"] = {
             "type": "string",
             "format": "binary",

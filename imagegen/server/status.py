@@ -16,6 +16,7 @@ from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine import loras
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady, StoreFailed
+from imagegen.inputs.decoding import MAX_PHOTO_PIXELS
 from imagegen.models import MODELS, MULTIPLE
 from imagegen.server.http import ERRORS
 from imagegen.server.page import page
@@ -94,6 +95,7 @@ async def capabilities(service: _Service) -> dict[str, Any]:
             "prompt": service.settings.max_prompt,
             "images": min(spec.max_references, service.settings.max_references),
             "num_images": service.settings.max_images,
+            "photo_megapixels": MAX_PHOTO_PIXELS / 1e6,
             "reference_mb": service.settings.max_reference_mb,
             "body_mb": service.settings.max_body_mb,
             "queue": service.settings.max_queue,
