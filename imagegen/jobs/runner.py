@@ -50,6 +50,7 @@ class Runner:
         self._more = Signal()
         self._ending = False
         self._not_before = 0.0
+        self._loaded = False
 
     def wake(self) -> None:
         """There may be a job to begin."""
@@ -106,13 +107,14 @@ class Runner:
         return ready and not self._service.admission.draining and self._service.fatal is None
 
     async def _next(self) -> Row | None:
-        if not self.running:
+        if not self._loaded:
             if not await self._archive.rows(self._archive.store.waiting):
                 return None
             # A job is begun once the model is there, so that it is no job's fault if the process ends before. One that
             # cannot be loaded is told to the job.
             with suppress(Exception):
                 await asyncio.shield(asyncio.wrap_future(self._service.start()))
+                self._loaded = True
         most = self._service.runner.jobs_at_once
         if self.running >= most + _NEWCOMERS:
             return None

@@ -15,6 +15,7 @@ from imagegen.contract.responses import ErrorResponse
 from imagegen.contract.schemas import EditRequest
 from imagegen.engine.event_queue import event_fields
 from imagegen.errors import Expired, ImageGenError, InvalidInput
+from imagegen.jobs.rows import Row
 from imagegen.jobs.state import JobPage, JobState
 from imagegen.server import native, stored
 from imagegen.server.bodies import read_fields
@@ -67,7 +68,7 @@ async def post(
     hook = jobs_of(request).hook(None if url == "" else url, None if secret == "" else secret)  # "" is an empty field
     job = requests.parse_job(fields, strict=not form)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
-    return await _state(request, row.id, 202)
+    return await _state(request, row, 202)
 
 
 @router.get("/jobs", response_model=JobPage, responses={**_NOT_FOUND, 422: ERRORS[422]})
@@ -87,7 +88,7 @@ async def page(
 @router.get("/jobs/{job_id}", response_model=JobState, responses={**_NOT_FOUND, **_EXPIRED})
 async def get(request: Request, job_id: _Id) -> Response:
     """A job's state: its place while it waits, its step while it runs, its result or error once it has ended."""
-    return await _state(request, job_id, 200)
+    return await _state(request, await jobs_of(request).get(job_id, request.state.caller), 200)
 
 
 @router.get(
@@ -176,12 +177,10 @@ async def cancel(request: Request, job_id: _Id) -> dict[str, str]:
     return {"id": job_id, "status": "deleted" if row.finished else "cancelled"}
 
 
-async def _state(request: Request, job_id: str, status: int) -> Response:
-    jobs = jobs_of(request)
-    row = await jobs.get(job_id, request.state.caller)
+async def _state(request: Request, row: Row, status: int) -> Response:
     if row.state == "expired":
         raise Expired("the job has expired")
-    return _json(await jobs.state(row), status)
+    return _json(await jobs_of(request).state(row), status)
 
 
 def _json(content: JobState | JobPage, status: int) -> Response:
