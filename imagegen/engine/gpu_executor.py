@@ -45,6 +45,8 @@ class _Turn:
     future: Future[None] = field(default_factory=Future)
     images: list[Future[None]] = field(default_factory=list)
     begun: float = 0.0
+    #: All of its work has been given to the GPU.
+    over: bool = False
     prepared: Prepared = field(init=False)
 
 
@@ -91,8 +93,12 @@ class GpuExecutor:
         self.submit(self._run_next)
         generated = asyncio.wrap_future(turn.future)
         try:
+            late = False
             while not generated.done():
-                self.check()
+                # Where another job's failure killed the GPU, images that were done before it get a moment to be taken.
+                if late or not turn.over:
+                    self.check()
+                late = self.dead is not None
                 await asyncio.wait({generated}, timeout=_WATCH_SECONDS)
             generated.result()
         finally:
@@ -151,6 +157,7 @@ class GpuExecutor:
             self.check()
             if not job.stop.is_set():  # else nobody waits for it any more
                 prompt = generate_images(job, turn.plan, turn.prepared, turn.pipeline, queued, self._note_step)
+                turn.over = True
         except OutOfMemory:
             size, references = (turn.plan.width, turn.plan.height), [reference.size for reference in job.references]
             failure = memory_plan.out_of_memory(turn.pipeline.config.plan, size, references, turn.pipeline.device)

@@ -77,7 +77,7 @@ def test_an_edit(api, count):
     [
         ({}, "invalid_input: prompt: is missing"),
         ({**PROMPT, "mode": "paint"}, "invalid_input: mode: 'paint' is not known"),
-        ({**PROMPT, "images": ["a"] * 5}, "invalid_input: images: 5 references came; 1 to 4 are allowed"),
+        ({**PROMPT, "images": ["a"] * 5}, "invalid_input: images: 5 references were received; 1 to 4 are allowed"),
         ({**PROMPT, "image": "rubbish!"}, "bad_reference: images[0]: is not base64"),
         ({**PROMPT, "image": "A" * 30_000_000}, "payload_too_large: images[0]: is about 22.5 MB; 20 MB are allowed"),
         ({**PROMPT, "width": 1024, "height": 1024}, "result_too_large: the answer would be"),
