@@ -91,9 +91,9 @@ def _openapi(edit: bool) -> dict[str, Any]:
         "response_format": {"type": "string", "enum": ["b64_json", "url"]},
         "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
         "output_compression": {**number, "minimum": 0, "maximum": 100, "description": "Quality of jpeg and webp."},
-        "quality": {"type": "string", "description": "Has no effect; a warning says so."},
+        "quality": {"description": "Has no effect; a warning says so."},
         "background": {"type": "string", "enum": ["auto", "opaque"]},
-        "user": {"type": "string"},
+        "user": {"description": "Has no effect; a warning says so."},
         "stream": {"type": "boolean", "default": False},
         "partial_images": {**number, "minimum": 0, "maximum": MAX_PARTIAL_IMAGES, "default": 0},
         "seed": {**number, "minimum": 0, "description": "Not OpenAI's: the same seed gives the same image."},
@@ -126,7 +126,7 @@ def _openapi(edit: bool) -> dict[str, Any]:
     image = {"type": "string", "format": "image", "description": "Base64, a data: URI or a URL."}
     wrapped = {"type": "object", "required": ["image_url"], "properties": {"image_url": image}}
     images = {"type": "array", "items": {"anyOf": [image, wrapped]}, "minItems": 1, "maxItems": 4}
-    others = {name: value for name, value in properties.items() if name != "image"} | {"mask": image}
+    others = {name: value for name, value in properties.items() if name != "image"} | {"mask": {"type": "string"}}
     fields = {**schema, "required": ["prompt", "images"], "properties": {**others, "images": images}}
     content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
