@@ -173,8 +173,8 @@ def test_the_api_script_is_satisfied(port, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout
-    assert len(done.stdout.splitlines()) == 7
-    assert len(list((tmp_path / "outputs").iterdir())) == 5
+    assert len(done.stdout.splitlines()) == 8
+    assert len(list((tmp_path / "outputs").iterdir())) == 6
     nobody = [*command[:-1], "http://localhost:9"]
     done = subprocess.run(nobody, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 1
