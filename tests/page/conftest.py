@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
-from tests.server.conftest import serving
+from tests.server.conftest import serving, unused_port  # noqa: F401 - tests here use that fixture too
 from tests.support.images import from_base64
 
 DROP = """([data, name]) => {

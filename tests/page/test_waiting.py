@@ -1,11 +1,13 @@
 """What a job waits for is seen, and it goes on by itself."""
 
 import re
+import threading
 
 import httpx
 import pytest
 from playwright.sync_api import expect
 
+from imagegen.model.pipeline import FluxPipeline
 from tests.page.conftest import generate, tiles
 from tests.server.conftest import serving
 
@@ -44,9 +46,9 @@ def test_the_place_in_the_queue_and_the_seconds_left(tab):
 
 
 def test_a_full_queue_counts_down_and_tries_again(tab):
-    with serving(max_queue=1) as (url, service):
+    with serving(jobs_max_waiting=2) as (url, service):
         service.start().result()
-        jobs = [httpx.post(f"{url}/jobs", json=LONG).json()["id"] for _ in range(2)]
+        jobs = [httpx.post(f"{url}/jobs", json=LONG).json()["id"] for _ in range(3)]
         tab.goto(url)
         ask(tab)
         expect(tab.locator("#status")).to_contain_text("The queue is full. Next try in")
@@ -55,14 +57,15 @@ def test_a_full_queue_counts_down_and_tries_again(tab):
         expect(tab.locator("#status")).to_contain_text("Done in", timeout=60_000)
 
 
-def test_a_server_that_loads_shows_it_and_the_job_begins_when_it_is_ready(tab):
-    with serving() as (url, service):
-        service.choose()  # the model is known, and not loaded
+def test_a_server_that_loads_shows_it_and_the_job_begins_when_it_is_ready(tab, monkeypatch):
+    loaded, load = threading.Event(), FluxPipeline.load
+    monkeypatch.setattr(FluxPipeline, "load", lambda self: (loaded.wait(60), load(self)))
+    with serving() as (url, _):
         tab.goto(url)
         expect(tab.locator("#notice")).to_contain_text("The model is loading.")
         ask(tab)
         expect(tab.locator("#status")).to_contain_text("Starts by itself")
-        service.start()
+        loaded.set()
         expect(tab.locator("#status")).to_contain_text("Done in", timeout=60_000)
         expect(tab.locator("#notice")).to_be_empty()
 

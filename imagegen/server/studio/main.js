@@ -70,6 +70,7 @@ const vary = (entry) =>
 /** A new job of the settings as they are. */
 function submit() {
   form.clearErrors();
+  if (service.status === "failed") return form.showError({ message: service.health.message ?? t("status_failed") });
   const used = [...references.references.list];
   const fields = { mode: used.length ? "edit" : "generate", ...form.read() };
   if (fields.seed === undefined) fields.seed = form.randomSeed(); // so that a job that is sent again is the same

@@ -105,6 +105,10 @@ export function showProgress(share, text) {
 
 /** The words for what a job reports, and the share that is done; undefined where nobody knows. */
 export function describe(state) {
+  const { status, health } = service;
+  if (state.name === "queued" && ["starting", "loading"].includes(status)) {
+    return [undefined, t("begins_when_ready", { stage: health.stage ?? "" })];
+  }
   if (state.name === "queued") return [undefined, state.place > 0 ? t("waiting", { n: state.place }) : t("starting")];
   if (state.name === "references") return [undefined, t("reading_references")];
   if (state.name === "step") {

@@ -29,7 +29,7 @@ export function view(entry, index) {
     share,
     button("+", () => zoomBy(STEP), { "aria-label": t("zoom_in") }),
     button(t("fit"), () => set(1, 0, 0)),
-    button("1:1", () => set(naturalZoom(), 0, 0), { "aria-label": t("actual_size") }),
+    button("1:1", () => set(naturalZoom(), 0, 0), { title: t("actual_size") }),
     iconButton("close", t("close"), () => dialog.close()),
   );
   const dialog = node("dialog", { className: "viewer", "aria-label": t("full_screen") }, frame, tools);
