@@ -36,6 +36,12 @@ class JobSettings(BaseSettings):
         description="A folder for jobs of /jobs, on a disk of this machine: jobs that were accepted are done after a "
         "restart too. It holds prompts, references and images. Unset: jobs are in memory, and end with the process.",
     )
+    jobs_database: SecretStr | None = Field(
+        None,
+        validation_alias="IMAGEGEN_JOBS_DATABASE",
+        description="postgresql://USER:PASSWORD@HOST:PORT/NAME: a database for several servers that share their jobs; "
+        "IMAGEGEN_JOBS_DIR must be a folder that they share too. Unset: SQLite in that folder, for one server.",
+    )
     jobs_keep_hours: float = Field(
         24.0,
         gt=0,

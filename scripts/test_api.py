@@ -1,4 +1,5 @@
-"""Exercises a running server: health, generate, edits with 1 to 4 references, a bad request.
+"""Exercises a running server: health, generate, edits with 1 to 4 references, an edit inside a mask, a bad
+request.
 
     python -m scripts.test_api [--url http://localhost:7000] [--api-key KEY]
 
@@ -63,6 +64,28 @@ def check_picture(client: httpx.Client, route: str, job: dict[str, Any], name: s
     return f"{picture.width}x{picture.height}, seed {body['seeds'][0]}, {body['timings']['total']:.2f} s, {path}"
 
 
+def check_mask(client: httpx.Client) -> str:
+    """An edit inside a mask leaves every other pixel as it was."""
+    mask, file = Image.new("L", (256, 256)), io.BytesIO()
+    ImageDraw.Draw(mask).rectangle((64, 64, 192, 192), fill=255)
+    mask.save(file, "PNG")
+    photo = reference(0)
+    job = {"prompt": "make the circle green", "seed": 42, "images": [photo]}
+    answer = client.post("/edit", json={**job, "mask": base64.b64encode(file.getvalue()).decode()})
+    if answer.status_code != 200:
+        raise Wrong(f"HTTP {answer.status_code}: {answer.text[:200]}")
+    before, after = (
+        Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in (photo, answer.json()["images"][0])
+    )
+    OUTPUTS.mkdir(exist_ok=True)
+    path = OUTPUTS / "api-mask.png"
+    after.save(path)
+    for box in ((0, 0, 256, 48), (0, 208, 256, 256), (0, 48, 48, 208), (208, 48, 256, 208)):
+        if before.crop(box).tobytes() != after.crop(box).tobytes():
+            raise Wrong(f"pixels outside of the mask differ in {path}")
+    return f"{after.width}x{after.height}, every pixel outside of the mask is kept, {path}"
+
+
 def check_mistake(client: httpx.Client) -> str:
     """A wrong size is the contract's error, and names its field."""
     answer = client.post("/generate", json={"prompt": "x", "width": 1000, "height": 512})
@@ -88,6 +111,7 @@ def main() -> int:
             edit = {"prompt": "make the background green", "seed": 42, "images": [reference(i) for i in range(count)]}
             name = f"edit with {count}"
             checks.append((name, partial(check_picture, client, "/edit", edit, f"api-edit-{count}")))
+        checks.append(("edit in a mask", partial(check_mask, client)))
         checks.append(("a bad request", partial(check_mistake, client)))
         for name, check in checks:
             begun = time.monotonic()

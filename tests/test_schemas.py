@@ -16,6 +16,7 @@ def test_the_fields_are_the_contracts():
     assert set(GenerateRequest.model_fields) == SHARED
     assert set(EditRequest.model_fields) == SHARED | {
         "images", "mask", "mask_invert", "mask_grow", "mask_feather", "correct_drift", "preserve", "expand", "fit",
+        "strength",
     }  # fmt: skip
     output = {"images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "loras", "warnings"}
     assert set(GenerateResponse.model_fields) == set(EditResponse.model_fields) == output

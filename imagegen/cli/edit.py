@@ -1,6 +1,7 @@
 """Edits one to four reference images by a prompt, in this process or at a server.
 
     imagegen edit in.png "make the background green" -o out.png
+    imagegen edit photo.jpg "make the cup green" --mask mask.png -o edited.png
     imagegen edit shape.png scene.png "the shape of image 1 on the background of image 2" --url http://localhost:7000
 
 A reference is a PNG, JPEG, WebP or AVIF file, or an http(s) URL. Without --output the images are written to
@@ -21,13 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or an http(s) URL, one to four of them")
     parser.add_argument("prompt", help="what to change")
+    parser.add_argument("--mask", metavar="IMAGE", help="edit the first image where this one is white or transparent")
+    parser.add_argument("--preserve", action="store_true", help="keep what the edit has not changed, pixel by pixel")
+    parser.add_argument("--strength", type=float, metavar="X", help="0 to 1: how much may change; default: 1")
     add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     images = [_reference(image) for image in args.images]
-    return run_job(args, {"mode": "edit", "prompt": args.prompt, "images": images})
+    fields = {"mode": "edit", "prompt": args.prompt, "images": images}
+    if args.mask is not None:
+        fields["mask"] = _reference(args.mask)
+    if args.preserve:
+        fields["preserve"] = "auto"
+    if args.strength is not None:
+        fields["strength"] = args.strength
+    return run_job(args, fields)
 
 
 def _reference(source: str) -> str:

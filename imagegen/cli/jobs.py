@@ -95,7 +95,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the model's own")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="used by the base models only")
     parser.add_argument("-n", "--num-images", type=int, metavar="N", help="images, with seeds that count up")
-    parser.add_argument("--quality", type=int, metavar="N", help="of .jpg and .webp, 1 to 100; default: 90")
+    parser.add_argument(
+        "--quality", type=int, metavar="N", help="1 to 100, for .jpg and .webp (100: lossless); default: 90"
+    )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for the job, waiting included")
     parser.add_argument("--embed-prompt", action="store_true", help="write the prompt into the image's record")
     add_place(parser)

@@ -68,6 +68,14 @@ class EditFields(CommonFields):
     fit: Literal["expand"] | None = Field(
         None, description="expand: with aspect_ratio, the canvas grows on both sides to that shape."
     )
+    strength: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How much of the first reference may change: the noise level at which the edit begins. 1: as "
+        "without the field; 0: the reference itself, and the GPU does nothing.",
+    )
 
     @property
     def keeps_photo(self) -> bool:
@@ -91,6 +99,8 @@ class EditFields(CommonFields):
     def _check_photo(self) -> EditFields:
         named = {"mask": self.mask is not None, "expand": self.expand is not None, "fit": self.fit is not None}
         ways = [name for name, given in {**named, "preserve": self.preserve != "off"}.items() if given]
+        if self.strength < 1 and (self.expand is not None or self.fit is not None):
+            raise ValueError(f"strength: came together with {ways[0]}, whose new part has nothing to begin at")
         if len(ways) > 1:
             raise ValueError(f"{ways[1]}: came together with {ways[0]}; give one or the other")
         if self.mask is None:
@@ -101,6 +111,7 @@ class EditFields(CommonFields):
             raise ValueError("expand: grows by nothing; give left, right, top or bottom")
         if self.fit is not None and self.aspect_ratio in (None, "match_input"):
             raise ValueError("fit: needs an aspect_ratio such as 16:9")
+        ways += ["strength"] * (self.strength < 1)
         if ways and self.width is not None:
             raise ValueError(f"width: came together with {ways[0]}, which keeps the reference's own size")
         if ways and self.fit is None and self.aspect_ratio not in (None, "match_input"):

@@ -20,7 +20,14 @@ Request = GenerateRequest | EditRequest
 
 #: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
 _PRIVATE = ("prompt", "negative_prompt", "images", "mask", "url")
-_TYPES = {"int": "an integer", "float": "a number", "string": "a string", "bool": "true or false", "list": "a list"}
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "string": "a string",
+    "bool": "true or false",
+    "list": "a list",
+    "model": "an object",
+}
 
 
 def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[str, float]) -> InvalidInput:

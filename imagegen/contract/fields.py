@@ -28,6 +28,8 @@ MAX_SEED = 2**53 - 1
 Shape = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21"]
 AspectRatio = Literal[Shape, "match_input"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+#: Pixels on a side that a WebP file can hold (its container's specification, "Simple File Format (Lossy)").
+MAX_WEBP_SIDE = 16383
 _NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(partial(clean, field="negative_prompt"))]
 
 
@@ -75,7 +77,9 @@ class CommonFields(Fields):
     output_format: Annotated[OutputFormat, BeforeValidator(read_format)] = Field(
         "png", description="How images are encoded."
     )
-    output_quality: int = Field(90, ge=1, le=100, description="Quality of jpeg and webp.")
+    output_quality: int = Field(
+        90, ge=1, le=100, description="Quality of jpeg and webp; webp of quality 100 is lossless."
+    )
     delivery: Literal["base64", "url"] = Field(
         "base64", description='Images in the answer, or as URLs; "url" needs an object store.'
     )
@@ -128,6 +132,10 @@ class CommonFields(Fields):
         request = handler(ours)
         request._spoken = spoken  # noqa: SLF001 - its own
         return request
+
+    def is_lossless(self, output_format: OutputFormat) -> bool:
+        """Whether images in this format have every pixel as it was made."""
+        return output_format == "png" or (output_format == "webp" and self.output_quality == 100)
 
     @model_validator(mode="after")
     def _check(self) -> CommonFields:

@@ -35,6 +35,8 @@ class ResolvedRequest:
     num_inference_steps: int
     guidance_scale: float
     seeds: tuple[int, ...]
+    #: Below 1 an edit begins at its first reference; 0: it is that reference.
+    strength: float = 1.0
     negative_prompt: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -132,6 +134,7 @@ def plan(
         height=height,
         num_inference_steps=request.num_inference_steps or spec.num_inference_steps,
         guidance_scale=spec.guidance_scale if spec.distilled else guidance,
+        strength=request.strength if isinstance(request, EditRequest) else 1.0,
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(request.num_images)),
         warnings=tuple(warnings),
     )

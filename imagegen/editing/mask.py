@@ -32,8 +32,6 @@ def weights(
     Raises:
         InvalidInput: the mask has another shape than the photo, or selects nothing.
     """
-    import cv2
-
     values = np.asarray(_of_size(mask, photo))
     if invert:
         values = np.subtract(255, values, dtype=np.uint8)
@@ -42,17 +40,30 @@ def weights(
         raise InvalidInput(f"mask: selects nothing; {what} or transparent pixels are what is edited", "mask")
     default = max(1, round(min(photo) / _DEFAULT_PART))
     grow, feather = default if grow is None else grow, default if feather is None else feather
-    reach = grow + feather // 2
+    return _grown(values, grow, feather)
+
+
+def _grown(values: NDArray[np.uint8], grow: int, feather: int) -> NDArray[np.uint8]:
+    import cv2
+
+    # Only around what is selected: a photo has a hundred times as many pixels as its mask.
+    reach, side = grow + feather // 2, 2 * (feather // 4) + 1
+    around = tuple(
+        slice(max(0, int(found[0]) - reach - side), int(found[-1]) + 1 + reach + side)
+        for found in (np.flatnonzero(values.any(axis=1)), np.flatnonzero(values.any(axis=0)))
+    )
+    part = np.ascontiguousarray(values[around])
     if reach:
         # By distance: to dilate by the largest reach would take a photo of 36 megapixels twelve minutes.
-        unselected = (values < _SELECTED).astype(np.uint8)
+        unselected = (part < _SELECTED).astype(np.uint8)
         distance = cv2.distanceTransform(unselected, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        values = np.maximum(values, (distance <= reach).astype(np.uint8) * np.uint8(255))
+        part = np.maximum(part, (distance <= reach).astype(np.uint8) * np.uint8(255))
     if feather:
         # A box twice is a triangle: the weight falls from 255 at the grown edge to 0 `feather` pixels outside of it.
-        side = 2 * (feather // 4) + 1
-        values = cv2.blur(cv2.blur(values, (side, side)), (side, side)).astype(np.uint8)
-    return values
+        part = cv2.blur(cv2.blur(part, (side, side)), (side, side)).astype(np.uint8)
+    grown = np.zeros_like(values)
+    grown[around] = part
+    return grown
 
 
 def _of_size(mask: Image.Image, photo: Size) -> Image.Image:

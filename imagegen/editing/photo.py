@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegen.contract.editing import Expand
+from imagegen.contract.fields import MAX_WEBP_SIDE
 from imagegen.contract.schemas import EditRequest
 from imagegen.editing.changes import find_changes
 from imagegen.editing.drift import Drift, estimate
@@ -89,11 +90,11 @@ class MaskedEdit(PhotoEdit):
         """The photo with the edit in it; pixels of weight 0 are the photo's own."""
         pixels, notes = np.asarray(generated), []
         if self._correct_drift:
-            drift = estimate(np.asarray(self.crop), pixels, self._kept())
+            drift = estimate(np.asarray(self.crop), pixels, self.kept())
             pixels, notes = drift.undo(pixels), _describe(drift)
         return Finished(self._paste(pixels, self._alpha), notes)
 
-    def _kept(self) -> NDArray[np.bool_]:
+    def kept(self) -> NDArray[np.bool_]:
         """Where the crop shows nothing but what is kept."""
         import cv2
 
@@ -155,6 +156,12 @@ def _check_pixels(field: str, size: Size, request: EditRequest) -> None:
             f"{field}: {size[0]}x{size[1]} pixels are too many for an edit at the photo's own size; at most "
             f"{MAX_PHOTO_PIXELS / 1e6:g} megapixels are allowed",
             field,
+        )
+    if request.output_format == "webp" and max(size) > MAX_WEBP_SIDE:
+        raise InvalidInput(
+            f"output_format: {size[0]}x{size[1]} does not fit webp, whose sides have at most {MAX_WEBP_SIDE} pixels; "
+            "png and jpeg are allowed",
+            "output_format",
         )
     if pixels * request.num_images > MAX_JOB_PIXELS:
         raise InvalidInput(

@@ -47,6 +47,7 @@ def prepare(job: Job, plan: ResolvedRequest, pipeline: FluxPipeline) -> Prepared
         guidance_scale=plan.guidance_scale,
         negative_prompt=plan.negative_prompt,
         seeds=plan.seeds,
+        strength=plan.strength,
     )
     return Prepared(pipeline.tokenize(plan.prompt), inputs)
 

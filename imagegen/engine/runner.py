@@ -14,7 +14,7 @@ from PIL import Image
 
 from imagegen import logs
 from imagegen.contract import requests
-from imagegen.contract.events import References
+from imagegen.contract.events import Generated, References
 from imagegen.contract.responses import EditResponse, GenerateResponse, Timings
 from imagegen.contract.schemas import EditRequest
 from imagegen.contract.start_times import StartTimes
@@ -136,6 +136,9 @@ class LocalRunner:
         first = job.references[0].size if job.references else None
         plan = requests.plan(request, spec, first, job.default_seed)
         requests.check_work(plan, self._settings)
+        if plan.strength < 1 and first != (plan.width, plan.height):  # it begins at the reference, so of its size
+            size = plan.width, plan.height
+            job.references[0] = await asyncio.to_thread(job.references[0].resize, size, Image.Resampling.LANCZOS)
         logs.note(model=spec.name, size=f"{plan.width}x{plan.height}", steps=plan.num_inference_steps)
         if pipeline.config.plan is not None:
             pipeline.config.plan.check((plan.width, plan.height), [image.size for image in job.references])
@@ -149,7 +152,12 @@ class LocalRunner:
         clock = time.monotonic()
         async with self._admission.delivery(job.caller, len(plan.seeds) * width * height):
             job.spent("queue", time.monotonic() - clock)
-            await self._executor.run(job, plan, pipeline, images.begin)
+            if plan.strength == 0:  # the reference itself
+                for seed in plan.seeds:
+                    images.begin(seed, job.references[0])
+                job.notify(Generated())
+            else:
+                await self._executor.run(job, plan, pipeline, images.begin)
             if not pipeline.times.first_picture:
                 pipeline.times.first_picture = timings.encode_prompt + timings.denoise + timings.decode
                 log.info("the first image is ready: %s", pipeline.times.show())
@@ -217,8 +225,7 @@ class LocalRunner:
                     job.edit = await self._admission.decode(job.caller, lambda: self._photos.submit(plan))
                     job.references[0] = job.edit.crop
                     job.warnings += job.edit.warnings
-                    if (lossy := job.request.output_format) != "png":
-                        job.warnings.append(f"output_format: {lossy} is lossy; only in png are kept pixels exact")
+                    job.warnings += delivery.warnings_of_loss(job.request, job.request.output_format)
         finally:  # those that never came have taken their time too
             job.spent("references", time.monotonic() - clock)
             self.mean_prepare_seconds += (job.timings.references - self.mean_prepare_seconds) * NEWEST_WEIGHT
@@ -255,6 +262,8 @@ class LocalRunner:
 
 def _finish(edit: PhotoEdit, job: Job, generated: Image.Image) -> Image.Image:
     """A photo with its edit, in a thread beside the GPU; what was done is noted in the job's warnings and timings."""
+    if isinstance(job.request, EditRequest) and job.request.strength == 0:
+        return edit.photo
     clock = time.monotonic()
     finished = edit.finish(generated)
     job.warnings += [warning for warning in finished.warnings if warning not in job.warnings]

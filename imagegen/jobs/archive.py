@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,9 +21,10 @@ from imagegen.contract import requests
 from imagegen.contract.requests import Request
 from imagegen.contract.responses import EditResponse, GenerateResponse
 from imagegen.contract.schemas import EditRequest
-from imagegen.errors import StoreFailed
+from imagegen.errors import ConfigurationError, StoreFailed
 from imagegen.job_settings import FOLDER_MB, MEMORY_MB
-from imagegen.jobs.database import SqliteDatabase
+from imagegen.jobs.database import Database, SqliteDatabase
+from imagegen.jobs.expiry import Expiry
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
 from imagegen.jobs.rows import NewJob, Room, Row
 from imagegen.jobs.store import Store
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 #: Ended jobs that expire in one go.
 _EXPIRED_AT_ONCE = 200
+#: Seconds in which a job's references are written, and its row.
+_BEING_ACCEPTED = 3600.0
 #: Bytes that a job's row counts as, beside its fields: jobs that are cancelled at once would else cost nothing.
 _ROW_BYTES = 2000
 #: Fields that hold references. They are kept as files, and are in no row.
@@ -50,21 +54,24 @@ class Archive:
     """The jobs of this server.
 
     Raises:
-        ConfigurationError: the folder cannot be used.
+        ConfigurationError: the folder or the database cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         folder = settings.jobs_dir
         self._thread = ThreadPoolExecutor(1, "jobs")
-        self._database = SqliteDatabase(folder)
+        self._database = _database(settings)
         self._files: Files = MemoryFiles() if folder is None else FolderFiles(folder)
         self._store = Store(self._database, secrets.token_hex(8))
+        self._expiry = Expiry(self._database)
+        #: Whether other servers run these jobs too.
+        self.shared = self._database.shared
         self._limit = int((settings.jobs_max_mb or (MEMORY_MB if folder is None else FOLDER_MB)) * 1e6)
         #: Whether what is kept outlives the process.
         self.outlives = folder is not None
         self._keep = settings.jobs_keep_hours * 3600
         #: Bytes of all jobs, as far as is known here.
-        self._bytes = 0
+        self.bytes = 0
 
     async def rows(self, statement: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a method of `store` returns, in the database's thread."""
@@ -77,21 +84,22 @@ class Archive:
 
     async def begin(self) -> None:
         """What the last process left: its running jobs wait again, and references whose jobs were not accepted go."""
-        waiting = await self.rows(self._store.recover)
+        waiting = await self.rows(self._store.recover, self.shared)
         if waiting:
             log.info("%d jobs were running when the last process ended; they are done now", waiting)
-        self._bytes = await self.rows(self._store.bytes_kept)
-        left = await asyncio.to_thread(self._files.inputs)
+        self.bytes = await self.rows(self._expiry.bytes_kept)
+        # Those of another server may belong to a job that it is just accepting.
+        left = await asyncio.to_thread(self._files.inputs, _BEING_ACCEPTED if self.shared else 0.0)
         for name in left:
             row = await self.rows(self._store.get, name.partition(".")[0])
             if row is None or name not in row.names:
                 await asyncio.to_thread(self._files.delete, [name])
 
-    async def add(self, job: NewJob, request: Request, room: Room, key: str | None) -> tuple[Row, bool]:
+    async def add(self, job: NewJob, request: Request, room: Room, key: tuple[str, str] | None) -> tuple[Row, bool]:
         """Stores a job; see Store.add.
 
         Args:
-            key: the Idempotency-Key.
+            key: the Idempotency-Key, and the body's fingerprint.
 
         Raises:
             IdempotencyKeyReuse: the key came with another body.
@@ -101,25 +109,37 @@ class Archive:
         given = request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES))
         fields = json.dumps(given | request.spoken.ignored)  # which are warned of when it runs
         size = sum(map(len, references.values())) + _row_bytes(fields)
-        if self._bytes + size > self._limit:
+        if self.bytes + size > self._limit:
             await self.make_room(size)
-        if self._bytes + size > self._limit:
+        if self.bytes + size > self._limit:
             raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
         names = {input_name(job.id, field): text for field, text in references.items()}
         job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
         try:
-            fingerprint = await asyncio.to_thread(_fingerprint, job, request, references) if key is not None else ""
             for name, text in names.items():
                 await asyncio.to_thread(self._files.write, name, text.encode())
-            row, new = await self.rows(self._store.add, job, room, None if key is None else (key, fingerprint))
+            row, new = await self.rows(self._store.add, job, room, key)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._files.delete, names))
             raise
         if new:
-            self._bytes += size
+            self.bytes += size
         else:
             await asyncio.to_thread(self._files.delete, names)
         return row, new
+
+    async def fingerprint(self, request: Request, hook: tuple[str, str] | None) -> str:
+        """What two requests have in common that ask for the same; a field that says what it would be anyway is none.
+
+        Args:
+            hook: the webhook's URL and secret.
+        """
+        fields = request.model_dump(mode="json", exclude_defaults=True, exclude=set(_REFERENCES))
+        digest = hashlib.sha256(json.dumps([request.mode, fields, hook], sort_keys=True).encode())
+        for field, text in sorted(_references(request).items()):
+            digest.update(f"\n{field} {len(text)} ".encode())
+            await asyncio.to_thread(digest.update, text.encode())
+        return digest.hexdigest()
 
     async def request_of(self, row: Row) -> Request:
         """A job's request.
@@ -152,9 +172,12 @@ class Archive:
             await asyncio.to_thread(self._files.write, names[-1], data)
             size += len(data)
         result = answer.model_dump_json(exclude={"images"})
-        await self.end(
-            row, "succeeded", result=result, events=events, files=names, size=size, megapixels=megapixels_of(answer)
-        )
+        megapixels = megapixels_of(answer)
+        if not await self.end(row, "succeeded", result, None, events, names, size, megapixels):
+            # Another process has done the job too, and its files are the same; or the job was cancelled there.
+            now = await self.rows(self._store.get, row.id)
+            if now is None or now.state != "succeeded":
+                await self._delete(names)
 
     async def end(
         self,
@@ -188,7 +211,7 @@ class Archive:
             megapixels=megapixels,
         )
         if ended:
-            self._bytes += size - row.bytes
+            self.bytes += size - row.bytes
             await self._delete(row.names)
         return ended
 
@@ -199,9 +222,12 @@ class Archive:
             images: whether they are read too.
         """
         fields = json.loads(row.result or "{}")
-        files = [await asyncio.to_thread(self._files.read, name) for name in row.names] if images else []
-        fields["images"] = [base64.b64encode(data).decode() for data in files]
+        names = row.names if images else []
+        fields["images"] = [await asyncio.to_thread(self._read_base64, name) for name in names]
         return (EditResponse if row.mode == "edit" else GenerateResponse).model_validate(fields)
+
+    def _read_base64(self, name: str) -> str:
+        return base64.b64encode(self._files.read(name)).decode()
 
     async def image(self, row: Row, number: int) -> BinaryIO:
         """One image of a job that has succeeded, as an open file."""
@@ -211,7 +237,7 @@ class Archive:
         """Deletes a job that has ended, and its images."""
         await self._delete(row.names)
         await self.rows(self._store.forget, row.id)
-        self._bytes -= row.bytes
+        self.bytes -= row.bytes
 
     async def make_room(self, size: int = 0) -> None:
         """Lets ended jobs expire that are too old, and the oldest others where there are too many bytes.
@@ -219,14 +245,14 @@ class Archive:
         Args:
             size: bytes that are to come.
         """
-        while old := await self.rows(self._store.oldest_kept, _EXPIRED_AT_ONCE, self._too_old()):
+        while old := await self.rows(self._expiry.oldest_kept, _EXPIRED_AT_ONCE, self._too_old()):
             await self._expire(old)
-        self._bytes = await self.rows(self._store.bytes_kept)
-        while self._bytes + size > self._limit:
-            oldest = await self.rows(self._store.oldest_with_bytes, _EXPIRED_AT_ONCE)
+        self.bytes = await self.rows(self._expiry.bytes_kept)
+        while self.bytes + size > self._limit:
+            oldest = await self.rows(self._expiry.oldest_with_bytes, _EXPIRED_AT_ONCE)
             if not oldest:
                 break
-            missing = self._bytes + size - self._limit
+            missing = self.bytes + size - self._limit
             chosen = []
             for row in oldest:
                 chosen.append(row)
@@ -234,7 +260,7 @@ class Archive:
                 if missing <= 0:
                     break
             await self._expire(chosen)
-        await self.rows(self._store.drop_expired, self._keep)
+        await self.rows(self._expiry.drop_expired, self._keep)
 
     def close(self) -> None:
         """Closes the database, after what it is doing."""
@@ -242,13 +268,13 @@ class Archive:
         self._database.close()
 
     def _too_old(self) -> float:
-        return self._store.now() - self._keep
+        return time.time() - self._keep
 
     async def _expire(self, rows: list[Row]) -> None:
         for row in rows:
             await self._delete(row.names)
-        await self.rows(self._store.expire, [row.id for row in rows])
-        self._bytes -= sum(row.bytes for row in rows)
+        await self.rows(self._expiry.expire, [row.id for row in rows])
+        self.bytes -= sum(row.bytes for row in rows)
 
     async def _delete(self, names: list[str]) -> None:
         """Deletes files. One that cannot be deleted takes place, and is no reason to fail."""
@@ -256,6 +282,20 @@ class Archive:
             await asyncio.to_thread(self._files.delete, names)
         except StoreFailed:
             log.warning("files of a job could not be deleted")
+
+
+def _database(settings: Settings) -> Database:
+    if settings.jobs_database is None:
+        return SqliteDatabase(settings.jobs_dir)
+    if settings.jobs_dir is None:
+        raise ConfigurationError(
+            "IMAGEGEN_JOBS_DATABASE: needs IMAGEGEN_JOBS_DIR, a folder that all servers of the database share"
+        )
+    try:
+        from imagegen.jobs.postgres import PostgresDatabase
+    except ImportError:
+        raise ConfigurationError("IMAGEGEN_JOBS_DATABASE: needs pg8000; pip install pg8000") from None
+    return PostgresDatabase(settings.jobs_database.get_secret_value())
 
 
 def megapixels_of(answer: GenerateResponse) -> float:
@@ -269,14 +309,3 @@ def _references(request: Request) -> dict[str, str]:
         return {}
     named = {f"images.{i}": image for i, image in enumerate(request.images)}
     return named if request.mask is None else {**named, "mask": request.mask}
-
-
-def _fingerprint(job: NewJob, request: Request, references: dict[str, str]) -> str:
-    """What two requests have in common that ask for the same; a field that says what it would be anyway is none."""
-    fields = request.model_dump(mode="json", exclude_defaults=True, exclude=set(_REFERENCES))
-    asked = json.dumps([request.mode, fields, job.webhook_url, job.webhook_secret], sort_keys=True)
-    digest = hashlib.sha256(asked.encode())
-    for field, text in sorted(references.items()):
-        digest.update(f"\n{field} {len(text)} ".encode())
-        digest.update(text.encode())
-    return digest.hexdigest()

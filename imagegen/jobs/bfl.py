@@ -37,12 +37,13 @@ def check_model(name: str, spec: ModelSpec) -> None:
 
 
 def translate(fields: dict[str, Any]) -> tuple[Request, list[str]]:
-    """BFL's fields -> a request of this project, and what the caller should know. null is a field that is not given.
+    """BFL's fields -> a request of this project, and what the caller should know. A field with null or an empty
+    text is one that is not given.
 
     Raises:
         InvalidInput: a field that is not known, or holds what it must not; in BFL's names.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value is not None and (value != "" or name == "prompt")}
     for name in given:
         if name not in _KNOWN:
             shown = name[:60]

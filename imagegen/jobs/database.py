@@ -1,4 +1,5 @@
-"""The database of the jobs: SQLite in the folder of IMAGEGEN_JOBS_DIR, in memory without one.
+"""The database of the jobs: SQLite in the folder of IMAGEGEN_JOBS_DIR, in memory without one; see
+`imagegen.jobs.postgres` for one that servers share.
 
 SQLite writes ahead (WAL) and waits for the disk with each commit, so that what was answered survives kill -9 and a loss
 of power. The statements are SQL that PostgreSQL knows too; `?` stands for a value.
@@ -28,6 +29,8 @@ class Database(Protocol):
 
     #: What `schema.MIGRATIONS` write for a column of numbers that the database counts up itself.
     serial: str
+    #: Whether other servers use it too.
+    shared: bool
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """The rows of a statement.
@@ -59,6 +62,7 @@ class SqliteDatabase:
     """
 
     serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
+    shared = False
 
     def __init__(self, folder: Path | None) -> None:
         self._lock: int | None = None
@@ -126,7 +130,7 @@ class SqliteDatabase:
 def failed(error: Exception) -> StoreFailed:
     """The error for the caller; the log has the cause."""
     log.error("the store of jobs failed: %s", error)
-    return StoreFailed("the store of jobs cannot be written to now; try again later", retry_after=10)
+    return StoreFailed("the store of jobs cannot be used now; try again later", retry_after=10)
 
 
 def migrate(database: Database) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -36,8 +37,8 @@ class Files(Protocol):
     def delete(self, names: Iterable[str]) -> None:
         """Forgets names; those that are not there are passed over."""
 
-    def inputs(self) -> list[str]:
-        """The names of the references that are kept."""
+    def inputs(self, age: float = 0.0) -> list[str]:
+        """The names of the references that have been kept for `age` seconds."""
 
 
 class MemoryFiles:
@@ -70,7 +71,7 @@ class MemoryFiles:
         for name in names:
             self._kept.pop(name, None)
 
-    def inputs(self) -> list[str]:
+    def inputs(self, age: float = 0.0) -> list[str]:
         """None has outlived a process."""
         return []
 
@@ -146,9 +147,10 @@ class FolderFiles:
         except OSError as error:
             raise database.failed(error) from None
 
-    def inputs(self) -> list[str]:
-        """The names of the references that are kept, parts of files too."""
-        return [path.name for path in (self._folder / "inputs").iterdir()]
+    def inputs(self, age: float = 0.0) -> list[str]:
+        """The names of the references that have been kept for `age` seconds, parts of files too."""
+        oldest = time.time() - age
+        return [path.name for path in (self._folder / "inputs").iterdir() if path.stat().st_mtime <= oldest]
 
     def _path(self, name: str) -> Path:
         if is_input(name):

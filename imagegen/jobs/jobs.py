@@ -52,15 +52,16 @@ class Jobs:
         self.limits = KeyLimits(self._archive, keys, service)
         service.admission.limit_places(self._places_of)
         self._runner = Runner(self._archive, service, self._moved)
-        self._webhooks = webhooks.Webhooks(self._archive, settings, self.state)
+        self._webhooks = webhooks.Webhooks(self._archive, settings, service.metrics, self.state)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begins to run jobs, those that the last process left first."""
         await self._archive.begin()
-        self._tasks = [
-            asyncio.create_task(work) for work in (self._runner.run(), self._webhooks.run(), self._keep_house())
-        ]
+        works = [self._runner.run(), self._webhooks.run(), self._keep_house()]
+        if self._archive.shared:
+            works.append(self._runner.beat())
+        self._tasks = [asyncio.create_task(work) for work in works]
 
     async def close(self) -> None:
         """Waits for the jobs that run; those that wait are for the next process, if there is a folder."""
@@ -102,6 +103,15 @@ class Jobs:
         if request.delivery == "url" and self._service.store is None:
             text = "delivery: 'url' needs an object store, and there is none; 'base64' is allowed"
             raise InvalidInput(text, "delivery")
+        # Not given up halfway where the client goes away: its references would be gone, and its job there.
+        return await asyncio.shield(self._accept(request, job_id, owner, previews, hook, key))
+
+    async def _accept(
+        self, request: Request, job_id: str, owner: str, previews: int, hook: tuple[str, str] | None, key: str | None
+    ) -> Row:
+        named = None if key is None else (key, await self._archive.fingerprint(request, hook))
+        if named is not None and (known := await self._archive.rows(self._archive.store.find, owner, *named)):
+            return known
         key_of_owner = self.limits.keys.get(owner)
         job = NewJob(
             job_id,
@@ -115,7 +125,7 @@ class Jobs:
         )
         new = False
         try:
-            row, new = await self._archive.add(job, request, self._room(owner), key)
+            row, new = await self._archive.add(job, request, self._room(owner), named)
         finally:
             if not new:
                 await self.limits.settle(owner, job.megapixels, time.time(), None)
@@ -169,10 +179,10 @@ class Jobs:
         row = await self.get(job_id, owner)
         if row.state == "expired":
             raise Expired("the job has expired")
-        if row.state == "running":
+        if row.state == "running" and self._archive.store.is_here(row):
             if not self._runner.cancel(job_id):
                 raise Conflict("the job is ending; ask again")
-        elif row.state == "queued":
+        elif row.state in OPEN:  # one that runs elsewhere is stopped there
             if not await self._archive.end(row, "cancelled", error=_CANCELLED):
                 return await self.cancel(job_id, owner)  # it was begun meanwhile
             self._moved.fire()
@@ -186,6 +196,12 @@ class Jobs:
         log = self._runner.logs.get(row.id)
         step = log.step if log is not None else None
         return state_of(row, self._settings.jobs_keep_hours * 3600, place, step, self._seconds_per_job)
+
+    async def measure(self) -> None:
+        """Brings the metrics of stored jobs up to date."""
+        waiting = await self._archive.rows(self._archive.store.waiting)
+        self._service.metrics.stored_waiting.set(sum(waiting.values()))
+        self._service.metrics.stored_bytes.set(self._archive.bytes)
 
     async def secret(self) -> str:
         """A secret of this server's jobs, for URLs that need no key; the same for as long as the jobs are kept."""

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 
 from imagegen import logs
 from imagegen.contract.responses import GenerateResponse
@@ -24,6 +25,8 @@ _NEWCOMERS = 2
 MAX_STARTS = 10
 #: Seconds between two looks for a job, and between two tries to store an answer on a full disk.
 _PAUSE = 1.0
+#: Seconds between two signs of life.
+_BEAT = 5.0
 #: Turns of owners that are remembered.
 _MAX_TURNS = 10_000
 
@@ -67,6 +70,19 @@ class Runner:
                 await asyncio.sleep(_PAUSE)
             await self._more.wait(_PAUSE)
 
+    async def beat(self) -> None:
+        """For a store that other processes share: says that this one is alive, takes over the jobs of those that are
+        not, and stops those that another has cancelled; until it is cancelled."""
+        while True:
+            with suppress(StoreFailed):  # it is logged, and tried again
+                known = set(self._tasks)
+                mine = await self._archive.rows(self._archive.store.beat)
+                for job in known - mine:
+                    self.cancel(job)
+                if await self._archive.rows(self._archive.store.recover, True):
+                    self.wake()
+            await asyncio.sleep(_BEAT)
+
     def cancel(self, job: str) -> bool:
         """Stops a job that runs here; False where it is past that: its images are being stored."""
         task = self._tasks.get(job)
@@ -90,6 +106,13 @@ class Runner:
         return ready and not self._service.admission.draining and self._service.fatal is None
 
     async def _next(self) -> Row | None:
+        if not self.running:
+            if not await self._archive.rows(self._archive.store.waiting):
+                return None
+            # A job is begun once the model is there, so that it is no job's fault if the process ends before. One that
+            # cannot be loaded is told to the job.
+            with suppress(Exception):
+                await asyncio.shield(asyncio.wrap_future(self._service.start()))
         most = self._service.runner.jobs_at_once
         if self.running >= most + _NEWCOMERS:
             return None

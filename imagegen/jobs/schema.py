@@ -68,5 +68,7 @@ _LIMITS = (
     "ALTER TABLE jobs ADD COLUMN megapixels DOUBLE PRECISION NOT NULL DEFAULT 0",
 )
 
+_WORKERS = ("CREATE TABLE workers (name TEXT PRIMARY KEY, seen DOUBLE PRECISION NOT NULL)",)
+
 #: The statements that lead from each version to the next, beginning with an empty database.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS, _LIMITS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS, _LIMITS, _WORKERS)

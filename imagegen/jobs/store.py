@@ -10,6 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from imagegen.errors import IdempotencyKeyReuse, LimitExceeded, Overloaded
@@ -18,10 +19,10 @@ from imagegen.jobs.rows import COLUMNS, NewJob, Room, Row
 
 #: Seconds of a day, and the limit that is counted by the day.
 DAY, DAYS_MEGAPIXELS = 86_400, "megapixels_per_day"
-#: Seconds for which an idempotency key is remembered, and an expired job's row is kept after it has expired.
-KEY_SECONDS, EXPIRED_SECONDS = 86_400.0, 7 * 86_400.0
-#: Expired jobs and idempotency keys that are remembered at most, the newest.
-_MOST_EXPIRED, _MOST_KEYS = 10_000, 100_000
+#: Seconds after which a process that shares the store, and has not said that it is alive, counts as ended.
+ALIVE_SECONDS = 30.0
+#: Seconds for which an idempotency key is remembered.
+KEY_SECONDS = 86_400.0
 
 
 class Store:
@@ -61,7 +62,7 @@ class Store:
                     job.owner, name, fingerprint, job.id, now,
                 ):  # fmt: skip
                     if known["fingerprint"] != fingerprint:
-                        raise IdempotencyKeyReuse("Idempotency-Key: came before with another body", "Idempotency-Key")
+                        raise _reused()
                     if known["job"] != job.id and (row := self._get(known["job"])) is not None:
                         return row, False
                     self._execute(
@@ -80,10 +81,21 @@ class Store:
             raise RuntimeError("a job that was stored is not there")
         return row, True
 
-    @staticmethod
-    def now() -> float:
-        """The clock of the rows."""
-        return time.time()
+    def find(self, owner: str, name: str, fingerprint: str) -> Row | None:
+        """The job that an idempotency key has.
+
+        Raises:
+            IdempotencyKeyReuse: the key came with another body.
+        """
+        rows = self._execute(
+            "SELECT fingerprint, job FROM idempotency WHERE owner = ? AND name = ? AND created >= ?",
+            owner, name, time.time() - KEY_SECONDS,
+        )  # fmt: skip
+        if not rows:
+            return None
+        if rows[0]["fingerprint"] != fingerprint:
+            raise _reused()
+        return self._get(rows[0]["job"])
 
     def get(self, job: str) -> Row | None:
         """A job, whoever's it is."""
@@ -149,7 +161,7 @@ class Store:
         return None
 
     def put_back(self, job: str, started: bool) -> None:
-        """A job that was begun waits again, at its old place.
+        """A job that was begun here waits again, at its old place.
 
         Args:
             started: False: it had no chance, and that does not count as a start.
@@ -157,16 +169,39 @@ class Store:
         with self._database.transaction():
             self._execute(
                 "UPDATE jobs SET state = 'queued', worker = NULL, starts = starts - ? "
-                "WHERE id = ? AND state = 'running'",
-                0 if started else 1, job,
+                "WHERE id = ? AND state = 'running' AND worker = ?",
+                0 if started else 1, job, self._worker,
             )  # fmt: skip
 
-    def recover(self) -> int:
-        """Lets the jobs wait again that were running when the process ended; how many they are."""
+    def recover(self, shared: bool = False) -> int:
+        """Lets the jobs wait again whose process has ended; how many they are.
+
+        Args:
+            shared: other processes run jobs too, and say so by `beat`. False: all that were running.
+        """
         with self._database.transaction():
-            return len(
-                self._execute("UPDATE jobs SET state = 'queued', worker = NULL WHERE state = 'running' RETURNING seq")
+            alive = time.time() - ALIVE_SECONDS if shared else float("inf")
+            rows = self._execute(
+                "UPDATE jobs SET state = 'queued', worker = NULL WHERE state = 'running' "
+                "AND (worker IS NULL OR worker NOT IN (SELECT name FROM workers WHERE seen > ?)) RETURNING seq",
+                alive,
             )
+        return len(rows)
+
+    def beat(self) -> set[str]:
+        """This process is alive; returns the jobs that run here, of which another may have cancelled some."""
+        with self._database.transaction():
+            self._execute("DELETE FROM workers WHERE seen < ?", time.time() - DAY)
+            self._execute(
+                "INSERT INTO workers (name, seen) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seen = excluded.seen",
+                self._worker, time.time(),
+            )  # fmt: skip
+            rows = self._execute("SELECT id FROM jobs WHERE state = 'running' AND worker = ?", self._worker)
+        return {row["id"] for row in rows}
+
+    def is_here(self, job: Row) -> bool:
+        """Whether a running job runs in this process."""
+        return job.worker == self._worker
 
     def finish(
         self,
@@ -210,22 +245,25 @@ class Store:
         with self._database.transaction():
             self._execute("DELETE FROM jobs WHERE id = ? AND state NOT IN ('queued', 'running')", job)
 
-    def due_webhooks(self, of_each: int, limit: int) -> list[Row]:
+    def due_webhooks(self, of_each: int, limit: int, lease: float = 0.0) -> list[Row]:
         """Jobs whose webhook is due, those that wait longest first.
 
         Args:
             of_each: jobs of one owner at most, so that one whose receiver hangs does not keep others waiting.
+            lease: seconds for which no other process gets them.
         """
-        return [
-            Row(**{name: value for name, value in row.items() if name != "nth"})
-            for row in self._execute(
+        now = time.time()
+        with self._database.transaction() if lease else nullcontext():
+            rows = self._execute(
                 f"SELECT * FROM (SELECT {COLUMNS}, "
                 "ROW_NUMBER() OVER (PARTITION BY owner ORDER BY webhook_next) AS nth "
                 "FROM jobs WHERE webhook_state = 'pending' AND webhook_next <= ?) AS due "
                 "WHERE nth <= ? ORDER BY webhook_next LIMIT ?",
-                time.time(), of_each, limit,
-            )
-        ]  # fmt: skip
+                now, of_each, limit,
+            )  # fmt: skip
+            for row in rows if lease else ():
+                self._execute("UPDATE jobs SET webhook_next = ? WHERE id = ?", now + lease, row["id"])
+        return [Row(**{name: value for name, value in row.items() if name != "nth"}) for row in rows]
 
     def note_webhook(self, job: str, state: str, error: str | None = None, next_try: float | None = None) -> None:
         """What came of a try to deliver a job's webhook; its secret goes when there will be no other."""
@@ -259,66 +297,6 @@ class Store:
             )
         return str(rows[0]["value"])
 
-    def bytes_kept(self) -> int:
-        """Bytes of all jobs."""
-        return int(self._execute("SELECT COALESCE(SUM(bytes), 0) AS n FROM jobs WHERE bytes > 0")[0]["n"])
-
-    def oldest_with_bytes(self, limit: int) -> list[Row]:
-        """Ended jobs that have files, the oldest first."""
-        return [
-            Row(**row)
-            for row in self._execute(
-                f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND bytes > 0 "
-                "ORDER BY finished LIMIT ?",
-                limit,
-            )
-        ]
-
-    def oldest_kept(self, limit: int, before: float) -> list[Row]:
-        """Ended jobs that ended before a time, the oldest first."""
-        return [
-            Row(**row)
-            for row in self._execute(
-                f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND finished < ? "
-                "ORDER BY finished LIMIT ?",
-                before, limit,
-            )
-        ]  # fmt: skip
-
-    def expire(self, jobs: Collection[str]) -> None:
-        """Ended jobs whose files are gone; they are remembered for a while, so that their callers learn of it."""
-        with self._database.transaction():
-            for job in jobs:
-                self._execute(
-                    "UPDATE jobs SET state = 'expired', result = NULL, error = NULL, events = NULL, fields = '{}', "
-                    "files = '[]', bytes = 0 WHERE id = ? AND state IN ('succeeded', 'failed', 'cancelled')",
-                    job,
-                )
-
-    def drop_expired(self, keep: float) -> None:
-        """Deletes what expired long ago, and of expired jobs and idempotency keys the oldest that are too many.
-
-        Args:
-            keep: seconds for which an ended job is kept.
-        """
-        with self._database.transaction():
-            oldest = time.time() - keep - EXPIRED_SECONDS
-            self._execute(
-                "DELETE FROM jobs WHERE state = 'expired' AND finished < ? "
-                "AND (webhook_state IS NULL OR webhook_state <> 'pending')",
-                oldest,
-            )
-            self._execute(
-                "DELETE FROM jobs WHERE state = 'expired' AND finished < "
-                "(SELECT finished FROM jobs WHERE state = 'expired' ORDER BY finished DESC LIMIT 1 OFFSET ?)",
-                _MOST_EXPIRED,
-            )
-            self._execute(
-                "DELETE FROM idempotency WHERE created < "
-                "(SELECT created FROM idempotency ORDER BY created DESC LIMIT 1 OFFSET ?)",
-                _MOST_KEYS,
-            )
-
     def _use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:
         rows = self._execute("SELECT start, amount FROM used WHERE owner = ? AND name = ?", owner, name)
         had = rows[0]["amount"] if rows and rows[0]["start"] == start else 0.0
@@ -348,3 +326,7 @@ class Store:
 
     def _execute(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         return self._database.execute(statement, values)
+
+
+def _reused() -> IdempotencyKeyReuse:
+    return IdempotencyKeyReuse("Idempotency-Key: came before with another body", "Idempotency-Key")

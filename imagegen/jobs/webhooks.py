@@ -25,6 +25,7 @@ from imagegen.jobs.archive import Archive
 from imagegen.jobs.rows import Row
 from imagegen.jobs.state import JobState
 from imagegen.settings import Settings
+from imagegen.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,10 @@ class Webhooks:
         state: tells a job as its caller is told of it.
     """
 
-    def __init__(self, archive: Archive, settings: Settings, state: Callable[[Row], Awaitable[JobState]]) -> None:
-        self._archive, self._settings, self._state = archive, settings, state
+    def __init__(
+        self, archive: Archive, settings: Settings, metrics: Metrics, state: Callable[[Row], Awaitable[JobState]]
+    ) -> None:
+        self._archive, self._settings, self._metrics, self._state = archive, settings, metrics, state
         self._tries: dict[str, tuple[str, asyncio.Task[None]]] = {}
 
     async def run(self) -> None:
@@ -99,7 +102,8 @@ class Webhooks:
                 task.cancel()
 
     async def _begin_due(self) -> None:
-        due = await self._archive.rows(self._archive.store.due_webhooks, 2 * _OF_AN_OWNER, 2 * _AT_ONCE)
+        lease = 2 * _SECONDS if self._archive.shared else 0.0
+        due = await self._archive.rows(self._archive.store.due_webhooks, 2 * _OF_AN_OWNER, 2 * _AT_ONCE, lease)
         for row in due:
             mine = sum(owner == row.owner for owner, _ in self._tries.values())
             if row.id not in self._tries and mine < _OF_AN_OWNER and len(self._tries) < _AT_ONCE:
@@ -124,9 +128,11 @@ class Webhooks:
     async def _note(self, row: Row, error: str | None) -> None:
         """Stores what came of a try; an error is what went wrong."""
         note = self._archive.store.note_webhook
+        last = row.webhook_tries >= len(DELAYS)
+        self._metrics.webhooks.labels("delivered" if error is None else "given_up" if last else "failed").inc()
         if error is None:
             await self._archive.rows(note, row.id, "delivered")
-        elif row.webhook_tries < len(DELAYS):
+        elif not last:
             await self._archive.rows(note, row.id, "pending", error, time.time() + DELAYS[row.webhook_tries])
         else:
             log.warning("the webhook of job %s was given up after %d tries", row.id, row.webhook_tries + 1)

@@ -61,6 +61,12 @@ def generate(
     # 2. References are encoded, the steps run, the latents are decoded
     begun = Mark.on(device)
     inputs.send(device)
+    references = _encoded(pipe, inputs.references)
+    if inputs.strength < 1 and references is not None:
+        # In flow matching, latents are noise by their level, and image by the rest. All levels of the schedule are
+        # scaled alike; leaving out steps instead would know as few strengths as there are steps.
+        x0 = references[0][:, : noise.shape[1]].to(noise.dtype)
+        latents = noise = (1 - inputs.strength) * x0 + inputs.strength * noise
     prepared = OnDevice(
         rows=height // (2 * pipe.vae_scale_factor),
         columns=width // (2 * pipe.vae_scale_factor),
@@ -69,7 +75,7 @@ def generate(
         latent_ids=inputs.latent_ids,
         timesteps=inputs.timesteps,
         sigmas=inputs.sigmas,
-        references=_encoded(pipe, inputs.references),
+        references=references,
     )
     denoised = denoise(
         pipe,

@@ -18,6 +18,9 @@ from imagegen.models import MULTIPLE, ModelSpec, Size
 if TYPE_CHECKING:
     import torch
 
+#: One of the 1,000 noise levels that the models know; a lower one is not told from none.
+_LEAST_STRENGTH = 0.001
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -61,6 +64,7 @@ class Inputs:
         negative: what is encoded for guidance; None: there is none.
         text_ids, latent_ids: positions (1, tokens, 4) of the prompt and of an image.
         timesteps, sigmas: of the scheduler, (steps,) and (steps + 1,).
+        strength: the noise level at which the steps begin; below 1 they begin at the first reference, of this size.
         noise: (1, tokens, C) by seed, where a CPU generates the images; a GPU makes its own.
     """
 
@@ -73,6 +77,7 @@ class Inputs:
     latent_ids: torch.Tensor
     timesteps: torch.Tensor
     sigmas: torch.Tensor
+    strength: float = 1.0
     noise: dict[int, torch.Tensor] = field(default_factory=dict)
     _sent: bool = False
 
@@ -150,8 +155,10 @@ class Preparation:
         guidance_scale: float,
         negative_prompt: str,
         seeds: Sequence[int],
+        strength: float = 1.0,
     ) -> Inputs:
         """The inputs of images of one size, each with the noise of its seed."""
+        strength = max(strength, _LEAST_STRENGTH)
         self._read(references)
         guided = guidance_scale > 1 and not self._pipe.config.is_distilled
         positions = self._within(compat.latent_ids(*_tokens_of((width, height))), [(width, height)])
@@ -164,8 +171,9 @@ class Preparation:
             references=references,
             text_ids=self._pin(compat.text_ids(self._spec.max_sequence_length)),
             latent_ids=self._pin(positions),
-            timesteps=self._pin(timesteps),
-            sigmas=self._pin(sigmas),
+            timesteps=self._pin(timesteps if strength == 1 else timesteps * strength),
+            sigmas=self._pin(sigmas if strength == 1 else sigmas * strength),
+            strength=strength,
         )
         if self._on_cpu:
             inputs.noise = {seed: self.noise((width, height), seed) for seed in seeds}

@@ -175,6 +175,7 @@ class FluxPipeline:
         guidance_scale: float,
         seeds: Sequence[int],
         negative_prompt: str = "",
+        strength: float = 1.0,
     ) -> Inputs:
         """The inputs of images of one size, beside their prompt; in any thread, ahead of the GPU's turn."""
         self._loaded()
@@ -186,6 +187,7 @@ class FluxPipeline:
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             seeds=seeds,
+            strength=strength,
         )
 
     def tokenize(self, prompt: str) -> Tokens:
@@ -249,14 +251,15 @@ class FluxPipeline:
         guidance_scale: float,
         seed: int,
         negative_prompt: str = "",
+        strength: float = 1.0,
         loras: Sequence[Scaled] = (),
         on_step: StepCallback | None = None,
     ) -> GeneratedImage:
         """Generates one image from a prompt and references; otherwise like `generate`.
 
         Args:
-            images: RGB, sides multiples of 16 and at most a megapixel; of another size diffusers would crop them. As
-                one `References` for several images they are encoded once.
+            images: RGB, sides multiples of 16, at most a megapixel; one `References` is encoded once for many images.
+            strength: over 0; below 1 the image begins at the first reference, of its size, at this level of noise.
         """
         inputs = self.prepare(
             images if isinstance(images, References) else References(list(images)),
@@ -266,10 +269,10 @@ class FluxPipeline:
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             seeds=[seed],
+            strength=strength,
         )
-        return self.generate_prepared(
-            inputs, self.encode_prompt(prompt) if isinstance(prompt, str) else prompt, seed, on_step, loras
-        )
+        encoded = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        return self.generate_prepared(inputs, encoded, seed, on_step, loras)
 
     def generate_prepared(
         self,

@@ -18,7 +18,7 @@ from imagegen.jobs import bfl
 from imagegen.jobs.rows import Row
 from imagegen.server import native
 from imagegen.server.bodies import read_fields
-from imagegen.server.stored import add, file_answer, jobs_of
+from imagegen.server.stored import KEY, FileAnswer, add, jobs_of
 
 router = APIRouter(prefix="/v1", tags=["Black Forest Labs"])
 
@@ -82,14 +82,27 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/flux-2-klein-9b", response_model=Accepted, responses=_RESPONSES, openapi_extra={"requestBody": _BODY})
-@router.post("/flux-2-klein-4b", response_model=Accepted, responses=_RESPONSES, openapi_extra={"requestBody": _BODY})
+@router.post(
+    "/flux-2-klein-9b",
+    dependencies=KEY,
+    response_model=Accepted,
+    responses=_RESPONSES,
+    openapi_extra={"requestBody": _BODY},
+)
+@router.post(
+    "/flux-2-klein-4b",
+    dependencies=KEY,
+    response_model=Accepted,
+    responses=_RESPONSES,
+    openapi_extra={"requestBody": _BODY},
+)
 async def post(request: Request) -> Response:
     """Accepts a job with BFL's fields."""
     bfl.check_model(request.url.path.rpartition("/")[2], openai.served(request.app.state.service))
     fields, _ = await read_fields(request, stored=True)
     job, warnings = bfl.translate(fields)
-    hook = jobs_of(request).hook(fields.get("webhook_url"), bfl.secret_of(fields.get("webhook_secret")), True)
+    url, secret = fields.get("webhook_url") or None, fields.get("webhook_secret") or None
+    hook = jobs_of(request).hook(url, bfl.secret_of(secret), True)
     row = await add(request, job, hook=hook)
     url = request.url_for("get_result").include_query_params(id=row.id)
     return JSONResponse({"id": row.id, "polling_url": str(url), "warnings": warnings})
@@ -139,7 +152,7 @@ async def sample(
     if not known or not expires.isdigit() or int(expires) < time.time():
         raise NotFound("the URL is wrong, or too old; ask /v1/get_result for another")
     found, kind = await jobs.image(await jobs.get(job_id), 0)
-    return RedirectResponse(found, 302) if isinstance(found, str) else file_answer(found, kind)
+    return RedirectResponse(found, 302) if isinstance(found, str) else FileAnswer(found, kind)
 
 
 async def _sample(request: Request, row: Row) -> str:

@@ -78,6 +78,7 @@ def _narrow(properties: Schema, service: Service, spec: ModelSpec | None) -> Non
         "seed": {"minimum": -1},
         "images": {"maxItems": most["images"]},
         "image": {"maxItems": most["images"]},
+        "loras": {"maxItems": most["loras"]},
         **{name: {"maximum": most[name]} for name in ("num_inference_steps", "num_images", "timeout")},
         "n": {"maximum": most["num_images"]},
     }

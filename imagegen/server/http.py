@@ -20,6 +20,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         401: "No API key, or a wrong one.",
         403: "The Host header or the page's origin is not allowed.",
+        410: "The job of this Idempotency-Key has expired.",
         413: "The body, a reference or the answer is too large.",
         415: "The body is neither JSON nor a form.",
         422: "A field is missing, unknown or out of its bounds; the error names it.",

@@ -19,7 +19,7 @@ from imagegen.jobs.state import JobPage, JobState
 from imagegen.server import native, stored
 from imagegen.server.bodies import read_fields
 from imagegen.server.http import ERRORS
-from imagegen.server.stored import add, file_answer, jobs_of
+from imagegen.server.stored import KEY, FileAnswer, add, jobs_of
 from imagegen.server.streams import EVENTS, server_sent
 
 router = APIRouter(tags=["Jobs"])
@@ -28,7 +28,6 @@ router = APIRouter(tags=["Jobs"])
 _SILENCE = 10.0
 
 _Id = Annotated[str, Path(description="The job's id.", examples=["0b7e6a2f9c5d4e3f8a1b2c3d4e5f6071"])]
-_KEY = Header(None, alias="Idempotency-Key", description="1 to 255 printable ASCII characters; kept for a day.")
 _Responses = dict[int | str, dict[str, Any]]
 _NOT_FOUND: _Responses = {401: ERRORS[401], 404: {"model": ErrorResponse, "description": "The caller has no such job."}}
 _EXPIRED: _Responses = {410: {"model": ErrorResponse, "description": "The job was kept for as long as was promised."}}
@@ -52,6 +51,7 @@ def _body() -> dict[str, Any]:
 
 @router.post(
     "/jobs",
+    dependencies=KEY,
     status_code=202,
     response_model=JobState,
     responses={**{status: answer for status, answer in ERRORS.items() if status not in (499, 502, 504)}, **_EXPIRED},
@@ -60,11 +60,11 @@ def _body() -> dict[str, Any]:
 async def post(
     request: Request,
     previews: bool = Query(False, description="Keep previews for the job's events."),
-    _: str | None = _KEY,
 ) -> Response:
     """Accepts a job, and answers at once. It is done whether or not anybody waits for it."""
     fields, form = await read_fields(request, stored=True)
-    hook = jobs_of(request).hook(fields.pop("webhook_url", None), fields.pop("webhook_secret", None))
+    url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
+    hook = jobs_of(request).hook(None if url == "" else url, None if secret == "" else secret)  # "" is an empty field
     job = requests.parse_job(fields, strict=not form)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
     return await _state(request, row.id, 202)
@@ -161,7 +161,7 @@ async def image(request: Request, job_id: _Id, number: Annotated[int, Path(ge=0,
     found, kind = await jobs.image(await jobs.get(job_id, request.state.caller), number)
     if isinstance(found, str):
         return RedirectResponse(found, 302)
-    return file_answer(found, kind, {"Cache-Control": "private, max-age=31536000, immutable"})
+    return FileAnswer(found, kind, {"Cache-Control": "private, max-age=31536000, immutable"})
 
 
 @router.delete("/jobs/{job_id}", responses={**_NOT_FOUND, **_CONFLICT, **_EXPIRED})

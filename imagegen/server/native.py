@@ -19,8 +19,9 @@ from imagegen.errors import ImageGenError, InvalidInput
 from imagegen.server import streams
 from imagegen.server.bodies import read_job
 from imagegen.server.http import ERRORS
+from imagegen.server.stored import KEY
 
-router = APIRouter()
+router = APIRouter(dependencies=KEY)
 
 #: Previews of each picture in an event stream.
 PREVIEWS_SENT = 8

@@ -19,6 +19,7 @@ from imagegen.engine.service import Service
 from imagegen.errors import ImageGenError, InvalidInput
 from imagegen.server import streams
 from imagegen.server.bodies import read_fields
+from imagegen.server.stored import KEY
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -110,6 +111,8 @@ def _openapi(edit: bool) -> dict[str, Any]:
             "minItems": 1,
             "maxItems": 4,
         }
+        text = "Not OpenAI's: how much of the first image may change."
+        properties["strength"] = {"type": "number", "minimum": 0, "maximum": 1, "default": 1, "description": text}
         properties["mask"] = {
             "type": "string",
             "format": "binary",
@@ -136,6 +139,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         401: "No API key, or a wrong one.",
         403: "The Host header or the page's origin is not allowed.",
         404: "The model is not served here.",
+        410: "The job of this Idempotency-Key has expired.",
         413: "The body, a reference or the answer is too large.",
         429: "The queue is full.",
         499: "The job was cancelled.",
@@ -148,13 +152,25 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 _RESPONSES[200] = {"content": streams.EVENTS}
 
 
-@router.post("/images/generations", response_model=Images, responses=_RESPONSES, openapi_extra=_openapi(edit=False))
+@router.post(
+    "/images/generations",
+    dependencies=KEY,
+    response_model=Images,
+    responses=_RESPONSES,
+    openapi_extra=_openapi(edit=False),
+)
 async def generations(request: Request) -> Response:
     """Text to image, as OpenAI's clients ask for it."""
     return await _images(request, edit=False)
 
 
-@router.post("/images/edits", response_model=Images, responses=_RESPONSES, openapi_extra=_openapi(edit=True))
+@router.post(
+    "/images/edits",
+    dependencies=KEY,
+    response_model=Images,
+    responses=_RESPONSES,
+    openapi_extra=_openapi(edit=True),
+)
 async def edits(request: Request) -> Response:
     """One to four reference images and a prompt, as OpenAI's clients ask for it."""
     return await _images(request, edit=True)

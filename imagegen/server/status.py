@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -14,10 +15,12 @@ from imagegen.contract.responses import HealthResponse, PublicHealth
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.engine import loras
 from imagegen.engine.service import Service
-from imagegen.errors import NotReady
+from imagegen.errors import NotReady, StoreFailed
+from imagegen.inputs.decoding import MAX_PHOTO_PIXELS
 from imagegen.models import MODELS, MULTIPLE
 from imagegen.server.http import ERRORS
 from imagegen.server.page import page
+from imagegen.server.stored import jobs_of
 
 router = APIRouter()
 
@@ -92,6 +95,7 @@ async def capabilities(service: _Service) -> dict[str, Any]:
             "prompt": service.settings.max_prompt,
             "images": min(spec.max_references, service.settings.max_references),
             "num_images": service.settings.max_images,
+            "photo_megapixels": MAX_PHOTO_PIXELS / 1e6,
             "reference_mb": service.settings.max_reference_mb,
             "body_mb": service.settings.max_body_mb,
             "queue": service.settings.max_queue,
@@ -100,10 +104,17 @@ async def capabilities(service: _Service) -> dict[str, Any]:
             "megapixel_steps": service.settings.max_megapixel_steps,
             "loras": service.settings.max_loras,
         },
+        "jobs": {
+            "outlive": service.settings.jobs_dir is not None,
+            "keep_hours": service.settings.jobs_keep_hours,
+            "waiting": service.settings.jobs_max_waiting,
+        },
     }
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses={401: ERRORS[401]})
-async def metrics(service: _Service) -> Response:
+async def metrics(request: Request, service: _Service) -> Response:
     """Metrics for Prometheus."""
+    with suppress(StoreFailed):
+        await jobs_of(request).measure()
     return Response(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -7,8 +7,8 @@ import os
 from collections.abc import AsyncIterator
 from typing import BinaryIO, cast
 
-from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi import Depends, Header, Request, Response
+from starlette.types import Receive, Scope, Send
 
 from imagegen.contract.events import Event
 from imagegen.contract.requests import Request as Job
@@ -20,6 +20,15 @@ from imagegen.jobs.rows import Row
 
 #: Seconds between two looks whether a client has read its answers; bytes of a file that are read at one time.
 _LOOK, _PART = 0.2, 262_144
+_HEADER = Header(None, description="1 to 255 printable ASCII characters. The same one gives the same job, for a day.")
+
+
+async def documented_key(idempotency_key: str | None = _HEADER) -> None:
+    """For OpenAPI: a route that takes an Idempotency-Key. Not sync: FastAPI would ask a thread for it."""
+
+
+#: The dependencies of such a route.
+KEY = [Depends(documented_key)]
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -76,17 +85,30 @@ async def answer(request: Request, row: Row) -> GenerateResponse:
     return await jobs_of(request).answer(row)
 
 
-def file_answer(file: BinaryIO, kind: str, headers: dict[str, str] | None = None) -> StreamingResponse:
-    """A file as an answer of this type, of which a part is in memory."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
+class FileAnswer(Response):
+    """A file as an answer, of which a part is in memory.
 
-    async def parts() -> AsyncIterator[bytes]:
-        with file:
-            while part := await asyncio.to_thread(file.read, _PART):
-                yield part
+    The last part says that it is the last. Starlette's StreamingResponse says so afterwards: a client that has as many
+    bytes as it was told of may have sent its next request by then, and the protocol takes none before.
+    """
 
-    return StreamingResponse(parts(), media_type=kind, headers={"Content-Length": str(size), **(headers or {})})
+    def __init__(self, file: BinaryIO, kind: str, headers: dict[str, str] | None = None) -> None:
+        self._file, self._size = file, file.seek(0, os.SEEK_END)
+        file.seek(0)
+        super().__init__(media_type=kind, headers={**(headers or {}), "Content-Length": str(self._size)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the file, and closes it."""
+        with self._file as file:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            left = self._size
+            while True:
+                part = await asyncio.to_thread(file.read, min(left, _PART))
+                left -= len(part)
+                more = bool(left and part)
+                await send({"type": "http.response.body", "body": part, "more_body": more})
+                if not more:
+                    return
 
 
 async def follow(

@@ -127,7 +127,19 @@ class Metrics:
         self.device: GpuDevice | None = None
         self.gpu_memory = Gauge("imagegen_gpu_memory_bytes", "Memory of the GPU that torch holds.", registry=registry)
 
-        # 5. The worker
+        # 5. Stored jobs
+        self.stored_waiting = Gauge("imagegen_stored_jobs_waiting", "Jobs of /jobs that wait.", registry=registry)
+        self.stored_bytes = Gauge(
+            "imagegen_stored_bytes", "Bytes of the references and images of stored jobs.", registry=registry
+        )
+        self.webhooks = Counter(
+            "imagegen_webhooks",
+            "Tries to deliver a webhook: delivered, failed and to be repeated, or given up.",
+            ["outcome"],
+            registry=registry,
+        )
+
+        # 6. The worker
         self.state = Enum("imagegen_state", "What the worker is doing.", registry=registry, states=list(STATES))
         self.start = Gauge(
             "imagegen_start_seconds", "Seconds of each stage of the start.", ["stage"], registry=registry
@@ -183,6 +195,8 @@ class Metrics:
 
     def _begin_at_zero(self) -> None:
         """A series that begins with its first event has no rate for it; it begins at 0."""
+        for outcome in ("delivered", "failed", "given_up"):
+            self.webhooks.labels(outcome)
         for mode in MODES:
             for outcome in ("ok", *(error.code for error in ImageGenError.__subclasses__())):
                 self.jobs.labels(mode, outcome)

@@ -14,7 +14,7 @@ from PIL import ImageChops
 
 from imagegen.contract.schemas import GenerateRequest
 from imagegen.settings import variable_names
-from tests.support import ROOT
+from tests.support import ROOT, until
 from tests.support.images import from_base64, scene, to_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # `make slow` installs Ray
@@ -113,6 +113,24 @@ def test_a_replica_that_dies_under_load_loses_nothing(url):
         for answer in answers[::6]:
             again = client.post("/generate", json={**JOB, "seed": answer.json()["seeds"][0]})
             assert again.json()["images"] == answer.json()["images"]
+
+
+def test_jobs_are_the_ingresss_and_a_replica_that_dies_loses_none(url):
+    from benchmarks.ray_replicas import replicas
+
+    with httpx.Client(base_url=url, timeout=60) as client:
+        jobs = [client.post("/jobs", json={"prompt": JOB["prompt"]}).json()["id"] for _ in range(20)]
+        until(lambda: client.get(f"/jobs/{jobs[0]}").json()["status"] == "succeeded")
+        os.kill(replicas()[0], signal.SIGKILL)
+        states = until(lambda: ended(client, jobs))
+        assert [state["status"] for state in states] == ["succeeded"] * 20
+        assert client.get(states[-1]["result"]["urls"][0]).headers["content-type"] == "image/png"
+
+
+def ended(client, jobs):
+    """The states of jobs, once all have ended."""
+    states = [client.get(f"/jobs/{job}").json() for job in jobs]
+    return states if all(state["finished_at"] for state in states) else None
 
 
 def test_the_manifest_fits_the_application():

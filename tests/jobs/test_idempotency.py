@@ -111,6 +111,7 @@ def test_the_longest_key_is_taken(client):
     assert client.post("/jobs", json=BODY, headers={"Idempotency-Key": "x" * 255}).status_code == 202
 
 
+@pytest.mark.slow  # starts two servers
 def test_it_holds_after_a_restart(tmp_path):
     seen = []
     for _ in range(2):

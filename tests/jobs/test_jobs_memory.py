@@ -9,7 +9,7 @@ import anyio
 import httpx
 
 from imagegen.jobs.jobs import Jobs
-from imagegen.server.stored import file_answer
+from imagegen.server.stored import FileAnswer
 from tests.server.conftest import serving
 from tests.support import until
 
@@ -36,11 +36,19 @@ def test_few_answers_are_read_for_one_caller_at_one_moment(monkeypatch):
         until(lambda: answers.taken == 0)
 
 
-def test_a_file_is_sent_in_parts():
-    async def parts():
-        answer = file_answer(io.BytesIO(bytes(1_000_000)), "image/png")
-        assert answer.headers["content-length"] == "1000000"
-        return [len(part) async for part in answer.body_iterator]
+def test_a_file_is_sent_in_parts_of_which_the_last_says_that_it_is():
+    async def messages():
+        sent = []
 
-    sizes = anyio.run(parts)
+        async def send(message):
+            sent.append(message)
+
+        answer = FileAnswer(io.BytesIO(bytes(1_000_000)), "image/png")
+        assert answer.headers["content-length"] == "1000000"
+        await answer({}, None, send)
+        return sent[1:]
+
+    parts = anyio.run(messages)
+    sizes = [len(part["body"]) for part in parts]
     assert sum(sizes) == 1_000_000 and max(sizes) < 300_000
+    assert [part["more_body"] for part in parts] == [True] * (len(parts) - 1) + [False]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from imagegen.jobs import database, files, jobs, runner, store
+from imagegen.jobs import database, expiry, files, jobs, runner
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
 from tests.support import until
@@ -50,8 +50,8 @@ def test_an_ended_job_expires_and_its_caller_is_told(tmp_path):
 
 def test_jobs_that_are_cancelled_at_once_do_not_fill_the_store(monkeypatch):
     """Their rows count; what is over the limit expires, and of that the oldest is forgotten."""
-    monkeypatch.setattr(store, "_MOST_EXPIRED", 5)
-    monkeypatch.setattr(store, "_MOST_KEYS", 5)
+    monkeypatch.setattr(expiry, "_MOST_EXPIRED", 5)
+    monkeypatch.setattr(expiry, "_MOST_KEYS", 5)
     with (
         served(jobs_max_mb=0.03, preload_models=False) as (url, _),
         httpx.Client(base_url=url, timeout=60) as client,
@@ -67,6 +67,7 @@ def test_jobs_that_are_cancelled_at_once_do_not_fill_the_store(monkeypatch):
         assert set(until(few)) == {"cancelled", "expired"}
 
 
+@pytest.mark.slow  # starts a server each
 @pytest.mark.parametrize("folder", [True, False], ids=["a folder", "memory"])
 def test_the_oldest_make_room_and_references_without_room_are_refused(tmp_path, folder):
     size = len(LARGE) / 1e6
@@ -116,6 +117,7 @@ def test_a_full_disk_refuses_new_jobs_and_loses_none(tmp_path, monkeypatch):
         assert client.get(done["result"]["urls"][0]).status_code == 200
 
 
+@pytest.mark.slow  # starts a server
 def test_a_database_that_fails_refuses_and_the_server_lives_on(tmp_path, monkeypatch):
     execute, full = database.SqliteDatabase.execute, False
 
@@ -143,6 +145,7 @@ def test_references_of_jobs_that_were_never_accepted_go_at_the_next_start(tmp_pa
         assert not left.exists()
 
 
+@pytest.mark.slow  # starts a server
 def test_an_image_that_somebody_deleted_is_gone_and_no_error(tmp_path):
     with served(jobs_dir=tmp_path) as (url, service), httpx.Client(base_url=url, timeout=60) as client:
         service.start().result()

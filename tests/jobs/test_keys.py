@@ -113,6 +113,7 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(server, monkeyp
         post(alice)
 
 
+@pytest.mark.slow  # starts two servers
 def test_megapixels_of_a_day_count_what_was_made_and_survive_a_restart(tmp_path, monkeypatch):
     file = write(tmp_path / "keys.toml", bob="megapixels_per_day = 0.04")  # 128x128 are 0.0164
     for left in (2, 0):
@@ -137,8 +138,7 @@ def test_megapixels_of_a_day_count_what_was_made_and_survive_a_restart(tmp_path,
 def test_jobs_that_wait(tmp_path):
     file = write(tmp_path / "keys.toml", bob="jobs_waiting = 2")
     with serving(api_keys_file=file) as (url, _), callers(url) as (alice, bob, _):  # the model is loading: all wait
-        slow = {**JOB, "num_images": 8, "num_inference_steps": 50}
-        answers = [bob.post("/jobs", json=slow) for _ in range(8)]
+        answers = [bob.post("/jobs", json=JOB) for _ in range(8)]
         refused = next(answer for answer in answers if answer.status_code != 202)
         assert refused.status_code == 429
         assert refused.json()["error"]["field"] == "jobs_waiting"
@@ -146,6 +146,7 @@ def test_jobs_that_wait(tmp_path):
         assert alice.post("/jobs", json=JOB).status_code == 202
 
 
+@pytest.mark.slow  # runs thirty jobs
 def test_a_caller_with_many_jobs_does_not_keep_another_waiting(tmp_path):
     file = write(tmp_path / "keys.toml")
     with serving(api_keys_file=file) as (url, service), callers(url) as (alice, bob, carol):
@@ -184,3 +185,14 @@ def test_a_wrong_file_ends_the_start(tmp_path, text, why):
 def test_a_file_that_is_missing_ends_the_start(tmp_path):
     with pytest.raises(ConfigurationError, match="IMAGEGEN_API_KEYS"):
         create_app(settings(api_keys_file=tmp_path / "none.toml"))
+
+
+@pytest.mark.slow  # starts a server
+def test_a_job_that_was_accepted_is_found_again_where_the_limit_is_reached(tmp_path):
+    file = write(tmp_path / "keys.toml", bob="megapixels_per_day = 0.02\njobs_waiting = 1")
+    with serving(api_keys_file=file) as (url, service), callers(url) as (_, bob, _):
+        service.start().result()
+        first = bob.post("/generate", json=JOB, headers={"Idempotency-Key": "k"})
+        assert bob.post("/generate", json=JOB).status_code == 429
+        again = bob.post("/generate", json=JOB, headers={"Idempotency-Key": "k"})
+        assert (again.status_code, again.json()) == (200, first.json())

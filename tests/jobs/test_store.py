@@ -144,7 +144,7 @@ def test_each_version_is_brought_to_this_one_with_its_jobs(tmp_path, version):
     add(jobs, "bob", 0, megapixels=1.5)
     assert database.execute("SELECT value FROM meta WHERE name = 'version'") == [{"value": str(len(schema.MIGRATIONS))}]
     fresh = SqliteDatabase(None)
-    for table in ("jobs", "idempotency", "used"):
+    for table in ("jobs", "idempotency", "used", "workers"):
         statement = f"SELECT name, type FROM pragma_table_info('{table}') ORDER BY name"
         assert database.execute(statement) == fresh.execute(statement)
 
@@ -159,7 +159,7 @@ def fingerprint(migration):
 
 
 #: Of each version.
-FINGERPRINTS = ["e725a138e8324c31", "ffbaa548077a9925"]
+FINGERPRINTS = ["e725a138e8324c31", "ffbaa548077a9925", "3e37d1aaa2942f17"]
 
 
 def test_a_newer_version_is_refused(tmp_path):
