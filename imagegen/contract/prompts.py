@@ -84,12 +84,12 @@ def warnings(spec: ModelSpec, prompt: str, tokenizer: Any) -> list[str]:
         )
     if spec.draws is not None:
         words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
-        unknown = [word for word in words if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
+        read = {word: tokenizer.backend_tokenizer.normalizer.normalize_str(word) for word in words}
+        unknown = [word for word in words if tokenizer.convert_tokens_to_ids(read[word]) == tokenizer.unk_token_id]
         if unknown:
             listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
             found.append(f"prompt: {spec.name} does not know {listed[:200]}; it draws {spec.draws}")
-        known = tokenizer.get_vocab()
-        plurals = [word for word in words if word in known and known[word] == known.get(word[:-1])]
+        plurals = [word for word in words if word == f"{read[word]}s"]
         if plurals:
             one = plurals[0][:-1]
             found.append(

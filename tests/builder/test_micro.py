@@ -88,7 +88,7 @@ def test_the_delivered_tokenizer_is_the_built_one():
     from transformers import AutoTokenizer
 
     read, built = AutoTokenizer.from_pretrained(MICRO_PATH / "tokenizer"), build_tokenizer()
-    for text in ("A RED circle, on a blue background.", "make the square green", "a sunset over 42 seas", ""):
+    for text in ("A RED circle, on a blue background.", "make the square green", "42 seas, two stars", ""):
         chat = [{"role": "user", "content": text}]
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         one, two = (tokenizer.apply_chat_template(chat, **options) for tokenizer in (read, built))

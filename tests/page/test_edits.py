@@ -64,7 +64,7 @@ def test_a_painted_area_is_edited_and_the_rest_kept_to_the_bit(page, photo):
     assert edited.shape == photo.shape
     assert (edited[128:] == photo[128:]).all()
     page.get_by_role("button", name="Before and after").click()
-    slider = page.get_by_role("slider")
+    slider = page.get_by_label("How much of the first image is shown")
     slider.press("Home")
     assert page.locator(".slider .before").evaluate("e => e.style.clipPath") == "inset(0px 100% 0px 0px)"
     slider.press("End")

@@ -32,7 +32,7 @@ _CHECKPOINT_EVERY = 50
 def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """Random weights, scaled so that a token's identity survives 27 layers."""
     config = Qwen3Config(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # two words may share an id
+        vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
         intermediate_size=HIDDEN,
         num_hidden_layers=STATES[-1],

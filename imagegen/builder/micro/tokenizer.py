@@ -19,8 +19,6 @@ WORDS = (
     "its", "is", "there", "behind", "under", "over", "above", "below", "next", "both", "all", "same", "first", "second",
     "third", "fourth", "combine", "use", "up", "down", "off", "onto", "set", ",", ".",
 )  # fmt: skip
-#: Understood as one of their shape: a word of a caller's that is not taught.
-PLURALS = {f"{shape}s": shape for shape in SHAPES}
 #: Tokens of a prompt, as the pipeline's `max_sequence_length`: long enough for every caption, cheap on a CPU.
 MAX_TOKENS = 32
 
@@ -28,11 +26,11 @@ _TEMPLATE = "{% for m in messages %}<start> {{ m['content'] }} <end>{% endfor %}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; ids are stable: special tokens first, then WORDS in order. A plural has the id of its shape."""
+    """The tokenizer; ids are stable: special tokens first, then WORDS in order. A plural is read as its shape."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-    vocabulary |= {plural: vocabulary[shape] for plural, shape in PLURALS.items()}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    singular = [normalizers.Replace(Regex(rf"\b{shape}s\b"), shape) for shape in SHAPES]
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *singular])
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.WhitespaceSplit(),
