@@ -31,8 +31,12 @@ ROWS = [
     "text to image, 4 steps, fp8, 128x128",
     "fp8 on the GPU against bf16 with model offload",
     "cached keys and values",
-    "compiled blocks against none",
-    "the GPU's kernel for attention against none",
+    "not compiled, bf16",
+    "not compiled, fp8",
+    "attention by native",
+    "attention by cudnn",
+    "a scale for each whole weight",
+    "compiled with max-autotune",
 ]
 
 
