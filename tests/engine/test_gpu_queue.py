@@ -35,7 +35,7 @@ class Pipeline:
     def encode_prompt(self, _):
         return SimpleNamespace(cached=False, warnings=[], seconds=0.25)
 
-    def generate_prepared(self, _, __, seed, on_step):
+    def generate_prepared(self, _, __, seed, on_step, ___=()):
         for step in (1, 2):
             on_step(step, 2, lambda: None)
         self.order.append(f"{seed} queued")

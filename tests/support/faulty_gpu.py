@@ -37,7 +37,7 @@ def _fail(seed):
         time.sleep(3600)
 
 
-def _faulty(self, inputs, prompt, seed, on_step):
+def _faulty(self, inputs, prompt, seed, on_step, *rest):
     self.translating_gpu_errors(lambda: _fail(seed))
 
     def after_step(*step):
@@ -46,7 +46,7 @@ def _faulty(self, inputs, prompt, seed, on_step):
                 file.write(f"{time.monotonic()}\n")
         return on_step(*step)
 
-    generated = _generate(self, inputs, prompt, seed, after_step)
+    generated = _generate(self, inputs, prompt, seed, after_step, *rest)
     if NOISE <= seed < NOISE + 8:
         generated.image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (1024, 1024, 3), np.uint8))
     return generated
