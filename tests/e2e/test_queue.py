@@ -168,7 +168,7 @@ def test_openais_requests_come_through_the_queue(queue, worker):
     assert ask("/v1/models").output["data"][0]["id"] == "micro"
     assert ask("/v1/images/generations", prompt="x", size="big").error.startswith("invalid_input: size: 'big'")
     assert ask("/v1/images/generations", prompt="x", response_format="url").error.startswith(
-        "invalid_input: response_format: delivery: 'url' needs an object store"
+        "invalid_input: response_format: 'url' needs an object store"
     )
     assert ask("/v1/chat/completions").error.startswith("invalid_input: openai_route: '/v1/chat/completions'")
 
