@@ -110,7 +110,7 @@ def job_input(draw):
         job.setdefault("images", draw(fields["images"]))
     if "aspect_ratio" not in job:
         job |= {"width": draw(SIDE), "height": draw(SIDE)}
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2, 3]))):
+    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
         known = st.sampled_from([*fields, "mode", "image", "openai_route", "openai_input"])
         job[draw(known | TEXT)] = draw(JUNK)
     for name, most in (("num_inference_steps", 2), ("num_images", 2)):
@@ -160,7 +160,7 @@ def test_no_job_is_answered_by_anything_but_the_contract(service, monkeypatch, c
         after = runner.run(handler.handler({"id": "after", "input": {"prompt": "a red circle"}}))
     assert from_base64(after["images"][0]).size == (128, 128)
     assert outcomes.total() >= JOBS
-    assert outcomes["drawn"] > JOBS / 100
+    assert outcomes["drawn"] > JOBS / 200
     with capsys.disabled():
         print(f"\n{outcomes.total()} jobs: {dict(outcomes.most_common())}")
 
