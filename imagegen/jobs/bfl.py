@@ -86,7 +86,11 @@ def secret_of(secret: Any) -> str | None:
     field = "webhook_secret"
     if secret is None:
         return None
-    if not isinstance(secret, str) or not 1 <= len(secret.encode()) <= _MAX_SECRET:
+    try:
+        size = len(secret.encode()) if isinstance(secret, str) else 0
+    except UnicodeEncodeError:  # half a surrogate pair
+        size = 0
+    if not isinstance(secret, str) or not 1 <= size <= _MAX_SECRET:
         raise InvalidInput(f"{field}: must be a text of 1 to {_MAX_SECRET} bytes", field)
     return secret if is_secret(secret) else PREFIX + base64.b64encode(secret.encode()).decode()
 

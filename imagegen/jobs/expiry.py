@@ -70,7 +70,8 @@ class Expiry:
                 (oldest,),
             )
             self._database.execute(
-                "DELETE FROM jobs WHERE state = 'expired' AND finished < "
+                "DELETE FROM jobs WHERE state = 'expired' "
+                "AND (webhook_state IS NULL OR webhook_state <> 'pending') AND finished < "
                 "(SELECT finished FROM jobs WHERE state = 'expired' ORDER BY finished DESC LIMIT 1 OFFSET ?)",
                 (_MOST_EXPIRED,),
             )

@@ -6,6 +6,7 @@ import io
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -150,7 +151,12 @@ class FolderFiles:
     def inputs(self, age: float = 0.0) -> list[str]:
         """The names of the references that have been kept for `age` seconds, parts of files too."""
         oldest = time.time() - age
-        return [path.name for path in (self._folder / "inputs").iterdir() if path.stat().st_mtime <= oldest]
+        names = []
+        for path in (self._folder / "inputs").iterdir():
+            with suppress(FileNotFoundError):  # another server has just deleted it
+                if path.stat().st_mtime <= oldest:
+                    names.append(path.name)
+        return names
 
     def _path(self, name: str) -> Path:
         if is_input(name):

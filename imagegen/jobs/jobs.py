@@ -54,14 +54,15 @@ class Jobs:
         self._runner = Runner(self._archive, service, self._moved)
         self._webhooks = webhooks.Webhooks(self._archive, settings, service.metrics, self.state)
         self._tasks: list[asyncio.Task[None]] = []
+        self._beat: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begins to run jobs, those that the last process left first."""
         await self._archive.begin()
         works = [self._runner.run(), self._webhooks.run(), self._keep_house()]
-        if self._archive.shared:
-            works.append(self._runner.beat())
         self._tasks = [asyncio.create_task(work) for work in works]
+        if self._archive.shared:
+            self._beat = asyncio.create_task(self._runner.beat())
 
     async def close(self) -> None:
         """Waits for the jobs that run; those that wait are for the next process, if there is a folder."""
@@ -69,6 +70,9 @@ class Jobs:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._runner.close(self._settings.timeout)
+        if self._beat is not None:  # until now others would have taken the jobs that still ran here for left behind
+            self._beat.cancel()
+            await asyncio.gather(self._beat, return_exceptions=True)
         await asyncio.to_thread(self._archive.close)
 
     async def add(

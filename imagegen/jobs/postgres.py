@@ -33,15 +33,20 @@ class PostgresDatabase:
     shared = True
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        wrong = ConfigurationError("IMAGEGEN_JOBS_DATABASE: must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 5432
+        except ValueError:  # its message may hold a part of the password
+            raise wrong from None
         if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or not parts.path.strip("/"):
-            raise ConfigurationError("IMAGEGEN_JOBS_DATABASE: must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
+            raise wrong
         secure = parse_qs(parts.query).get("sslmode", ["prefer"])[0] in ("require", "verify-ca", "verify-full")
         self._options: dict[str, Any] = {
             "user": unquote(parts.username or "postgres"),
             "password": unquote(parts.password) if parts.password else None,
             "host": parts.hostname,
-            "port": parts.port or 5432,
+            "port": port,
             "database": unquote(parts.path.strip("/")),
             "ssl_context": ssl.create_default_context() if secure else None,
             "timeout": _SECONDS,

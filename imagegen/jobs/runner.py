@@ -44,6 +44,8 @@ class Runner:
         self.logs: dict[str, Log] = {}
         self._tasks: dict[str, asyncio.Task[GenerateResponse]] = {}
         self._works: set[asyncio.Task[None]] = set()
+        #: Those of them that another process has taken over, or cancelled: they are no longer this one's to end.
+        self._gone: set[str] = set()
         self._running: Counter[str] = Counter()
         self._turns: dict[str, int] = {}
         self._turn = 0
@@ -79,7 +81,8 @@ class Runner:
                 known = set(self._tasks)
                 mine = await self._archive.rows(self._archive.store.beat)
                 for job in known - mine:
-                    self.cancel(job)
+                    if self.cancel(job):
+                        self._gone.add(job)
                 if await self._archive.rows(self._archive.store.recover, True):
                     self.wake()
             await asyncio.sleep(_BEAT)
@@ -141,6 +144,7 @@ class Runner:
             await self._run(row, task)
         finally:
             task.cancel()
+            self._gone.discard(row.id)
             self._running -= Counter([row.owner])  # which drops zeros
             self.logs.pop(row.id).moved.fire()
             self._moved.fire()
@@ -154,10 +158,12 @@ class Runner:
                 del self._tasks[row.id]
         except NotReady as error:  # the process is about to end, or the model cannot be loaded for now
             self._not_before = time.monotonic() + (error.retry_after or _PAUSE)
-            await self._archive.rows(self._archive.store.put_back, row.id, False)
+            await self._put_back(row)
         except asyncio.CancelledError:
             if self._ending:
                 raise
+            if row.id in self._gone:
+                return
             await self._fail(row, Cancelled("the job was cancelled"))
         except ImageGenError as error:
             await self._fail(row, error)
@@ -189,7 +195,17 @@ class Runner:
                 return
             except StoreFailed:
                 await asyncio.sleep(_PAUSE)
-                await self._archive.make_room()
+                with suppress(StoreFailed):  # it is logged, and tried again
+                    await self._archive.make_room()
+
+    async def _put_back(self, row: Row) -> None:
+        """The job waits again; it has not begun."""
+        while True:
+            try:
+                await self._archive.rows(self._archive.store.put_back, row.id, False)
+                return
+            except StoreFailed:
+                await asyncio.sleep(_PAUSE)
 
     async def _fail(self, row: Row, error: ImageGenError) -> None:
         if self._service.fatal is not None and row.starts <= MAX_STARTS and self._archive.outlives:

@@ -289,6 +289,8 @@ class Store:
 
     def secret(self) -> str:
         """A secret of this store, made at the first call."""
+        if rows := self._execute("SELECT value FROM meta WHERE name = 'secret'"):  # a full disk can be read
+            return str(rows[0]["value"])
         with self._database.transaction():
             rows = self._execute(
                 "INSERT INTO meta (name, value) VALUES ('secret', ?) "

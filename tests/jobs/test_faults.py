@@ -1,0 +1,82 @@
+"""What must not lose a job, nor tell a secret: a store that fails while it is needed, and another server's doing."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from imagegen.errors import ConfigurationError, InvalidInput, StoreFailed
+from imagegen.jobs import runner as runner_module
+from imagegen.jobs.bfl import secret_of
+from imagegen.jobs.events import Signal
+from imagegen.jobs.postgres import PostgresDatabase
+from imagegen.jobs.runner import Runner
+
+ROW = SimpleNamespace(id="a" * 32, owner="key-1", starts=1)
+
+
+class Archive:
+    """Fails as often as it is told, and keeps what was stored and ended."""
+
+    outlives = shared = False
+
+    def __init__(self, failures=0):
+        self.failures, self.saved, self.ended = failures, [], []
+
+    def _fail(self):
+        if self.failures:
+            self.failures -= 1
+            raise StoreFailed("no space left")
+
+    async def save(self, row, answer, events):
+        self._fail()
+        self.saved.append(row.id)
+
+    async def make_room(self):
+        self._fail()
+
+    async def end(self, row, state, **_):
+        self.ended.append(state)
+
+
+def runner(archive):
+    made = Runner(archive, SimpleNamespace(fatal=None), Signal())
+    made.logs[ROW.id] = SimpleNamespace(to_json=lambda: "[]")
+    return made
+
+
+def test_an_image_is_stored_once_the_store_works_again(monkeypatch):
+    monkeypatch.setattr(runner_module, "_PAUSE", 0.001)
+    archive = Archive(failures=4)  # two tries to store it, and two to make room for it
+    asyncio.run(runner(archive)._save(ROW, SimpleNamespace()))
+    assert archive.saved == [ROW.id]
+
+
+@pytest.mark.parametrize(("taken_over", "ended"), [(True, []), (False, ["cancelled"])])
+def test_a_job_that_another_server_has_taken_over_is_not_ended_by_this_one(taken_over, ended):
+    async def cancelled():
+        archive = Archive()
+        mine = runner(archive)
+        task = mine._tasks[ROW.id] = asyncio.create_task(asyncio.sleep(60))
+        running = asyncio.create_task(mine._run(ROW, task))
+        await asyncio.sleep(0)
+        assert mine.cancel(ROW.id)
+        if taken_over:
+            mine._gone.add(ROW.id)
+        await running
+        return archive.ended
+
+    assert asyncio.run(cancelled()) == ended
+
+
+def test_an_address_that_is_none_is_an_error_without_a_part_of_its_password():
+    with pytest.raises(ConfigurationError, match="must be postgresql://USER:PASSWORD@HOST:PORT/NAME") as caught:
+        PostgresDatabase("postgresql://u:se/cret@host/db")
+    assert "cret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("secret", ["\ud800", "", 3, "x" * 10_000])
+def test_a_secret_that_is_none_is_an_error_of_its_field(secret):
+    with pytest.raises(InvalidInput, match="webhook_secret: must be a text"):
+        secret_of(secret)
