@@ -5,9 +5,9 @@ The server serves the miniature: `make serve`. Needs Debian's chromium.
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -19,7 +19,11 @@ _QUALITY = 80
 
 def main() -> None:
     """Takes the eight screenshots."""
-    url, folder = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "docs/studio")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", help="of the running server")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("docs/studio"), help="default: docs/studio")
+    args = parser.parse_args()
+    url, folder = args.url, args.folder
     folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -40,7 +40,7 @@ def test_importing_starts_nothing():
 def test_a_generate_is_the_contracts_output(mode):
     output = run({"id": "a", "input": {**PROMPT, "seed": 42, **({"mode": mode} if mode else {})}})
     assert set(output) == {
-        "images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "warnings",
+        "images", "urls", "seeds", "width", "height", "output_format", "model", "timings", "warnings", "loras",
     }  # fmt: skip
     assert output["seeds"] == [42]
     assert from_base64(output["images"][0]).size == (128, 128)

@@ -12,9 +12,12 @@ from tests.support import ROOT
 SMALLEST = {
     "bake": "micro FOLDER/model --into FOLDER/baked",
     "caches": "--pairs 1",
+    "editing": "--only strength --count 1",
+    "editing_ways": "--count 1",
     "fleet": "--most 10000",
     "host_time": "--images 1",
     "jobs": "--only kills --jobs 4 --kills 1",
+    "lora": "--only memory swap",
     "micro": "--each 1 --sheet FOLDER/sheet.png",
     "random_model": "micro FOLDER/model",
     "server": "--pairs 1",

@@ -173,6 +173,7 @@ def test_the_table_of_limits_is_what_is_tested_here():
         "8 of the processor's, 10 in all": "bad_reference",
         "IMAGEGEN_URL_TIMEOUT": "bad_reference",  # these two: tests/inputs/test_fetching.py
         "5": "bad_reference",
+        "36 megapixels": "bad_reference",  # tests/editing
         "20,000": "payload_too_large",  # these three: tests/server/test_http.py
         "120": "deadline_exceeded",
         "10": "none",

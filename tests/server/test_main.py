@@ -126,7 +126,7 @@ def test_the_service_information_the_page_and_the_capabilities(client):
     assert "http://" not in page.text
     assert "https://" not in page.text
     can = client.get("/capabilities").json()
-    assert can["sizes"] == {"default": 128, "min": 64, "max": 1024, "multiple": 16}
+    assert can["sizes"] == {"default": 128, "min": 64, "max": 1024, "multiple": 16, "good": 256}
     assert can["limits"]["images"] == 4
 
 
