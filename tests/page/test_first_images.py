@@ -80,7 +80,7 @@ def test_an_error_stands_beside_its_field(page):
     page.get_by_role("radio", name="Auto").check()
     page.get_by_label("Prompt", exact=True).fill("")
     page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.locator("#prompt-error")).to_contain_text("prompt: is empty")
+    expect(page.locator("#prompt-error")).to_contain_text("prompt: is missing or empty")
     expect(page.locator("#width-error")).to_be_empty()
 
 
