@@ -251,7 +251,8 @@ def test_a_gpu_that_hangs_ends_the_worker_too(tmp_path):
         assert worker.process.wait(60) == 1
         assert job.error == "gpu_failed: the GPU made no step for 5 s; this worker must be replaced"
         assert job.answers[0]["stopPod"] is True
-        assert behind.status == ("FAILED" if behind.taken else "IN_QUEUE")
+        # It may have been ready first.
+        assert behind.status in ({"FAILED", "COMPLETED"} if behind.taken else {"IN_QUEUE"})
         pings = len(queue.pings)
         time.sleep(2.5)
         assert len(queue.pings) == pings  # the heartbeat is a process of its own, and has ended with it
