@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from imagegen.contract import prompts, requests
+from imagegen.contract.aliases import IGNORED, ONLY
 from imagegen.contract.reading import EMPTY
 from imagegen.engine.service import Service
 from imagegen.models import MULTIPLE, ModelSpec
@@ -22,6 +23,8 @@ Schema = dict[str, Any]
 _NOT_GIVEN: Schema = {"description": "Not given.", "enum": list(EMPTY)}
 _EMPTY: Schema = {"$ref": "#/components/schemas/NotGiven"}
 _GIVEN: Schema = {"not": _EMPTY}
+#: Fields of other workers that are taken with any value.
+_CHANGE_NOTHING = f"^({'|'.join(sorted(IGNORED.keys() - ONLY.keys()))})$"
 #: The routes whose bodies are read by the contract.
 _NATIVE, _OPENAI = ("/generate", "/edit", "/jobs"), ("/v1/images/generations", "/v1/images/edits")
 #: Fields of an edit that say in different ways what of the photo is kept, and those that change one of them.
@@ -113,6 +116,7 @@ def _accept_empty(schema: Schema) -> None:
         if name == "images":
             options.append({"type": "array", "items": _EMPTY})
         properties[name] = {**shown, "anyOf": [*options, _EMPTY]}
+    schema["patternProperties"] = {_CHANGE_NOTHING: {"description": "Changes nothing here; a warning says so."}}
     schema["additionalProperties"] = _EMPTY
     if rules := list(_rules(properties)):
         schema["allOf"] = rules

@@ -17,4 +17,4 @@ def test_others_are_served_during(kind):
     attacked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     print(attacked.stdout)
     assert attacked.returncode == 0, attacked.stdout + attacked.stderr
-    assert "| yes |" in attacked.stdout
+    assert attacked.stdout.count("| yes |") >= 2

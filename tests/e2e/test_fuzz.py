@@ -121,10 +121,17 @@ def job_input(draw):
     return job
 
 
-JOB = st.one_of(
-    *[st.fixed_dictionaries({"id": st.just("a-job"), "input": job_input()})] * 12,
-    st.fixed_dictionaries({}, optional={"id": JUNK, "input": job_input() | JUNK, "s3Config": JUNK, "policy": JUNK}),
-    JUNK,
+#: Most are jobs of which the input alone may be bad. one_of would take the same strategy twelve times for one.
+JOB = st.integers(0, 13).flatmap(
+    lambda kind: (
+        st.fixed_dictionaries({"id": st.just("a-job"), "input": job_input()})
+        if kind < 12
+        else st.fixed_dictionaries(
+            {}, optional={"id": JUNK, "input": job_input() | JUNK, "s3Config": JUNK, "policy": JUNK}
+        )
+        if kind < 13
+        else JUNK
+    )
 )
 
 
@@ -134,14 +141,8 @@ def test_no_job_is_answered_by_anything_but_the_contract(service, monkeypatch, c
     outcomes: Counter[str] = Counter()
 
     with asyncio.Runner() as runner:
-        # A few are the same in every run: of so few, too many may be bad by chance.
-        @settings(
-            max_examples=JOBS,
-            derandomize=JOBS < 1000,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
+
+        @settings(max_examples=JOBS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(JOB)
         def fuzz(job):
             output = runner.run(handler.handler(job))
@@ -160,7 +161,7 @@ def test_no_job_is_answered_by_anything_but_the_contract(service, monkeypatch, c
         after = runner.run(handler.handler({"id": "after", "input": {"prompt": "a red circle"}}))
     assert from_base64(after["images"][0]).size == (128, 128)
     assert outcomes.total() >= JOBS
-    assert outcomes["drawn"] > JOBS / 200
+    assert outcomes["drawn"] > JOBS / 50
     with capsys.disabled():
         print(f"\n{outcomes.total()} jobs: {dict(outcomes.most_common())}")
 
