@@ -13,9 +13,9 @@ from imagegen.contract.start_times import StartTimes
 
 
 class Timings(BaseModel):
-    """Seconds of each stage. `load` is the wait for a model that was not loaded yet. `denoise` includes encoding the
-    reference images. `composite` is the time to put an edit back into its photo, beside the GPU. `total` is the time in
-    the worker; it is less than the sum if stages overlapped."""
+    """Seconds of each stage. `load` is the wait for a model that was not loaded yet. `references` includes LoRA
+    adapters, `denoise` encoding the reference images. `composite` is the time to put an edit back into its photo,
+    beside the GPU. `total` is the time in the worker; it is less than the sum if stages overlapped."""
 
     load: float = 0.0
     queue: float = 0.0

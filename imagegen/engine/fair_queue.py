@@ -47,7 +47,7 @@ class FairQueue(Generic[T]):
         """Adds an item, which need not be the caller's newest.
 
         Args:
-            group: items of the same one are better done one after another.
+            group: items of the same one are better done one after another; one without goes with any.
         """
         turn = self._last[caller] = max(self._turn, self._last.get(caller, self._turn - 1) + 1)
         heapq.heappush(self._turns, (turn, next(self._numbers), caller))
@@ -60,7 +60,9 @@ class FairQueue(Generic[T]):
             IndexError: there is none.
         """
         following = self._following()
-        chosen = next((i for i, (_, item) in enumerate(following) if item.group == self._group), 0)
+        chosen = 0  # one without a group goes with any: nothing is gained by overtaking it
+        if self._group is not None and following[0][1].group is not None:
+            chosen = next((i for i, (_, item) in enumerate(following) if item.group == self._group), 0)
         if any(item.overtaken >= OVERTAKEN for _, item in following[:chosen]):
             chosen = 0
         for _, item in following[:chosen]:
@@ -73,7 +75,8 @@ class FairQueue(Generic[T]):
         if not self._items[caller]:
             del self._items[caller]
         # One that overtakes leaves the turn with those whom it has overtaken.
-        self._turn, self._group = following[0][0][0], found.group
+        self._turn = following[0][0][0]
+        self._group = self._group if found.group is None else found.group
         # Forgotten are those whose next item would have this turn anyway; where nobody waits, all but the last one.
         known = self._last.items() if self._turns else [(caller, self._turn)]
         self._last = {other: last for other, last in known if last >= self._turn}

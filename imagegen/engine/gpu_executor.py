@@ -88,7 +88,7 @@ class GpuExecutor:
         turn = _Turn(job, plan, pipeline, finished)
         turn.prepared = await asyncio.to_thread(prepare, job, plan, pipeline)
         with self._lock:
-            self._ready.put(job.caller, job.begun, turn, tuple(one.name for one in job.loras.used))
+            self._ready.put(job.caller, job.begun, turn, tuple(one.name for one in job.loras.used) or None)
         self._metrics.gpu_time.change(ready=1)
         self.submit(self._run_next)
         generated = asyncio.wrap_future(turn.future)

@@ -63,7 +63,8 @@ class Job:
 
     def spent(self, stage: str, seconds: float, ago: float = 0.0) -> None:
         """Part of a stage took `seconds` and ended `ago` seconds before now: for the job's timings and its trace."""
-        setattr(self.timings, stage, getattr(self.timings, stage) + seconds)
+        with self._lock:  # several threads put a job's images into their photo
+            setattr(self.timings, stage, getattr(self.timings, stage) + seconds)
         self.trace.stage(stage, seconds, ago)
 
     def spend(self, seconds: float, metrics: Metrics) -> None:

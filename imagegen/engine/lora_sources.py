@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import re
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +17,7 @@ from imagegen.lora.header import Broken, Header
 from imagegen.models import ModelSpec
 from imagegen.outputs.object_store import ObjectStore
 from imagegen.settings import Settings
+from imagegen.weights.files import write_whole
 from imagegen.weights.sources import find_in_caches
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def list_entries(settings: Settings, spec: ModelSpec, fetch: bool = True) -> dic
             if name in found:
                 raise ConfigurationError(f"IMAGEGEN_LORAS: {name} comes twice")
             found[name] = check(name, file, settings, spec)
-            if (fault := found[name].fault) is not None:
+            if fetch and (fault := found[name].fault) is not None:  # at the start, and not each time that it is listed
                 log.warning("the LoRA %s cannot be used: it %s", name, fault)
     return found
 
@@ -89,7 +88,7 @@ def _files(part: str, settings: Settings, spec: ModelSpec, fetch: bool) -> list[
             raise ConfigurationError(f"IMAGEGEN_LORAS: {part} is no directory; others are written NAME=SOURCE")
         files = sorted(file for file in folder.iterdir() if file.name.endswith(_ENDING))
         for file in files:
-            if not _NAME.fullmatch(file.name.removesuffix(_ENDING)):
+            if fetch and not _NAME.fullmatch(file.name.removesuffix(_ENDING)):
                 log.warning("the LoRA %s is passed over: a name has letters, digits, '.', '_' and '-'", file.name)
         return [(n, f) for f in files if _NAME.fullmatch(n := f.name.removesuffix(_ENDING))]
     if not _NAME.fullmatch(name):
@@ -161,7 +160,7 @@ def _from_address(name: str, address: str, settings: Settings, spec: ModelSpec, 
     try:
         url, settings = _presigned(address, settings) if address.startswith("s3://") else (address, settings)
         data = asyncio.run(download(url, "IMAGEGEN_LORAS", settings, spec, hosts=""))
-        save(data, kept)
+        write_whole(data, kept)
     except ImageGenError as error:
         cause = error.message.removeprefix("IMAGEGEN_LORAS: ")
         raise ConfigurationError(f"IMAGEGEN_LORAS: {name}: {cause}") from None
@@ -217,11 +216,3 @@ def check_host(url: str, field: str, settings: Settings) -> None:
         allowed = False
     if not allowed:
         raise BadLora(f"{field}: LoRAs are not fetched from there; https and hosts of a list are allowed", field)
-
-
-def save(data: bytes, file: Path) -> None:
-    """Writes a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-        part.write(data)
-    os.replace(part.name, file)

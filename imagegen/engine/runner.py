@@ -202,10 +202,14 @@ class LocalRunner:
 
     async def _choose_loras(self, job: Job, library: LoraLibrary, pipeline: FluxPipeline) -> Chosen:
         """The job's adapters; those by URL for one job of a caller after the other."""
-        if not any(lora.url for lora in job.request.loras):
-            return await library.choose(job.request.loras, pipeline)
-        async with self._admission.reading(), self._admission.adapters(job.caller):
-            return await library.choose(job.request.loras, pipeline)
+        clock = time.monotonic()
+        try:
+            if not any(lora.url for lora in job.request.loras):
+                return await library.choose(job.request.loras, pipeline)
+            async with self._admission.reading(), self._admission.adapters(job.caller):
+                return await library.choose(job.request.loras, pipeline)
+        finally:
+            job.spent("references", time.monotonic() - clock)
 
     async def _read_references(self, job: Job, spec: ModelSpec) -> None:
         """Fills `job.references` and `job.edit`."""

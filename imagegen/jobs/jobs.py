@@ -259,9 +259,9 @@ class Jobs:
                 raise NotReady("the worker is ending; ask again with the same Idempotency-Key", retry_after=5)
             await self._moved.wait(_LOOK)
 
-    async def watch(self, job_id: str, owner: str, after: int = -1) -> AsyncIterator[tuple[int, Event] | None]:
-        """A job's events with their numbers, from the beginning until it has ended; None where nothing has happened for
-        a second. Those of a job that waits end early where the process is about to end.
+    async def watch(self, job_id: str, owner: str, after: int = -1) -> AsyncIterator[tuple[int, Event]]:
+        """A job's events with their numbers, from the beginning until it has ended. Those of a job that waits end early
+        where the process is about to end.
 
         Args:
             after: only events with a higher number.
@@ -280,7 +280,6 @@ class Jobs:
                         yield after, event
                     if not ended:
                         await log.moved.wait(_LOOK)
-                        yield None
                 continue
             if row.state == "queued" and (ahead := await self._place(row)) != place:
                 place = ahead
@@ -289,7 +288,6 @@ class Jobs:
                 if self._service.admission.draining:
                     return
                 await self._moved.wait(_LOOK)
-                yield None
                 continue
             for number, event in enumerate(from_json(row.events), first):
                 if number > after:

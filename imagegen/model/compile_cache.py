@@ -10,13 +10,13 @@ import json
 import logging
 import platform
 import re
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from imagegen.compat import diffusers as compat
 from imagegen.models import ModelSpec
+from imagegen.weights.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,7 @@ class CompileCache:
             return
         content = self._head(saved[0]) + b"\n" + saved[0]
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.file.parent, delete=False) as part:
-                part.write(content)
-            Path(part.name).chmod(0o644)  # workers under other users read it too
-            Path(part.name).replace(self.file)
+            write_whole(content, self.file)
         except OSError as error:
             log.warning("the compile cache %s cannot be written (%s)", self.file, type(error).__name__)
             return

@@ -61,7 +61,7 @@ class Inputs:
     """The inputs of a job's images, beside their prompt.
 
     Args:
-        negative: what is encoded for guidance; None: there is none.
+        negative: what is encoded for guidance, by the first image for all; None: there is none.
         text_ids, latent_ids: positions (1, tokens, 4) of the prompt and of an image.
         timesteps, sigmas: of the scheduler, (steps,) and (steps + 1,).
         strength: the noise level at which the steps begin; below 1 they begin at the first reference, of this size.
@@ -71,7 +71,7 @@ class Inputs:
     size: Size
     num_inference_steps: int
     guidance_scale: float
-    negative: Tokens | None
+    negative: Tokens | torch.Tensor | None
     references: References
     text_ids: torch.Tensor
     latent_ids: torch.Tensor

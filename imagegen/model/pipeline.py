@@ -292,7 +292,9 @@ class FluxPipeline:
         if pipe is self._plain:  # the other knows no guidance
             arguments["guidance_scale"] = inputs.guidance_scale
             if inputs.negative is not None:
-                arguments["negative_prompt_embeds"] = self.encode_prompt(inputs.negative).embeddings
+                if isinstance(inputs.negative, Tokens):
+                    inputs.negative = self.encode_prompt(inputs.negative).embeddings
+                arguments["negative_prompt_embeds"] = inputs.negative
 
         def call() -> GeneratedImage:
             noise = inputs.noise.get(seed)

@@ -52,7 +52,8 @@ class PromptEncoder:
         kept = self._kept.get(tokens.text)
         begun = Mark.on(self._device)
         if kept is not None:
-            (embeddings,) = send([kept], self._device)
+            # In the GPU's own queue: the host may be ahead of the copy that fills what was kept.
+            embeddings = kept.to(self._device, non_blocking=True)
         else:
             embeddings = self._encode(tokens)
             self._kept.put(tokens.text, embeddings)

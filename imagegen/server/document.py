@@ -6,7 +6,6 @@ FastAPI's own document, from which docs/api-fields.md is written, is the same fo
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -54,12 +53,15 @@ def _describe(document: Schema, service: Service, spec: ModelSpec | None) -> Sch
     for path in (*_NATIVE, *_OPENAI):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         for kind, body in content.items():
-            schema = body["schema"] = json.loads(json.dumps(body["schema"]))
+            schema = body["schema"]
             _narrow(schema["properties"], service, spec)
             if kind == "application/json":
-                _accept_empty(schema)
-            else:
-                _without_null(schema)
+                _relate(schema, _EMPTY)
+                schema["patternProperties"] = {_CHANGE_NOTHING: {"description": "Changes nothing; a warning says so."}}
+                schema["additionalProperties"] = _EMPTY
+            else:  # a form has no null: a field that is not given is left out, or empty
+                _relate(schema, {"enum": [""]})
+                schema["additionalProperties"] = False
     return document
 
 
@@ -105,7 +107,7 @@ def _sizes(spec: ModelSpec) -> str:
     return f"^(auto|({sides})x({sides}))$"
 
 
-def _accept_empty(schema: Schema) -> None:
+def _relate(schema: Schema, empty: Schema) -> None:
     """Adds what counts as not given, and which fields exclude or need each other."""
     properties = schema["properties"]
     for name, field in properties.items():
@@ -113,11 +115,9 @@ def _accept_empty(schema: Schema) -> None:
             continue
         shown = {key: field.pop(key) for key in ("default", "description", "title", "examples") if key in field}
         options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
-        if name == "images":
+        if name == "images" and empty is _EMPTY:
             options.append({"type": "array", "items": _EMPTY})
-        properties[name] = {**shown, "anyOf": [*options, _EMPTY]}
-    schema["patternProperties"] = {_CHANGE_NOTHING: {"description": "Changes nothing here; a warning says so."}}
-    schema["additionalProperties"] = _EMPTY
+        properties[name] = {**shown, "anyOf": [*options, empty]}
     if rules := list(_rules(properties)):
         schema["allOf"] = rules
 
@@ -150,16 +150,3 @@ def _apart(one: str, other: str) -> Schema:
 def _together(one: str, other: str) -> Schema:
     """`other` is given wherever `one` is."""
     return {"anyOf": [{"not": _given(one)}, _given(other)]}
-
-
-def _without_null(schema: Schema) -> None:
-    """A form has no null: a field that is not given is left out, or empty."""
-    schema["additionalProperties"] = False
-    for name, field in schema["properties"].items():
-        if name in schema["required"]:
-            continue
-        shown = {key: field.pop(key) for key in ("default", "description", "title", "examples") if key in field}
-        options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
-        schema["properties"][name] = {**shown, "anyOf": [*options, {"enum": [""]}]}
-    if rules := list(_rules(schema["properties"])):
-        schema["allOf"] = rules

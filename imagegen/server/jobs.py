@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -21,12 +20,10 @@ from imagegen.server import native, stored
 from imagegen.server.bodies import read_fields
 from imagegen.server.http import ERRORS
 from imagegen.server.stored import KEY, FileAnswer, add, jobs_of
-from imagegen.server.streams import EVENTS, server_sent
+from imagegen.server.streams import EVENTS, server_sent, with_comments
 
 router = APIRouter(tags=["Jobs"])
 
-#: Seconds without an event after which a comment is sent: proxies close a connection after 60 s and more of silence.
-_SILENCE = 10.0
 
 _Id = Annotated[str, Path(description="The job's id.", examples=["0b7e6a2f9c5d4e3f8a1b2c3d4e5f6071"])]
 _Responses = dict[int | str, dict[str, Any]]
@@ -66,7 +63,8 @@ async def post(
     fields, form = await read_fields(request, stored=True)
     url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
     hook = jobs_of(request).hook(None if url == "" else url, None if secret == "" else secret)  # "" is an empty field
-    job = requests.parse_job(fields, strict=not form)
+    service = request.app.state.service
+    job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings))
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
     return await _state(request, row, 202)
 
@@ -117,22 +115,17 @@ async def events(
     if row.finished is not None and after >= jobs.last_event(row):
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(request, job_id, after), media_type="text/event-stream", headers=headers)
+    events = with_comments(_stream(request, job_id, after))
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 async def _stream(request: Request, job_id: str, after: int) -> AsyncIterator[str]:
     jobs, owner = jobs_of(request), request.state.caller
-    silent, last = time.monotonic(), ""
+    last = ""
     try:
-        async for item in jobs.watch(job_id, owner, after):
-            if item is not None:
-                name, fields = await event_fields(item[1], job_id)
-                yield f"id: {item[0]}\n" + server_sent(name, json.dumps(fields))
-            elif time.monotonic() - silent > _SILENCE:
-                yield ": \n\n"
-            else:
-                continue
-            silent = time.monotonic()
+        async for number, event in jobs.watch(job_id, owner, after):
+            name, fields = await event_fields(event, job_id)
+            yield f"id: {number}\n" + server_sent(name, json.dumps(fields))
         row = await jobs.get(job_id, owner)
         if row.finished is None:
             return  # the server ends; the client asks again

@@ -117,4 +117,6 @@ async def metrics(request: Request, service: _Service) -> Response:
     """Metrics for Prometheus."""
     with suppress(StoreFailed):
         await jobs_of(request).measure()
-    return Response(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(
+        await asyncio.to_thread(service.metrics_text), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )

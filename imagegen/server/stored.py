@@ -123,9 +123,8 @@ async def follow(
     jobs = jobs_of(request)
 
     async def events() -> AsyncIterator[Event]:
-        async for item in jobs.watch(row.id, row.owner):
-            if item is not None:
-                yield item[1]
+        async for _, event in jobs.watch(row.id, row.owner):
+            yield event
 
     async def result() -> GenerateResponse:
         return await answer(request, await jobs.ended(row.id, row.owner))

@@ -72,7 +72,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, body: AsyncIterator[str], task: asyncio.Task[Any]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_with_comments(body), media_type="text/event-stream", headers=headers)
+        super().__init__(with_comments(body), media_type="text/event-stream", headers=headers)
         self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +84,9 @@ class EventStream(StreamingResponse):
             self._task.cancel()
 
 
-async def _with_comments(body: AsyncIterator[str]) -> AsyncIterator[str]:
+async def with_comments(body: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The same events, with a comment wherever nothing has happened for COMMENT_SECONDS."""
+
     async def next_event() -> str | None:
         return await anext(body, None)
 

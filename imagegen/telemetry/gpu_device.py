@@ -50,18 +50,27 @@ class GpuDevice(Collector):
         self._events = self._listen()
         self._lock = threading.Lock()
         self._state, self._read_at = GpuState(), -_FRESH_SECONDS
+        self._asking = False
         self._said: str | None = None
 
     @property
     def state(self) -> GpuState:
-        """What is known of it, at most a second old; what the driver does not tell of this GPU is null."""
+        """What the driver last said; it is asked again once that is a second old. What it does not tell is null."""
         with self._lock:
-            if self._clock() - self._read_at >= _FRESH_SECONDS:
-                self._state, self._read_at = self._read(), self._clock()
-                if self._state.degraded != self._said:
-                    self._said = self._state.degraded
-                    log.warning("the GPU is degraded: %s", self._said or "no longer")
+            if not self._asking and self._clock() - self._read_at >= _FRESH_SECONDS:
+                self._asking = True
+                threading.Thread(target=self._refresh, name="gpu-state", daemon=True).start()
             return self._state
+
+    def _refresh(self) -> None:
+        """Asks the driver, which may hang with a broken GPU, while /health must answer: nobody waits for it."""
+        try:
+            self._state = self._read()
+            if self._state.degraded != self._said:
+                self._said = self._state.degraded
+                log.warning("the GPU is degraded: %s", self._said or "no longer")
+        finally:
+            self._read_at, self._asking = self._clock(), False
 
     def collect(self) -> Iterator[Metric]:
         """Its state as metrics."""

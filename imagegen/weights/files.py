@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import struct
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,3 +116,21 @@ def prefetch(folder: Path) -> threading.Thread:
     thread = threading.Thread(target=pull_all, name="prefetch", daemon=True)
     thread.start()
     return thread
+
+
+def write_whole(data: bytes, file: Path) -> None:
+    """Writes a file whole or not at all; workers under other users can read it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as made:
+        part = Path(made.name)
+    try:
+        part.write_bytes(data)
+        part.chmod(0o644)
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

@@ -83,3 +83,13 @@ def test_who_overtakes_takes_no_turn_of_those_overtaken():
     assert drain(queue, 2) == ["x0", "x1"]
     queue.put("new", 3, "new", "c")
     assert drain(queue, 2) == ["y0", "new"]
+
+
+def test_nothing_is_overtaken_where_nothing_is_gained():
+    queue = FairQueue()
+    for number, group in enumerate([None, "a", None, "a", None]):
+        queue.put(None, number, number, group)
+    assert [queue.get() for _ in range(5)] == [0, 1, 2, 3, 4]
+    for number, group in enumerate(["a", "b", None, "a"]):
+        queue.put(None, number, number, group)
+    assert [queue.get() for _ in range(4)] == [0, 3, 1, 2]

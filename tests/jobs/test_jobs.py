@@ -160,6 +160,12 @@ def test_an_id_that_is_none_is_not_found(client, job_id):
     assert {answer.status_code for answer in answers} == {404}
 
 
+def test_an_error_names_the_bounds_of_this_server():
+    with serving(max_steps=8) as (url, _):
+        answer = httpx.post(f"{url}/jobs", json={**JOB, "num_inference_steps": 99})
+    assert "1 to 8" in answer.json()["error"]["message"]
+
+
 def test_without_a_folder_jobs_are_in_memory():
     with serving() as (url, service), httpx.Client(base_url=url, timeout=60) as client:
         service.start().result()

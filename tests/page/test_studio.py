@@ -122,6 +122,25 @@ def test_the_history_outlives_a_reload_and_gives_its_settings_back(page):
     expect(page.locator("#strip li")).to_have_count(0)
 
 
+def test_two_tabs_keep_each_their_images(page, url):
+    other = page.context.new_page()
+    other.goto(url)
+    generate(page, "a green square on a white background")
+    generate(other, "a red circle on a blue background")
+    other.reload()
+    expect(other.locator("#strip li")).to_have_count(2)
+    other.close()
+
+
+def test_what_python_is_given_is_a_text_whatever_it_says(page):
+    for word in ("true", "constructor"):
+        code = page.evaluate(
+            """async (word) => (await import("/studio/snippets.js")).python({ references: [] }, { mode: "generate", prompt: word })""",
+            word,
+        )
+        assert f'"prompt": "{word}"' in code
+
+
 def test_a_link_carries_the_settings_where_no_server_sees_them(page, url):
     generate(page, "a small white circle on a green gradient")
     page.get_by_text("Copy as").click()

@@ -1,5 +1,7 @@
 import logging
 import re
+import threading
+import time
 from pathlib import Path
 
 import pynvml
@@ -9,6 +11,7 @@ from imagegen.engine.service import Service
 from imagegen.settings import Settings
 from imagegen.telemetry.gpu_device import GpuDevice, open_device
 from imagegen.telemetry.metrics import Metrics
+from tests.support import until
 from tests.support.nvml import UUID, Nvml
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +39,15 @@ def device(nvml, clock):
     return GpuDevice(nvml, UUID, clock)
 
 
+def asked(device):
+    """Its state, once the driver has answered."""
+    _ = device.state
+    until(lambda: not device._asking)
+    return device.state
+
+
 def test_a_healthy_gpu_says_what_it_does_and_is_not_marked(device):
-    state = device.state
+    state = asked(device)
     assert (state.utilization, state.temperature, state.power) == (0.75, 71, 402.5)
     assert (state.memory_used, state.memory_total) == (18 * 2**30, 24 * 2**30)
     assert state.degraded is None
@@ -45,7 +55,7 @@ def test_a_healthy_gpu_says_what_it_does_and_is_not_marked(device):
 
 def test_meeting_its_power_cap_is_no_fault(nvml, device):
     nvml.reasons = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonGpuIdle
-    assert device.state.degraded is None
+    assert asked(device).degraded is None
 
 
 @pytest.mark.parametrize(
@@ -62,14 +72,14 @@ def test_a_fault_marks_the_worker(nvml, device, caplog, fault, says):
     for name, value in fault.items():
         setattr(nvml, name, value)
     with caplog.at_level(logging.WARNING, "imagegen"):
-        assert device.state.degraded == says
+        assert asked(device).degraded == says
     assert f"the GPU is degraded: {says}" in caplog.text
 
 
 def test_an_error_that_a_program_caused_is_counted_and_marks_nothing(nvml, device):
     nvml.events = [(pynvml.nvmlEventTypeXidCriticalError, 31)] * 2
-    assert device.state.degraded is None
-    assert device.state.xids == [31]
+    assert asked(device).degraded is None
+    assert asked(device).xids == [31]
     metrics = Metrics()
     metrics.watch(device)
     assert metrics.figures()['imagegen_gpu_xid_errors_total{xid="31"}'] == 2
@@ -78,18 +88,18 @@ def test_an_error_that_a_program_caused_is_counted_and_marks_nothing(nvml, devic
 def test_throttling_ends_and_a_xid_stays(nvml, device, clock):
     nvml.reasons = pynvml.nvmlClocksEventReasonHwSlowdown
     nvml.events = [(pynvml.nvmlEventTypeXidCriticalError, 94)]
-    assert device.state.degraded == "throttled (hw_slowdown); Xid 94"
+    assert asked(device).degraded == "throttled (hw_slowdown); Xid 94"
     nvml.reasons = 0
     clock.now += 2
-    assert device.state.degraded == "Xid 94"
+    assert asked(device).degraded == "Xid 94"
 
 
 def test_the_driver_is_asked_once_a_second(nvml, device, clock):
     for _ in range(5):
-        _ = device.state
+        asked(device)
     assert nvml.asked == 1
     clock.now += 1
-    _ = device.state
+    asked(device)
     assert nvml.asked == 2
 
 
@@ -97,6 +107,7 @@ def test_what_a_gpu_does_not_know_is_not_shown(nvml, device):
     nvml.ecc = None
     metrics = Metrics()
     metrics.watch(device)
+    asked(device)
     figures = metrics.figures()
     assert "imagegen_gpu_uncorrectable_errors" not in figures
     assert figures["imagegen_gpu_temperature_celsius"] == 71
@@ -108,6 +119,7 @@ def test_health_says_it(nvml, device):
     service = Service(Settings(model="micro"))
     service.metrics.watch(device)
     service.metrics.watch(device)  # a second load
+    asked(device)
     gpu = service.health().gpu
     service.close()
     assert gpu.degraded == "1 uncorrectable memory errors"
@@ -119,7 +131,22 @@ def test_without_a_driver_nothing_is_known():
 
 def test_the_page_names_these_metrics(nvml, device):
     nvml.events = [(pynvml.nvmlEventTypeXidCriticalError, 31)]
-    _ = device.state
+    asked(device)
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8").split("## The GPU itself")[1].split("\n## ")[0]
     shown = set(re.findall(r"`(imagegen_\w+)", page))
     assert shown == {sample.name for family in device.collect() for sample in family.samples}
+
+
+def test_a_driver_that_hangs_keeps_nobody_waiting(nvml, device):
+    answers = threading.Event()
+
+    def hang(_):
+        answers.wait(60)
+        raise nvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    nvml.nvmlDeviceGetUtilizationRates = hang
+    begun = time.monotonic()
+    assert device.state.degraded is None
+    assert time.monotonic() - begun < 10
+    answers.set()
+    until(lambda: not device._asking)

@@ -203,7 +203,7 @@ function listen() {
 }
 
 await speak();
-const { entries, kept } = await store.open();
+const entries = await store.open();
 listen();
 const newest = entries.find((entry) => entry.images.length);
 if (newest) open(newest);
@@ -211,5 +211,5 @@ else {
   stage.showNothing();
   render();
 }
-if (!kept) $("history-note").textContent = t("not_kept");
+setComparing(false);
 refresh();

@@ -77,7 +77,7 @@ function pythonValue(value) {
       .map(([name, one]) => `${JSON.stringify(name)}: ${pythonValue(one)}`)
       .join(", ")}}`;
   }
-  return PYTHON[value] ?? JSON.stringify(value);
+  return typeof value === "string" ? JSON.stringify(value) : (PYTHON[value] ?? JSON.stringify(value));
 }
 
 /** JavaScript for Node, as a module. */

@@ -9,7 +9,6 @@ const MAX_BYTES = 300e6;
 
 let database = null;
 let entries = [];
-let nextKey = 1;
 
 const done = (request) =>
   new Promise((resolve, reject) => {
@@ -19,7 +18,7 @@ const done = (request) =>
 
 const table = () => database.transaction("entries", "readwrite").objectStore("entries");
 
-/** Opens the database; gives its entries, the newest first, and whether they will be kept. */
+/** Opens the database; gives its entries, the newest first. */
 export async function open() {
   try {
     const request = indexedDB.open("imagegen", 1);
@@ -29,9 +28,11 @@ export async function open() {
   } catch {
     database = null;
   }
-  nextKey = 1 + Math.max(0, ...entries.map((entry) => entry.key));
-  return { entries, kept: database !== null };
+  return entries;
 }
+
+/** Whether entries outlive the page. */
+export const isKept = () => database !== null;
 
 export const all = () => entries;
 
@@ -45,7 +46,7 @@ export const bytesOf = (entry) =>
 /** Adds an entry or replaces it, and forgets the oldest ones beyond the bounds. */
 export async function put(entry) {
   if (!entry.key) {
-    entry.key = nextKey++;
+    entry.key = Date.now() + Math.random(); // in the order of their making, and no other tab's
     entries.unshift(entry);
   }
   await write((store) => store.put(entry));

@@ -2,7 +2,7 @@
 
 import { $, node } from "./dom.js";
 import { service } from "./service.js";
-import { all, urlOf } from "./store.js";
+import { all, isKept, urlOf } from "./store.js";
 import { t } from "./text.js";
 
 let comparing = null;
@@ -16,7 +16,7 @@ export function renderStrip(current, open, compare) {
   const finished = all().filter((entry) => entry.images.length);
   $("strip").replaceChildren(...finished.map((entry) => thumb(entry, current, open, compare)));
   $("clear").hidden = $("save-all").hidden = finished.length === 0;
-  $("compare").hidden = finished.length + Math.max(0, ...finished.map((entry) => entry.images.length)) < 3;
+  $("compare").hidden = finished.length < 2;
 }
 
 function thumb(entry, current, open, compare) {
@@ -44,7 +44,7 @@ function pick(entry, compare) {
 export function setComparing(on) {
   comparing = on ? [] : null;
   $("compare").setAttribute("aria-pressed", String(on));
-  $("history-note").textContent = on ? t("choose_two") : "";
+  $("history-note").textContent = on ? t("choose_two") : isKept() ? "" : t("not_kept");
   service.dispatchEvent(new Event("strip"));
 }
 
