@@ -133,12 +133,12 @@ def test_two_tabs_keep_each_their_images(page, url):
 
 
 def test_what_python_is_given_is_a_text_whatever_it_says(page):
+    program = """async (prompt) => {
+        const { python } = await import("/studio/snippets.js");
+        return python({ references: [] }, { mode: "generate", prompt });
+    }"""
     for word in ("true", "constructor"):
-        code = page.evaluate(
-            """async (word) => (await import("/studio/snippets.js")).python({ references: [] }, { mode: "generate", prompt: word })""",
-            word,
-        )
-        assert f'"prompt": "{word}"' in code
+        assert f'"prompt": "{word}"' in page.evaluate(program, word)
 
 
 def test_a_link_carries_the_settings_where_no_server_sees_them(page, url):
