@@ -13,6 +13,7 @@ from imagegen.engine.service import Service
 from imagegen.errors import BadReference, ImageGenError
 from imagegen.settings import Settings
 from imagegen.telemetry.metrics import Metrics, size_class
+from tests.support import until
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,8 @@ def test_what_was_paid_and_not_delivered_has_its_outcome(service):
 
     def work():
         asyncio.run(cancelled())
-        service.executor.submit(lambda: None).result()  # the GPU's thread is done with it
+        # Its turn ends after that, in the executor's threads.
+        until(lambda: 'imagegen_job_gpu_seconds_total{mode="generate",outcome="cancelled"}' in service.metrics.figures())
 
     what = gained(service, work)
     assert what['imagegen_jobs_total{mode="generate",outcome="cancelled"}'] == 1
