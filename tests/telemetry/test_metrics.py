@@ -61,7 +61,7 @@ def test_what_was_paid_and_not_delivered_has_its_outcome(service):
     def work():
         asyncio.run(cancelled())
         # Its turn ends after that, in the executor's threads.
-        until(lambda: paid in service.metrics.figures())
+        until(lambda: service.metrics.figures().get(paid))
 
     paid = 'imagegen_job_gpu_seconds_total{mode="generate",outcome="cancelled"}'
     what = gained(service, work)
