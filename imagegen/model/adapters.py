@@ -21,7 +21,14 @@ from imagegen.lora.header import Broken, Header, Tensor
 from imagegen.lora.layers import layers
 from imagegen.models import ModelSpec
 
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 
 
 class Matrices(NamedTuple):
