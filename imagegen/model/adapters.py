@@ -166,7 +166,7 @@ class LoraLayers:
         self._hold([one.adapter for one in adapters])
         scales = [one.scale for one in adapters for _ in range(one.adapter.rank)]
         scales += [0.0] * (self.rank - len(scales))
-        self._state.scales.copy_(torch.tensor(scales))
+        self._state.scales.copy_(torch.tensor(scales), non_blocking=True)  # the host waits for no job before this one
         self._state.active = True
         try:
             yield
