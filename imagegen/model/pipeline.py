@@ -333,7 +333,7 @@ class FluxPipeline:
             log.warning("blocks cannot be compiled (%s); they run without from now on", type(error).__name__)
         acceleration.run_eagerly(self._pipe)
         self._compiled = False
-        if (plan := self.config.plan) is not None and plan.card is not None:
+        if (plan := self.config.plan) is not None and plan.gpu is not None:
             self.use_plan(plan.eager())
         return self.translating_gpu_errors(call)
 

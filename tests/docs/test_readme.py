@@ -22,7 +22,7 @@ from imagegen.builder.micro.measure import background_colour, shape_colour
 from imagegen.cli.inspect import read
 from imagegen.cli.main import main
 from imagegen.contract.responses import GenerateResponse
-from imagegen.memory.plan import Card, gib
+from imagegen.memory.plan import Gpu, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
 from imagegen.runpod import handler
@@ -90,9 +90,9 @@ def test_the_plans_of_the_table_are_those_that_are_made(monkeypatch, capsys):
     rows = re.findall(cells, PAGES["docs/models.md"], re.MULTILINE)
     assert len(rows) == 8
     for gigabytes, nf4, *shown in rows:
-        plan = choose(get_model("klein-9b"), Card.of(int(gigabytes), (8, 9)), nf4=bool(nf4))
-        side, _ = plan.largest((2064, 2064), [], plan.card.bytes)
-        peak = f"{gib(plan.peak)} of {gib(plan.card.bytes)}"
+        plan = choose(get_model("klein-9b"), Gpu.of(int(gigabytes), (8, 9)), nf4=bool(nf4))
+        side, _ = plan.largest((2064, 2064), [], plan.gpu.bytes)
+        peak = f"{gib(plan.peak)} of {gib(plan.gpu.bytes)}"
         assert shown == [plan.transformer, plan.text_encoder, peak, str(side)]
 
 

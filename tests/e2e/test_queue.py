@@ -36,7 +36,7 @@ def steps_file(log):
 
 @pytest.fixture(scope="module")
 def worker(queue, log, steps_file):
-    """One for all tests that end none; its card fails by the seed."""
+    """One for all tests that end none; its GPU fails by the seed."""
     with queue.worker(log, *FAULTY, STEPS_FILE=str(steps_file), IMAGEGEN_STALL_TIMEOUT="60") as running:
         queue.run(PROMPT).wait()
         yield running
