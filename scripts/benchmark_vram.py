@@ -144,7 +144,7 @@ def show_estimate(estimated: dict[str, Any]) -> str:
         for plan in [row["plan"]]
     ]
     heads = ["GPU", "transformer", "text encoder", "offload", "weights on it", "peak, no reference"]
-    heads += [f"peak, {most} references", "can be had", "largest square"]
+    heads += [f"peak, {most} references", "available", "largest square"]
     sizes = [row["gpu_gb"] for row in estimated["gpus"]]
     rows = []
     for number, row in enumerate(estimated["gpus"][0]["combinations"]):

@@ -95,7 +95,7 @@ def choose(
         return plan(transformer, stored[1] or transformer, "none", "a CPU has no room to run out of")
     _check_runs(precision, stored, gpu.capability)
     offloads = get_args(Offload) if offload == "auto" else (offload,)
-    every = [  # that these weights can be had in here; an error's advice is one of them
+    every = [  # which these weights allow here; an error's advice is one of them
         one
         for one in (plan(*candidate) for candidate in _with(precision, stored, gpu.capability))
         if stored[0] in (None, one.transformer)
@@ -105,7 +105,7 @@ def choose(
     wanted = [one for one in every if one.offload in offloads and precision in ("auto", one.transformer)]
     if not wanted:
         holds = f"transformer {stored[0] or 'bf16'}, text encoder {stored[1] or 'bf16'}"
-        raise ConfigurationError(f"{asked or 'these weights'} cannot be had: the model's folder holds {holds}")
+        raise ConfigurationError(f"{asked or 'this'} is not possible: the model's directory holds {holds}")
     found = next((one for one in wanted if one.fits(gpu)), None)
     if found is not None:
         return plan(found.transformer, found.text_encoder, found.offload, _why(found, wanted, asked))
@@ -160,7 +160,7 @@ def _why(found: MemoryPlan, wanted: Sequence[MemoryPlan], asked: str) -> str:
 def _too_large(best: MemoryPlan, gpu: Gpu, asked: str, nearest: MemoryPlan | None) -> str:
     text = (
         f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.needed)} of the GPU's memory for "
-        f"{describe(best.size, best.references)}, and {gib(gpu.bytes)} can be had"
+        f"{describe(best.size, best.references)}, and {gib(gpu.bytes)} is available"
     )
     advice = []
     if asked and nearest is not None:

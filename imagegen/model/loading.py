@@ -121,7 +121,7 @@ def load(
         times: of the start until now.
 
     Raises:
-        ConfigurationError: the weights cannot be had or loaded, or do not fit the GPU.
+        ConfigurationError: the weights cannot be found, downloaded or loaded, or do not fit the GPU.
     """
     times = times or StartTimes()
     decoder = None

@@ -84,11 +84,11 @@ def test_a_forced_plan_that_cannot_fit_says_what_it_needs_and_the_nearest_that_f
         choose(KLEIN, Gpu.of(24, ADA), precision="bf16", offload="none")
     assert str(caught.value) == (
         "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=none: klein-9b needs 32.4 GiB of the GPU's memory for 1024x1024 "
-        "with 4 references, and 23.5 GiB can be had; IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=embeddings needs 23.3 GiB"
+        "with 4 references, and 23.5 GiB is available; IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=embeddings needs 23.3 GiB"
     )
     with pytest.raises(ConfigurationError, match=r"; .* or IMAGEGEN_MAX_REFERENCES=3 needs 12\.7 GiB$"):
         choose(KLEIN, Gpu.of(13, ADA), offload="none")
-    with pytest.raises(ConfigurationError, match=r"klein-9b needs .* and 2\.0 GiB can be had; choose a larger GPU"):
+    with pytest.raises(ConfigurationError, match=r"klein-9b needs .* and 2\.0 GiB is available; choose a larger GPU"):
         choose(KLEIN, Gpu.of(2, ADA))
 
 
@@ -134,7 +134,7 @@ def test_weights_that_are_quantised_already_stay_so():
     plan = choose(KLEIN, Gpu.of(80, (9, 0)), stored=("int8", "int8"))
     assert (plan.transformer, plan.text_encoder) == ("int8", "int8")
     with pytest.raises(
-        ConfigurationError, match="IMAGEGEN_PRECISION=bf16 cannot be had: .* transformer fp8, text encoder"
+        ConfigurationError, match="IMAGEGEN_PRECISION=bf16 is not possible: .* transformer fp8, text encoder"
     ):
         choose(KLEIN, Gpu.of(80, (9, 0)), precision="bf16", stored=("fp8", None))
 
