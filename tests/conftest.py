@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 
+import httpx
 import pytest
 
 from imagegen.engine.service import Service
@@ -14,6 +15,7 @@ from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.settings import get_settings
+from tests.server.conftest import serving
 from tests.support import settings, until  # noqa: F401
 from tests.support.images import from_base64, scene, to_base64, to_bytes  # noqa: F401
 
@@ -55,6 +57,20 @@ def _rounding() -> dict[str, object]:
     if hasattr(attention, "attention_backend"):
         found["diffusers' active attention backend"] = attention._AttentionBackendRegistry.get_active_backend()[0]
     return found
+
+
+@pytest.fixture(scope="session")
+def ready():
+    """(base URL, service) of a server that has loaded its model; no test may leave it otherwise."""
+    with serving(max_body_mb=3) as (url, service):
+        service.start().result()
+        yield url, service
+
+
+@pytest.fixture(scope="session")
+def client(ready):
+    with httpx.Client(base_url=ready[0], timeout=60) as open_client:
+        yield open_client
 
 
 @pytest.fixture(autouse=True)

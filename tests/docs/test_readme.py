@@ -168,8 +168,8 @@ def test_the_command_line_of_the_readme(tmp_path):
     assert shape_colour(opened(tmp_path / "green.png").convert("RGB")) == "green"
 
 
-def test_the_api_script_is_satisfied(port, tmp_path):
-    command = [sys.executable, "-m", "scripts.test_api", "--url", f"http://localhost:{port}"]
+def test_the_api_script_is_satisfied(ready, tmp_path):
+    command = [sys.executable, "-m", "scripts.test_api", "--url", ready[0]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout
@@ -236,11 +236,10 @@ def test_the_tables_name_every_field_code_and_model():
         assert spec.page is None or f"({spec.page})" in row
 
 
-def test_the_events_of_the_page_are_those_of_a_stream(port):
+def test_the_events_of_the_page_are_those_of_a_stream(client):
     shown = set(re.findall(r"^\| `(\w+)` \| ", section("docs/api.md", "Event stream"), re.MULTILINE))
     body = {"prompt": "a red circle", "images": [to_base64(scene("circle", "red", "blue"))], "seed": 1}
-    url, accept = f"http://localhost:{port}/edit?previews=true", {"Accept": "text/event-stream"}
-    text = httpx.post(url, json=body, headers=accept, timeout=60).text
+    text = client.post("/edit?previews=true", json=body, headers={"Accept": "text/event-stream"}).text
     assert set(re.findall(r"^event: (\w+)$", text, re.MULTILINE)) | {"error"} == shown
     for name, keys in (("queued", {"id", "place"}), ("step", {"step", "total", "seconds_left", "preview"})):
         data = re.search(rf"^event: {name}\ndata: (.*)$", text, re.MULTILINE)[1]
@@ -248,8 +247,8 @@ def test_the_events_of_the_page_are_those_of_a_stream(port):
         assert all(f'"{key}"' in section("docs/api.md", "Event stream") for key in keys)
 
 
-def test_the_metrics_of_the_page_are_those_of_the_server(port):
-    text = httpx.get(f"http://localhost:{port}/metrics").text
+def test_the_metrics_of_the_page_are_those_of_the_server(client):
+    text = client.get("/metrics").text
     real = set(re.findall(r"^# TYPE (imagegen_\w+) (?:counter|gauge|histogram)$", text, re.MULTILINE))
     real = {name for name in real if not name.endswith("_created")}
     shown = set(re.findall(r"^\| `(imagegen_\w+)", section("docs/operations.md", "Metrics"), re.MULTILINE))

@@ -84,7 +84,8 @@ def test_a_forced_plan_that_cannot_fit_says_what_it_needs_and_the_nearest_that_f
         choose(KLEIN, Gpu.of(24, ADA), precision="bf16", offload="none")
     assert str(caught.value) == (
         "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=none: klein-9b needs 32.4 GiB of the GPU's memory for 1024x1024 "
-        "with 4 references, and 23.5 GiB is available; IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=embeddings needs 23.3 GiB"
+        "with 4 references, and 23.5 GiB is available; "
+        "IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=embeddings needs 23.3 GiB"
     )
     with pytest.raises(ConfigurationError, match=r"; .* or IMAGEGEN_MAX_REFERENCES=3 needs 12\.7 GiB$"):
         choose(KLEIN, Gpu.of(13, ADA), offload="none")
