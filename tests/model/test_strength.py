@@ -29,6 +29,7 @@ def test_the_noise_levels_are_the_usual_ones_times_the_strength(pipeline, steps)
         assert inputs.timesteps.numpy() == pytest.approx(1000 * inputs.sigmas[:-1].numpy(), rel=1e-5)
 
 
+@pytest.mark.slow  # 108 edits
 def test_more_is_more(pipeline):
     """Nine strengths, over edits of several kinds. Where nearly every edit is made, more strength adds hardly anything:
     there the mean may fall by what single edits scatter, a fiftieth."""
