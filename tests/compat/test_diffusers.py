@@ -13,6 +13,13 @@ def test_where_a_pipeline_computes(pipeline):
     assert diffusers.execution_device(pipeline._pipe) == torch.device("cpu")
 
 
+def test_a_pipeline_with_offload_has_hooks(config):
+    pipe = Flux2KleinPipeline.from_pretrained(config.path)
+    assert not diffusers.has_offload_hooks(pipe)
+    pipe.enable_model_cpu_offload(device="meta")
+    assert diffusers.has_offload_hooks(pipe)
+
+
 def test_the_attention_that_was_chosen(pipeline):
     transformer = pipeline._pipe.transformer
     before = diffusers.attention_backend(transformer)
