@@ -76,7 +76,7 @@ def test_fewer_references_leave_room_for_more():
 def test_the_settings_force_the_plan(forced, expected):
     plan = choose(KLEIN, Gpu.of(24, ADA), **forced)
     assert f"{plan.transformer} {plan.text_encoder} {plan.offload}" == expected
-    assert plan.why.startswith("as IMAGEGEN_")
+    assert plan.why.startswith("chosen by IMAGEGEN_")
 
 
 def test_a_forced_plan_that_cannot_fit_says_what_it_needs_and_the_nearest_that_fits():
