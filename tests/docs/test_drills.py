@@ -82,13 +82,13 @@ def test_a_key_is_rotated_without_a_caller_noticing():
 
 def test_a_model_is_deleted_from_the_cache(tmp_path):
     command = re.search(r"`(hf cache rm [^`]+)`", (ROOT / "docs" / "drills.md").read_text(encoding="utf-8"))[1]
-    for name in ("served", "old"):
+    for name, commit in (("served", "a" * 40), ("old", "b" * 40)):
         folder = tmp_path / "hub" / f"models--us--{name}"
-        snapshot = folder / "snapshots" / ("a" * 40)
+        snapshot = folder / "snapshots" / commit
         snapshot.mkdir(parents=True)
         (snapshot / "config.json").write_text("{}")
         (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text("a" * 40)
+        (folder / "refs" / "main").write_text(commit)
     program, *arguments = command.replace("OWNER/NAME", "us/old").split()
     subprocess.run(
         [Path(sys.executable).parent / program, *arguments, "--yes"],

@@ -159,7 +159,7 @@ def fingerprint(migration):
 
 
 #: Of each version.
-FINGERPRINTS = ["e725a138e8324c31", "ffbaa548077a9925", "3e37d1aaa2942f17"]
+FINGERPRINTS = ["e725a138e8324c31", "ffbaa548077a9925", "3e37d1aaa2942f17", "d2d1663672c8b66c"]
 
 
 def test_a_newer_version_is_refused(tmp_path):
