@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagegen.contract.reading import is_given
+from imagegen.contract.given import is_given
 from imagegen.contract.showing import show
 
 _SIZE = re.compile(r"([0-9]{1,5}) ?[xX*\u00d7] ?([0-9]{1,5})")  # the last is a multiplication sign
@@ -44,7 +44,7 @@ def _response_format(value: Any) -> dict[str, Any]:
     """OpenAI's name of what is `delivery` here."""
     delivery = {"b64_json": "base64", "url": "url"}.get(value) if isinstance(value, str) else None
     if delivery is None:
-        raise ValueError("is not known; allowed are b64_json and url")
+        raise ValueError("is not known; allowed are b64_json and url (with an object store)")
     return {"delivery": delivery}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,11 +30,14 @@ _TYPES = {
 }
 
 
-def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[str, float]) -> InvalidInput:
+def invalid_input(
+    error: ErrorDetails, schema: type[BaseModel], most: Mapping[str, float], others: Iterable[str] = ()
+) -> InvalidInput:
     """One of pydantic's errors in the contract's words.
 
     Args:
         most: what is allowed of a field here, where that is less than the schema allows.
+        others: fields that the endpoint takes beside the schema's.
     """
     location = [part for part in error["loc"] if part != "body"]
     fields, field, name = _place(location, schema)
@@ -48,7 +51,7 @@ def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[st
         text = "is missing or empty"
         text += f"; 1 to {MAX_PROMPT} characters are required" if field == "prompt" else ", and required"
     elif kind == "extra_forbidden":
-        text = _unknown(field, fields, schema)
+        text = _unknown(field, fields, schema, others)
     elif kind == "string_too_long":
         text = f"{len(came)} characters are too many; 1 to {most.get(field, context['max_length']):g} are allowed"
     elif field == "images" and kind in ("too_long", "too_short"):
@@ -60,6 +63,9 @@ def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[st
         text = f"{show(came)} is out of bounds ({low} to {min(high, most.get(field, high))})"
     elif kind == "literal_error":
         text = f"{show(came)} is not known; allowed are {context['expected']}"
+        text += " (with an object store)" * (field == "delivery")
+    elif kind == "json_invalid":
+        text = f"is not the JSON of {'a list of objects' if field == 'loras' else 'an object'}"
     elif kind == "string_unicode":
         text = "holds half of a surrogate pair, which is not a character"
     elif kind.endswith(("_type", "_parsing")):
@@ -81,11 +87,11 @@ def _place(location: list[int | str], schema: type[BaseModel]) -> tuple[type[Bas
     return schema, field, name
 
 
-def _unknown(field: str, fields: type[BaseModel], schema: type[BaseModel]) -> str:
+def _unknown(field: str, fields: type[BaseModel], schema: type[BaseModel], others: Iterable[str]) -> str:
     """What is wrong with a field that `fields`, the request or an object in it, does not have."""
     if schema is GenerateRequest and field in EditRequest.model_fields:
         return "is not a field of generate, but of edit, which needs a reference image"
-    known = ["mode", *fields.model_fields] if fields is schema else list(fields.model_fields)
+    known = ["mode", *fields.model_fields, *others] if fields is schema else list(fields.model_fields)
     similar = aliases.nearest(field, aliases.names_of(known) if fields is schema else known)
     where = {Expand: "expand", Lora: "loras"}.get(fields) or getattr(schema, "mode", "this object")
     return f"is not a field of {where}; the nearest is {similar}; allowed are {', '.join(known)}"

@@ -1,5 +1,4 @@
-"""How the values of a request are read, the same at every endpoint: what counts as not given, as an integer, as an
-image."""
+"""How the values of a request are read, the same at every endpoint: what counts as an integer, as an image."""
 
 from __future__ import annotations
 
@@ -7,15 +6,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from imagegen.contract.given import is_given
 from imagegen.contract.prompts import MAX_PROMPT, is_blank
-
-#: What clients write for a field that they do not set. An empty prompt is a missing one.
-EMPTY: tuple[Any, ...] = (None, "", [], {})
-
-
-def is_given(value: Any) -> bool:
-    """Whether a value says anything."""
-    return value not in EMPTY
 
 
 class Fields(BaseModel):

@@ -11,6 +11,8 @@ import json
 from typing import Any
 
 from imagegen.contract import requests
+from imagegen.contract.aliases import nearest
+from imagegen.contract.given import is_given
 from imagegen.contract.requests import Request
 from imagegen.contract.showing import show
 from imagegen.errors import ImageGenError, InvalidInput, NotFound
@@ -24,7 +26,7 @@ MODELS = {"flux-2-klein-9b": ("klein-9b", "klein-9b-kv", "micro"), "flux-2-klein
 _IMAGES = ("input_image", "input_image_2", "input_image_3", "input_image_4")
 _SAME = ("prompt", "seed", "width", "height", "loras")
 _KNOWN = (*_SAME, *_IMAGES, "output_format", "safety_tolerance", "webhook_url", "webhook_secret")
-#: Bytes of a webhook_secret.
+#: Characters of a webhook_secret.
 _MAX_SECRET = 256
 #: The most of safety_tolerance.
 _TOLERANCE = 6
@@ -37,20 +39,21 @@ def check_model(name: str, spec: ModelSpec) -> None:
 
 
 def translate(fields: dict[str, Any]) -> tuple[Request, list[str]]:
-    """BFL's fields -> a request of this project, and what the caller should know. A field with null or an empty
-    text is one that is not given.
+    """BFL's fields -> a request of this project, and what the caller should know.
 
     Raises:
         InvalidInput: a field that is not known, or holds what it must not; in BFL's names.
     """
-    given = {name: value for name, value in fields.items() if value is not None and (value != "" or name == "prompt")}
+    given = {name: value for name, value in fields.items() if is_given(value)}
     for name in given:
         if name not in _KNOWN:
-            shown = name[:60]
-            raise InvalidInput(f"{shown}: is not a field of this route; allowed are {', '.join(_KNOWN)}", shown)
+            shown, similar = name[:60], nearest(name, _KNOWN)
+            text = f"is not a field of this route; the nearest is {similar}; allowed are {', '.join(_KNOWN)}"
+            raise InvalidInput(f"{shown}: {text}", shown)
     warnings = []
     if (tolerance := given.get("safety_tolerance")) is not None:
-        if not isinstance(tolerance, int) or isinstance(tolerance, bool) or not 0 <= tolerance <= _TOLERANCE:
+        whole = isinstance(tolerance, int | float) and not isinstance(tolerance, bool) and tolerance % 1 == 0
+        if not whole or not 0 <= tolerance <= _TOLERANCE:
             came = show(tolerance)
             raise InvalidInput(f"safety_tolerance: {came} came; 0 to {_TOLERANCE} are allowed", "safety_tolerance")
         warnings.append("safety_tolerance: changes nothing; this server has no filter")
@@ -87,12 +90,12 @@ def secret_of(secret: Any) -> str | None:
     if secret is None:
         return None
     try:
-        size = len(secret.encode()) if isinstance(secret, str) else 0
+        data = secret.encode() if isinstance(secret, str) and len(secret) <= _MAX_SECRET else b""
     except UnicodeEncodeError:  # half a surrogate pair
-        size = 0
-    if not isinstance(secret, str) or not 1 <= size <= _MAX_SECRET:
-        raise InvalidInput(f"{field}: must be a text of 1 to {_MAX_SECRET} bytes", field)
-    return secret if is_secret(secret) else PREFIX + base64.b64encode(secret.encode()).decode()
+        data = b""
+    if not data:
+        raise InvalidInput(f"{field}: must be a text of 1 to {_MAX_SECRET} characters", field)
+    return secret if is_secret(secret) else PREFIX + base64.b64encode(data).decode()
 
 
 def result_of(row: Row, sample: str | None, step: tuple[int, int] | None) -> dict[str, Any]:

@@ -38,6 +38,9 @@ _SLICE = 1_000_000
 #: Bytes of a form that are parsed at one time: python-multipart takes 10 ms for the worst of them.
 _FORM_SLICE = 16_384
 
+#: What JavaScript's FormData makes of a field that is not set.
+_NULL = ("null", "undefined")
+
 
 async def read_fields(request: Request, stored: bool = False) -> tuple[dict[str, Any], bool]:
     """The fields of a body, and whether they came as a form, whose values are all strings.
@@ -240,10 +243,12 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
             if not images and not single:
                 raise InvalidInput(f"{name[:60]}: is not a field that takes a file", name[:60])
             text = (await asyncio.to_thread(base64.b64encode, await value.read())).decode()
+        elif value in _NULL and name != "prompt":
+            continue
         else:
             text = value
-        if images and (text or name not in fields):  # browsers send an empty one where no file is chosen
-            fields[name] = [*filter(None, fields.get(name, [])), text]
+        if images:  # browsers send an empty one where no file is chosen
+            fields[name] = [*fields.get(name, []), text] if text else fields.get(name, [])
         elif name in fields:
             raise InvalidInput(f"{name[:60]}: was received twice", name[:60])
         elif len(text) > _LONG_TEXT and not single:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from imagegen.contract import requests
+from imagegen.contract.given import is_given
 from imagegen.contract.responses import ErrorResponse
 from imagegen.contract.schemas import EditRequest
 from imagegen.engine.event_queue import event_fields
@@ -31,7 +32,7 @@ _NOT_FOUND: _Responses = {401: ERRORS[401], 404: {"model": ErrorResponse, "descr
 _EXPIRED: _Responses = {410: {"model": ErrorResponse, "description": "The job was kept for as long as was promised."}}
 _CONFLICT: _Responses = {409: {"model": ErrorResponse, "description": "The job is in no state for this."}}
 _HOOKS = {
-    "webhook_url": {"type": "string", "description": "Where the end of the job is told, by POST."},
+    "webhook_url": {"type": "string", "format": "web-url", "description": "Where the end of the job is told, by POST."},
     "webhook_secret": {"type": "string", "description": "Signs the webhook: whsec_ and 24 to 64 bytes in base64."},
 }
 
@@ -61,10 +62,10 @@ async def post(
 ) -> Response:
     """Accepts a job, and answers at once. It is done whether or not anybody waits for it."""
     fields, form = await read_fields(request, stored=True)
-    url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
-    hook = jobs_of(request).hook(None if url == "" else url, None if secret == "" else secret)  # "" is an empty field
+    values = [fields.pop(name, None) for name in _HOOKS]
+    hook = jobs_of(request).hook(*(value if is_given(value) else None for value in values))
     service = request.app.state.service
-    job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings))
+    job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings), _HOOKS)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
     return await _state(request, row, 202)
 

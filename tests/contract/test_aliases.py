@@ -119,7 +119,8 @@ def test_an_object_without_an_image_is_named():
         ({"steps": 51}, "steps: 51 is out of bounds (1 to 50)"),
         ({"guidance": "2"}, "guidance: must be a number, and not '2'"),
         ({"image_format": "gif"}, "image_format: 'gif' is not known; allowed are 'png', 'jpeg' or 'webp'"),
-        ({"response_format": "png"}, "response_format: 'png' is not known; allowed are b64_json and url"),
+        ({"response_format": "png"}, "response_format: 'png' is not known; allowed are b64_json and url (with"
+         " an object store)"),
         ({"output_compression": 101}, "output_compression: 101 is out of bounds (0 to 100)"),
         ({"background": "transparent"}, "background: 'transparent' cannot be honoured here; allowed are auto"
          " and opaque"),
