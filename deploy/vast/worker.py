@@ -1,7 +1,7 @@
 """Vast Serverless: what Vast's PyWorker must know of image-gen's HTTP server, which runs beside it.
 
-onstart.sh starts the server, and this file in an environment of its own: of image-gen it imports the table of fields' names
-alone, which needs no package. See README-VASTAI.md.
+onstart.sh starts the server, and this file in an environment of its own: of image-gen it imports the table of fields'
+names alone, which needs no package. See README-VASTAI.md.
 
 The server's log is JSON, and a mark is a piece of it with quotation marks: whatever a caller could bring into a line
 would have them escaped, so that no prompt and no path can make a worker look ready, or broken.
@@ -17,8 +17,8 @@ from typing import Any
 from vastai import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from imagegen.contract import aliases  # noqa: E402 - the path of imports comes first
-from imagegen.contract.given import is_given  # noqa: E402
+from imagegen.contract import aliases
+from imagegen.contract.given import is_given
 
 #: As onstart.sh starts the server: not on the port that the image exposes, which Vast would publish, without a key.
 PORT = int(os.environ.get("PORT") or 18000)

@@ -27,6 +27,7 @@ def _size(value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and value.keys() == {"width", "height"}:
         return dict(value)
     if isinstance(value, str):
+        value = value.strip().lower()
         if value == "auto":
             return {}
         if match := _SIZE.fullmatch(value):
@@ -155,7 +156,6 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
     Raises:
         ValueError: a field came under two names, or its value cannot be read; begins with the name.
     """
-    fields = {name: value for name, value in fields.items() if not is_image(name) or has_image(value)}
     ours = {name: value for name, value in fields.items() if name not in ALIASES and name not in IGNORED}
     names: dict[str, str] = {}
     ignored = {}
@@ -209,14 +209,14 @@ def is_image(name: str) -> bool:
     return name == "images" or (name in ALIASES and ALIASES[name].field == "images")
 
 
-def has_image(value: Any) -> bool:
-    """Whether a field of reference images holds any: a list of nothing but empty entries does not."""
-    return any(is_given(one) for one in value) if isinstance(value, list) else is_given(value)
-
-
 def is_mask(name: str) -> bool:
     """Whether a field, under any of its names, holds a mask."""
     return name == "mask" or (name in ALIASES and ALIASES[name].field == "mask")
+
+
+def is_file(name: str) -> bool:
+    """Whether a field of a form may be a file."""
+    return is_image(name) or is_mask(name)
 
 
 def wants_image_url(job_input: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ Request = GenerateRequest | EditRequest
 
 #: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
 _PRIVATE = ("prompt", "negative_prompt", "images", "mask", "url")
-_TYPES = {
+TYPES = {
     "int": "an integer",
     "float": "a number",
     "string": "a string",
@@ -28,6 +28,13 @@ _TYPES = {
     "list": "a list",
     "model": "an object",
 }
+
+_TEXTS = {
+    "string_unicode": "holds half of a surrogate pair, which is not a character",
+    "json_invalid": "is not JSON, such as ",
+}
+#: What a form may have for a list, and for an object.
+_EXAMPLES = {"loras": '[{"name": "brand-x", "scale": 0.8}]', "expand": '{"left": 256}'}
 
 
 def invalid_input(
@@ -64,13 +71,11 @@ def invalid_input(
     elif kind == "literal_error":
         text = f"{show(came)} is not known; allowed are {context['expected']}"
         text += " (with an object store)" * (field == "delivery")
-    elif kind == "json_invalid":
-        text = f"is not the JSON of {'a list of objects' if field == 'loras' else 'an object'}"
-    elif kind == "string_unicode":
-        text = "holds half of a surrogate pair, which is not a character"
-    elif kind.endswith(("_type", "_parsing")):
+    elif kind in _TEXTS:
+        text = _TEXTS[kind] + _EXAMPLES.get(field, "")
+    elif (name_of_type := kind.partition("_")[0]) in TYPES:
         shown = kind_of(came) if field in _PRIVATE else show(came)
-        text = f"must be {_TYPES.get(kind.rpartition('_')[0], kind)}, and not {shown}"
+        text = f"must be {TYPES[name_of_type]}, and not {shown}"
     else:
         text = f"{show(came)}: {error['msg']}"
     return InvalidInput(f"{name}: {text}", name)

@@ -9,5 +9,5 @@ EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def is_given(value: Any) -> bool:
-    """Whether a value says anything."""
-    return value not in EMPTY
+    """Whether a value says anything; a list of nothing but empty entries does not."""
+    return value not in EMPTY and not (isinstance(value, list) and all(one in EMPTY for one in value))

@@ -38,20 +38,21 @@ def _is_integer(annotation: Any) -> bool:
 
 def read_seed(value: Any) -> Any:
     """-1 asks for a random seed, in the interfaces that grew up with Stable Diffusion."""
-    return None if value in (-1, "-1") else value
+    return None if value in (-1, "-1", "-1.0") else value
 
 
 def read_format(value: Any) -> Any:
     """A format in any case, and JPG too."""
     if not isinstance(value, str):
         return value
-    return "jpeg" if value.lower() == "jpg" else value.lower()
+    value = value.strip().lower()
+    return "jpeg" if value == "jpg" else value
 
 
 def read_aspect_ratio(value: Any) -> Any:
     """Replicate's and RunPod's names beside the shapes: one of the reference's own, and two that say nothing."""
     names = {"match_input_image": "match_input", "custom": None, "auto": None}
-    return names.get(value, value) if isinstance(value, str) else value
+    return names.get(value := value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def not_blank(value: Any) -> Any:

@@ -57,7 +57,7 @@ def parse_job(
     fields = {name: value for name, value in job_input.items() if name != "mode"}
     mode = job_input.get("mode")
     if not is_given(mode):
-        edit = any(aliases.has_image(value) for name, value in fields.items() if aliases.is_image(name))
+        edit = any(is_given(value) for name, value in fields.items() if aliases.is_image(name))
         mode = "edit" if edit else "generate"
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+
 from fastapi import FastAPI
 
 from imagegen.contract import given, prompts, requests
@@ -14,19 +15,22 @@ from imagegen.contract.aliases import IGNORED, ONLY
 from imagegen.engine.service import Service
 from imagegen.models import MULTIPLE, ModelSpec
 from imagegen.server import relations
-from imagegen.server.relations import EMPTY, Schema
+from imagegen.server.bodies import MAX_FILES
+from imagegen.server.relations import EMPTY, Relations, Schema
 
 _NOT_GIVEN: Schema = {"description": "Not given.", "enum": list(given.EMPTY)}
 #: Fields of other workers that are taken with any value.
 _CHANGE_NOTHING = f"^({'|'.join(sorted(IGNORED.keys() - ONLY.keys()))})$"
 #: The routes whose bodies are read by the contract.
-_ROUTES = (
-    *("/generate", "/edit", "/jobs", "/v1/images/generations", "/v1/images/edits"),
-    *("/v1/flux-2-klein-9b", "/v1/flux-2-klein-4b"),
-)
-_NOT_GIVEN_IN_A_FORM = ["", None, "null", "undefined"]
-#: What a form may have for true and false, as pydantic reads it, beside the two words.
-_BOOLEANS = ["1", "0", "t", "f", "y", "n", "yes", "no", "on", "off"]
+_BFL = ("/v1/flux-2-klein-9b", "/v1/flux-2-klein-4b")
+_ROUTES = ("/generate", "/edit", "/jobs", "/v1/images/generations", "/v1/images/edits", *_BFL)
+#: Those that accept a job before its references are decoded.
+_STORED = ("/jobs", *_BFL)
+#: A file of a form, whatever is in it.
+_FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+_NOT_EMPTY: Schema = {"minLength": 1}
+#: `EMPTY_IN_A_FORM` without a list and an object, which are text there.
+_EMPTY_TEXT: Schema = {"enum": ["", None, "null", "undefined"]}
 #: Base64 of 24 to 64 bytes (`job_settings.is_secret`).
 _BASE64, _END = "[A-Za-z0-9+/]", "([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 _SECRET = f"^whsec_(({_BASE64}{{4}}){{8,20}}{_END}|({_BASE64}{{4}}){{21}}({_BASE64}{{2}}==)?)$"
@@ -54,20 +58,22 @@ def _describe(document: Schema, service: Service, spec: ModelSpec | None) -> Sch
                 _narrow_parameter(parameter)
     for path in _ROUTES:
         for kind, body in document["paths"][path]["post"]["requestBody"]["content"].items():
-            _describe_body(body["schema"], service, spec, form=kind != "application/json", bfl="flux" in path)
+            _describe_body(body["schema"], service, spec, path, form=kind != "application/json")
     return document
 
 
-def _describe_body(schema: Schema, service: Service, spec: ModelSpec | None, form: bool, bfl: bool) -> None:
-    properties = schema["properties"]
+def _describe_body(schema: Schema, service: Service, spec: ModelSpec | None, path: str, form: bool) -> None:
+    properties, bfl = schema["properties"], path in _BFL
     _narrow(properties, service, spec)
+    if path in _STORED:
+        _leave_images_unchecked(properties)
     if "webhook_secret" in properties and not bfl:
         properties["webhook_secret"]["pattern"] = _SECRET
     _describe_inner(properties, service, form)
     if form:
         _describe_form(properties)
-    _allow_empty(schema, {"enum": _NOT_GIVEN_IN_A_FORM} if form else EMPTY)
-    if rules := list(relations.rules(properties, service.settings.webhook_secret is not None)):
+    _allow_empty(schema, _EMPTY_TEXT if form else EMPTY)
+    if rules := list(Relations(properties, form, service.settings.webhook_secret is not None).rules()):
         schema["allOf"] = rules
     schema["additionalProperties"] = False if form else EMPTY
     if not form and not bfl:
@@ -118,13 +124,32 @@ def _sizes(spec: ModelSpec) -> str:
     return f"^(auto|({sides})x({sides}))$"
 
 
+def _leave_images_unchecked(properties: Schema) -> None:
+    """Any text is taken, and any file: a job ends with an error where it is no image. An empty file is none."""
+    for name, field in properties.items():
+        for option in (*field.get("anyOf", [field]), field.get("items", {})):
+            if option.get("format") == "image":
+                del option["format"]
+        if name == "mask" and field.get("format") == "binary":
+            properties[name] = dict(_FILE)
+        elif name == "images" and field["items"].get("format") == "binary":
+            most = {
+                "contains": _NOT_EMPTY,
+                "minContains": 0,
+                "maxContains": field["maxItems"],
+                "maxItems": MAX_FILES - 1,
+            }
+            properties[name] = {"type": "array", "items": _FILE, "description": field["description"], **most}
+
+
 def _describe_inner(properties: Schema, service: Service, form: bool) -> None:
     """The objects that a request may hold; in a form they are JSON."""
     if "expand" in properties:
         shown = properties["expand"]
         side = shown["anyOf"][0]
         _allow_empty(side, EMPTY)
-        properties["expand"] = {**shown, "anyOf": [relations.expand({**side, "additionalProperties": EMPTY})]}
+        options = [relations.expand({**side, "additionalProperties": EMPTY}), *([{"enum": [{}]}] if form else [])]
+        properties["expand"] = {**shown, "anyOf": options}
     if "loras" not in properties:
         return
     known = service.settings.lora_buffers > 0
@@ -143,17 +168,22 @@ def _describe_form(properties: Schema) -> None:
     for name, field in properties.items():
         if field.get("type") == "boolean":
             shown = {key: field[key] for key in field if key != "type"}
-            properties[name] = {**shown, "anyOf": [{"type": "boolean"}, {"enum": _BOOLEANS}]}
+            properties[name] = {**shown, "anyOf": [{"type": "boolean"}, {"enum": relations.BOOLEANS}]}
 
 
 def _allow_empty(schema: Schema, empty: Schema) -> None:
     """Adds what counts as not given to each field that may be left out."""
     properties = schema["properties"]
     for name, field in properties.items():
-        if name in schema.get("required", ()) or field.get("format") == "binary":
+        if name in schema.get("required", ()) or _is_file(field) or _is_file(field.get("items", {})):
             continue
         shown = {key: field.pop(key) for key in ("default", "description", "title", "examples") if key in field}
         options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
-        if name == "images" and empty is EMPTY:
-            options.append({"type": "array", "items": EMPTY})
+        if any(option.get("type") == "array" for option in options):
+            options.append({"type": "array", "items": empty})
         properties[name] = {**shown, "anyOf": [*options, empty]}
+
+
+def _is_file(schema: Schema) -> bool:
+    """A file that is not given is left out, or empty."""
+    return schema.get("format") == "binary" or "contentMediaType" in schema

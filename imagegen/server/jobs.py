@@ -62,8 +62,8 @@ async def post(
 ) -> Response:
     """Accepts a job, and answers at once. It is done whether or not anybody waits for it."""
     fields, form = await read_fields(request, stored=True)
-    values = [fields.pop(name, None) for name in _HOOKS]
-    hook = jobs_of(request).hook(*(value if is_given(value) else None for value in values))
+    values = {name: value for name in _HOOKS if is_given(value := fields.pop(name, None))}
+    hook = jobs_of(request).hook(values.get("webhook_url"), values.get("webhook_secret"))
     service = request.app.state.service
     job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings), _HOOKS)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)

@@ -1,4 +1,4 @@
-"""What the fields of a request demand of each other, as JSON Schema: what `CommonFields`, `EditFields` and `Lora` check.
+"""What fields of a request demand of each other, as JSON Schema: what `CommonFields`, `EditFields` and `Lora` check.
 
 `tests/server/test_document.py` holds the two together.
 """
@@ -18,16 +18,17 @@ Schema = dict[str, Any]
 Case = tuple[str, Schema]
 
 EMPTY: Schema = {"$ref": "#/components/schemas/NotGiven"}
-GIVEN: Schema = {"not": EMPTY}
+#: The same in a form, which has no null: JavaScript makes a word of it.
+EMPTY_IN_A_FORM: Schema = {"enum": [*given.EMPTY, "null", "undefined"]}
+#: What a form may have for true, and for false, as pydantic reads it, beside the two words.
+BOOLEANS = ["1", "t", "y", "yes", "on", "0", "f", "n", "no", "off"]
 
-_MASK, _EXPAND, _FIT = ("mask", GIVEN), ("expand", GIVEN), ("fit", GIVEN)
 _PRESERVE: Case = ("preserve", {"const": "auto"})
 _STRENGTH: Case = ("strength", {"type": "number", "exclusiveMaximum": 1})
 _SHAPE: Case = ("aspect_ratio", {"enum": list(get_args(Shape))})
-_SIZE: Case = ("size", {"not": {"enum": ["auto", *given.EMPTY]}})
 #: Fields that need a mask, where they are not what they are without one.
 _OF_THE_MASK: tuple[Case, ...] = (
-    ("mask_invert", {"enum": [True, "true"]}),
+    ("mask_invert", {"enum": [True, "true", *BOOLEANS[:5]]}),
     ("mask_grow", {"type": "integer", "minimum": 1}),
     ("mask_feather", {"type": "integer", "minimum": 1}),
 )
@@ -35,69 +36,79 @@ _OF_EDITS = [name for name in EditRequest.model_fields if name not in GenerateRe
 _SIDES = ("left", "right", "top", "bottom")
 
 
-def rules(properties: Schema, signs: bool) -> Iterable[Schema]:
-    """The rules of a request with these properties.
-
-    Args:
-        signs: the server has a secret of its own for webhooks.
-    """
-    if "width" in properties:
-        yield _needs(_given("width"), _given("height"))
-        yield _needs(_given("height"), _given("width"))
-    if "aspect_ratio" in properties:
-        yield _apart(_given("width"), _given("aspect_ratio"))
-    if "webhook_url" in properties:
-        yield _needs(_given("webhook_secret"), _given("webhook_url"))
-        if not signs:
-            yield _needs(_given("webhook_url"), _given("webhook_secret"))
-    if "size" in properties and "strength" in properties:  # with a mask, a size is a warning
-        yield {"not": {**_all(_SIZE, _STRENGTH), "anyOf": [{"not": {"required": ["mask"]}}, _with("mask", EMPTY)]}}
-    if "mode" in properties:
-        yield {"anyOf": [_generates(), {**_edits(), "allOf": list(_edit_rules())}]}
-    elif "fit" in properties:
-        yield from _edit_rules()
-
-
 def expand(schema: Schema) -> Schema:
     """A canvas that grows on one side at least."""
-    return {**schema, "anyOf": [_with(side, {"type": "integer", "minimum": 1}, required=True) for side in _SIDES]}
+    return {**schema, "anyOf": [_all((side, {"type": "integer", "minimum": 1})) for side in _SIDES]}
 
 
 def lora(schema: Schema) -> Schema:
     """An adapter by its name, or by its address."""
-    return {**schema, "oneOf": [_all(_given("name")), _all(_given("url"))]}
+    return {**schema, "oneOf": [_all((name, {"not": EMPTY})) for name in ("name", "url")]}
 
 
-def _edit_rules() -> Iterable[Schema]:
-    ways = (_MASK, _EXPAND, _FIT, _PRESERVE)
-    yield from (_apart(*two) for two in combinations(ways, 2))
-    yield from (_apart(_STRENGTH, way) for way in (_EXPAND, _FIT))
-    yield from (_apart(_given("width"), way) for way in (*ways, _STRENGTH))
-    yield from (_apart(_SHAPE, way) for way in (_MASK, _EXPAND, _PRESERVE, _STRENGTH))
-    yield _needs(_FIT, _SHAPE)
-    yield from (_needs(field, _MASK) for field in _OF_THE_MASK)
+class Relations:
+    """The rules of a request.
 
+    Args:
+        properties: its fields.
+        form: an empty file is none; where files are checked, they are images.
+        signs: the server has a secret of its own for webhooks.
+    """
 
-def _generates() -> Schema:
-    """A job without a reference, or with the mode that says so: it has no field of an edit."""
-    without = dict.fromkeys(_OF_EDITS, EMPTY) | {"images": {"anyOf": [EMPTY, {"items": EMPTY}]}}
-    shape = {"not": {"const": "match_input"}}
-    return {"properties": {"mode": {"enum": ["generate", *given.EMPTY]}, "aspect_ratio": shape, **without}}
+    def __init__(self, properties: Schema, form: bool, signs: bool) -> None:
+        self._properties, self._form, self._signs = properties, form, signs
+        self._empty = EMPTY_IN_A_FORM if form else EMPTY
+        has_modes = "mode" in properties
+        self._mask: Case = ("mask", ({"minLength": 1} if has_modes else {}) if form else {"not": EMPTY})
 
+    def rules(self) -> Iterable[Schema]:
+        """Each of them."""
+        properties, given = self._properties, self._given
+        if "width" in properties:
+            yield _needs(given("width"), given("height"))
+            yield _needs(given("height"), given("width"))
+        if "aspect_ratio" in properties:
+            yield _apart(given("width"), given("aspect_ratio"))
+        if "webhook_url" in properties:
+            yield _needs(given("webhook_secret"), given("webhook_url"))
+            if not self._signs:
+                yield _needs(given("webhook_url"), given("webhook_secret"))
+        if "size" in properties and "strength" in properties:  # with a mask, a size is a warning
+            size = ("size", {"not": {"anyOf": [self._empty, {"const": "auto"}]}})
+            yield {"anyOf": [{"not": _all(size, _STRENGTH)}, _all(self._mask)]}
+        if "mode" in properties:
+            yield {"anyOf": [self._generates(), {**self._edits(), "allOf": list(self._edit_rules())}]}
+        elif "fit" in properties:
+            yield from self._edit_rules()
 
-def _edits() -> Schema:
-    return {
-        "required": ["images"],
-        "properties": {"mode": {"enum": ["edit", *given.EMPTY]}, "images": {"minItems": 1, "items": GIVEN, **GIVEN}},
-    }
+    def _edit_rules(self) -> Iterable[Schema]:
+        mask, grown, fit = self._mask, self._given("expand"), self._given("fit")
+        ways = (mask, grown, fit, _PRESERVE)
+        yield from (_apart(*two) for two in combinations(ways, 2))
+        yield from (_apart(_STRENGTH, way) for way in (grown, fit))
+        yield from (_apart(self._given("width"), way) for way in (*ways, _STRENGTH))
+        yield from (_apart(_SHAPE, way) for way in (mask, grown, _PRESERVE, _STRENGTH))
+        yield _needs(fit, _SHAPE)
+        yield from (_needs(field, mask) for field in _OF_THE_MASK)
 
+    def _generates(self) -> Schema:
+        """A job without a reference, or with the mode that says so: it has no field of an edit."""
+        without: Schema = dict.fromkeys(_OF_EDITS, self._empty)
+        without["images"] = {"anyOf": [self._empty, {"items": self._empty}]}
+        if self._form:
+            without |= {"images": {"items": {"maxLength": 0}}, "mask": {"maxLength": 0}}
+        mode = {"anyOf": [{"const": "generate"}, self._empty]}
+        return {"properties": {"mode": mode, "aspect_ratio": {"not": {"const": "match_input"}}, **without}}
 
-def _given(name: str) -> Case:
-    return name, GIVEN
+    def _edits(self) -> Schema:
+        images = (
+            {"contains": {"minLength": 1}} if self._form else {"minItems": 1, "items": {"not": EMPTY}, "not": EMPTY}
+        )
+        mode = {"anyOf": [{"const": "edit"}, self._empty]}
+        return {"required": ["images"], "properties": {"mode": mode, "images": images}}
 
-
-def _with(name: str, value: Schema, required: bool = False) -> Schema:
-    return {"properties": {name: value}, **({"required": [name]} if required else {})}
+    def _given(self, name: str) -> Case:
+        return name, {"not": self._empty}
 
 
 def _all(*cases: Case) -> Schema:

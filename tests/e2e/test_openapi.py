@@ -3,6 +3,7 @@ the document, what the document allows is done, and what it does not is refused.
 
 import base64
 import contextlib
+import copy
 import io
 import uuid
 from collections import Counter
@@ -14,8 +15,10 @@ from hypothesis import HealthCheck, given, settings, strategies
 from hypothesis.errors import Unsatisfiable
 from PIL import Image
 from schemathesis import GenerationMode
-from schemathesis.core.failures import FailureGroup
-from schemathesis.transport.serialization import Binary
+from schemathesis.core.failures import AcceptedNegativeData, FailureGroup
+from schemathesis.specs.openapi.checks import _form_body_is_valid_as_sent
+from schemathesis.specs.openapi.negative import _strip_binary
+from schemathesis.transport.serialization import Binary, contains_binary
 
 from tests.server.conftest import serving
 
@@ -57,6 +60,19 @@ def bounded(case):
             fields[name] = 64
 
 
+def is_valid_as_text(failure, case, response):
+    """Whether a form that schemathesis calls invalid is valid as it was sent: an object for a prompt is its JSON.
+
+    It looks at that itself (`_body_negation_becomes_valid_after_serialization`), but its validator cannot take its own
+    wrapper of a file's bytes, and it then calls the form invalid (4.32). So it looks once more, without the bytes.
+    """
+    if not isinstance(failure, AcceptedNegativeData) or not contains_binary(case.body):
+        return False
+    without = copy.copy(case)
+    without.body = _strip_binary(case.body)
+    return _form_body_is_valid_as_sent(response, without, case.media_type)
+
+
 def ask_all(operation, mode, seen, failures):
     """Asks one route CASES times; a route without parameters has no invalid request."""
 
@@ -74,6 +90,8 @@ def ask_all(operation, mode, seen, failures):
                 case.validate_response(response)
         except FailureGroup as group:
             for failure in group.exceptions:
+                if is_valid_as_text(failure, case, response):
+                    continue
                 failures.setdefault((operation.label, type(failure).__name__), f"{failure}\n{case.as_curl_command()}")
 
     with contextlib.suppress(Unsatisfiable):

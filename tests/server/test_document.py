@@ -55,8 +55,6 @@ OPENAI = {
     "stream": (True, "true"),
     "partial_images": (0, 3, 4),
     "seed": (-1, 4),
-    "strength": (0.5, 1),
-    "mask": ("QUJD",),
 }
 BFL = {
     "input_image": ("QUJD",),
@@ -98,12 +96,16 @@ def of_bfl(service, body, jobs):
     return bfl.translate(body)[0]
 
 
-ROUTES = {
+ROUTES: dict = {
     "/generate": (native(GenerateRequest), {**COMMON, "mask": ("QUJD",)}, {}),
     "/edit": (native(EditRequest), {**COMMON, **EDIT, "images": IMAGES["images"][1:]}, {"images": ["QUJD"]}),
     "/jobs": (of_jobs, {"mode": ("generate", "edit", "paint"), **IMAGES, **COMMON, **EDIT, **HOOKS}, {}),
-    "/v1/images/generations": (of_openai(False), {k: v for k, v in OPENAI.items() if k not in ("strength", "mask")}, {}),
-    "/v1/images/edits": (of_openai(True), OPENAI, {"images": ["QUJD", {"image_url": "QUJD"}]}),
+    "/v1/images/generations": (of_openai(False), OPENAI, {}),
+    "/v1/images/edits": (
+        of_openai(True),
+        {**OPENAI, "strength": (0.5, 1), "mask": ("QUJD",)},
+        {"images": ["QUJD", {"image_url": "QUJD"}]},
+    ),
     "/v1/flux-2-klein-9b": (of_bfl, BFL, {}),
 }  # fmt: skip
 
