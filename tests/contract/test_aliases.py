@@ -29,7 +29,7 @@ def test_null_and_empty_mean_not_given(field, empty):
 
 
 def test_null_and_empty_inside_of_objects_and_lists():
-    assert parse_job({"prompt": "x", "images": [None, ""]}) == parse_job({"prompt": "x"})
+    assert parse_job({"prompt": "x", "images": [None, ""], "loras": [None, {}]}) == parse_job({"prompt": "x"})
     assert parse_job({"prompt": "x", "image": "a", "expand": {"left": 16, "top": None}}).expand.left == 16
     with pytest.raises(InvalidInput, match=r"images\[1\]: must be a string, and not null"):
         parse_job({"prompt": "x", "images": ["a", None]})
@@ -63,6 +63,8 @@ def test_whole_numbers_are_integers(field):
         ({"size": "512x768"}, {"width": 512, "height": 768}),
         ({"size": "512*768"}, {"width": 512, "height": 768}),
         ({"size": "auto", "n": 1}, {}),
+        ({"size": " AUTO ", "aspect_ratio": "Auto"}, {}),
+        ({"size": "512X768 "}, {"width": 512, "height": 768}),
         ({"image_size": {"width": 512, "height": 768}}, {"width": 512, "height": 768}),
         ({"image_size": "landscape_16_9"}, {"width": 1024, "height": 576}),
         ({"image": ["a", "b"]}, {"images": ["a", "b"]}),
