@@ -26,6 +26,7 @@ from imagegen.jobs.rows import OPEN, NewJob, Room, Row
 from imagegen.jobs.runner import Runner
 from imagegen.jobs.state import JobState, error_of, state_of
 from imagegen.settings import Settings
+from imagegen.telemetry import tracing
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
@@ -126,6 +127,7 @@ class Jobs:
             megapixels=await self.limits.reserve(owner, request),
             webhook_url=hook and hook[0],
             webhook_secret=hook and hook[1],
+            trace=tracing.current(),
         )
         new = False
         try:
@@ -205,6 +207,7 @@ class Jobs:
         """Brings the metrics of stored jobs up to date."""
         waiting = await self._archive.rows(self._archive.store.waiting)
         self._service.metrics.stored_waiting.set(sum(waiting.values()))
+        self._service.metrics.stored_limit.set(self._settings.jobs_max_waiting)
         self._service.metrics.stored_bytes.set(self._archive.bytes)
 
     async def secret(self) -> str:

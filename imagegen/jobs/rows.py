@@ -29,6 +29,7 @@ class Row:
         webhook_state: None where there is none; pending, delivered or failed.
         webhook_next: when it is tried next.
         megapixels: those that were counted of its owner's limit when it was accepted.
+        trace: the `traceparent` of the request that brought it; None while traces are off.
     """
 
     seq: int
@@ -57,6 +58,7 @@ class Row:
     webhook_next: float | None
     webhook_error: str | None
     megapixels: float
+    trace: str | None
 
     @property
     def names(self) -> list[str]:
@@ -85,6 +87,7 @@ class NewJob:
     fields: str = "{}"
     files: tuple[str, ...] = ()
     bytes: int = 0
+    trace: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from imagegen.errors import Cancelled, GpuFailed, ImageGenError, NotReady, Store
 from imagegen.jobs.archive import Archive
 from imagegen.jobs.events import Log, Signal
 from imagegen.jobs.rows import Row
+from imagegen.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,10 @@ class Runner:
             await self._save(row, answer)
 
     async def _generate(self, row: Row) -> GenerateResponse:
-        with logs.request(row.id, path="/jobs", caller=row.owner):
+        with (
+            logs.request(row.id, path="/jobs", caller=row.owner),
+            tracing.request("job", tracing.carrier(row.trace), "consumer"),
+        ):
             if row.starts > MAX_STARTS:
                 raise GpuFailed(f"the worker ended {MAX_STARTS} times while it ran this job")
             return await self._service.run(

@@ -70,5 +70,7 @@ _LIMITS = (
 
 _WORKERS = ("CREATE TABLE workers (name TEXT PRIMARY KEY, seen DOUBLE PRECISION NOT NULL)",)
 
+_TRACES = ("ALTER TABLE jobs ADD COLUMN trace TEXT",)
+
 #: The statements that lead from each version to the next, beginning with an empty database.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS, _LIMITS, _WORKERS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS, _LIMITS, _WORKERS, _TRACES)

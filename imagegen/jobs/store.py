@@ -71,10 +71,11 @@ class Store:
             self._check_room(job.owner, room)
             self._execute(
                 "INSERT INTO jobs (id, owner, priority, state, mode, fields, seed, previews, created, starts, files, "
-                "bytes, webhook_url, webhook_secret, webhook_tries, megapixels) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?)",
+                "bytes, webhook_url, webhook_secret, webhook_tries, megapixels, trace) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?, ?)",
                 job.id, job.owner, job.priority, job.mode, job.fields, job.seed, job.previews, now,
                 json.dumps(job.files), job.bytes, job.webhook_url, job.webhook_secret, job.megapixels,
+                job.trace,
             )  # fmt: skip
             row = self._get(job.id)
         if row is None:

@@ -25,6 +25,7 @@ from imagegen.jobs.archive import Archive
 from imagegen.jobs.rows import Row
 from imagegen.jobs.state import JobState
 from imagegen.settings import Settings
+from imagegen.telemetry import tracing
 from imagegen.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,11 @@ class Webhooks:
         content = state.model_dump(mode="json", exclude={"webhook"})
         body = json.dumps({"type": kind, "timestamp": now.isoformat(), "data": content})
         headers = sending.sign(row.webhook_secret, f"msg_{row.id}", now, body)
-        error = await sending.send(str(row.webhook_url), headers, body, _SECONDS, self._settings.private_hosts)
+        with tracing.request("webhook", tracing.carrier(row.trace), "client") as span:
+            headers |= span.headers
+            error = await sending.send(str(row.webhook_url), headers, body, _SECONDS, self._settings.private_hosts)
+            if error is not None:
+                span.fail("not delivered")
         try:
             await self._note(row, error)
         except StoreFailed:

@@ -35,7 +35,7 @@ def ended(client, job_id):
         state = client.get(f"/jobs/{job_id}").json()
         return state if state["status"] not in ("queued", "running") else None
 
-    return until(look)
+    return until(look, every=0.05)
 
 
 def post(client, **fields):

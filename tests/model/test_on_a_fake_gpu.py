@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.random_model import write_outline
 from imagegen.errors import OutOfMemory
-from imagegen.memory.plan import CONTEXT, REFERENCE, Card
+from imagegen.memory.plan import CONTEXT, REFERENCE, Gpu
 from imagegen.memory.planner import choose
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
@@ -64,7 +64,7 @@ def outline(tmp_path_factory):
 def opened(spec, folder, gigabytes=80, capability=(9, 0), **how):
     """A pipeline, not loaded, by the plan of a GPU."""
     kv = how.pop("kv", None)
-    plan = choose(spec, Card.of(gigabytes, capability), compiled=False, **how)
+    plan = choose(spec, Gpu.of(gigabytes, capability), compiled=False, **how)
     return FluxPipeline(
         FluxConfig(
             spec,
@@ -128,7 +128,7 @@ def test_a_24_gb_gpu_holds_four_references_in_fp8_without_compiling(outline):
     """8.0 GB beside the weights, with torchao's layers as they are, where there is room for 4.7."""
     spec = thin("klein-9b")
     runs(spec, outline(spec), [(0, SQUARE), (4, SQUARE)], 24, (8, 9), precision="fp8", offload="embeddings")
-    whole = choose(get_model("klein-9b"), Card.of(24, (8, 9)), compiled=False)
+    whole = choose(get_model("klein-9b"), Gpu.of(24, (8, 9)), compiled=False)
     assert (whole.transformer, whole.text_encoder, whole.references) == ("fp8", "bf16", 4)
 
 
