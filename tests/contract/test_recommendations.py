@@ -14,9 +14,9 @@ from tests.support import settings
 SPEC, SETTINGS = get_model("micro"), settings(max_steps=12, max_images=2, max_prompt=200, max_references=2, timeout=60)
 WRONG = ("nonsense", -5, 0, 10**6, 10**400, 1.5, True, [1], {"a": 1}, float("nan"), "x" * 5000)
 #: Fields that another needs, and values that pass for what is not tried.
-BESIDE = {"width": {"height": 64}, "height": {"width": 64}, "fit": {"aspect_ratio": "16:9"}}
+BESIDE: dict = {"width": {"height": 64}, "height": {"width": 64}, "fit": {"aspect_ratio": "16:9"}}
 BESIDE |= {name: {"mask": "QUJD"} for name in ("mask_invert", "mask_grow", "mask_feather")}
-START = {GenerateRequest: {"prompt": "x"}, EditRequest: {"prompt": "x", "images": ["QUJD"]}}
+START: dict = {GenerateRequest: {"prompt": "x"}, EditRequest: {"prompt": "x", "images": ["QUJD"]}}
 
 
 def fault(schema, fields):
