@@ -21,8 +21,8 @@ from imagegen.server.relations import EMPTY, Relations, Schema
 _NOT_GIVEN: Schema = {"description": "Not given.", "enum": list(given.EMPTY)}
 #: Fields of other workers that are taken with any value.
 _CHANGE_NOTHING = f"^({'|'.join(sorted(IGNORED.keys() - ONLY.keys()))})$"
-#: The routes whose bodies are read by the contract.
 _BFL = ("/v1/flux-2-klein-9b", "/v1/flux-2-klein-4b")
+#: The routes whose bodies are read by the contract.
 _ROUTES = ("/generate", "/edit", "/jobs", "/v1/images/generations", "/v1/images/edits", *_BFL)
 #: Those that accept a job before its references are decoded.
 _STORED = ("/jobs", *_BFL)

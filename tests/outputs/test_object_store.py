@@ -187,6 +187,13 @@ def test_the_workers_own_store_is_whole_or_not_there():
         ObjectStore.from_settings(settings(bucket_name="pics"))
 
 
+def test_null_and_empty_are_not_given():
+    for empty in (None, "", [], {}):
+        store = from_job(endpointUrl="https://pics.s3.amazonaws.com", bucketName=empty, region=empty)
+        assert (store.bucket, store.region) == ("pics", "us-east-1")
+    assert from_job(bucketName="pics", region=" EU-Central-1 ").region == "eu-central-1"
+
+
 def test_no_store_shows_its_keys():
     assert "canary" not in repr(from_job(bucketName="pics"))
 
