@@ -115,6 +115,7 @@ IGNORED: dict[str, tuple[Any, ...]] = {
     "scheduler": (),
     "style": (),
     "sync_mode": (True, "true"),
+    "transparent_bg": (False, "false"),
     "user": (),
 }
 #: Of those, the ones whose other values would give another image than the caller means: they are errors.
@@ -123,6 +124,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "input_fidelity": ("low",),
     "output_megapixels": (1, "1"),
     "resolution": ("1k", "1K"),
+    "transparent_bg": (False, "false"),
 }
 #: Fields of RunPod's public endpoints alone: whoever sends one reads the answer as theirs, its image in `image_url`.
 _RUNPODS = {
@@ -166,7 +168,7 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
         if name not in IGNORED or not is_given(value):
             continue
         if name in ONLY and value not in ONLY[name]:
-            allowed = " and ".join(dict.fromkeys(str(one) for one in ONLY[name]))
+            allowed = " and ".join(dict.fromkeys(one if isinstance(one, str) else show(one) for one in ONLY[name]))
             raise ValueError(f"{name}: {show(value)} cannot be honoured here; allowed are {allowed}")
         elif value not in IGNORED[name]:
             ignored[name] = value[:100] if isinstance(value, str) else value is not False

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -104,7 +103,7 @@ class Webhooks:
 
     async def _begin_due(self) -> None:
         lease = 2 * _SECONDS if self._archive.shared else 0.0
-        due = await self._archive.rows(self._archive.store.due_webhooks, 2 * _OF_AN_OWNER, 2 * _AT_ONCE, lease)
+        due = await self._archive.rows(self._archive.deliveries.due, 2 * _OF_AN_OWNER, 2 * _AT_ONCE, lease)
         for row in due:
             mine = sum(owner == row.owner for owner, _ in self._tries.values())
             if row.id not in self._tries and mine < _OF_AN_OWNER and len(self._tries) < _AT_ONCE:
@@ -132,13 +131,13 @@ class Webhooks:
 
     async def _note(self, row: Row, error: str | None) -> None:
         """Stores what came of a try; an error is what went wrong."""
-        note = self._archive.store.note_webhook
+        note = self._archive.deliveries.note
         last = row.webhook_tries >= len(DELAYS)
         self._metrics.webhooks.labels("delivered" if error is None else "given_up" if last else "failed").inc()
         if error is None:
             await self._archive.rows(note, row.id, "delivered")
         elif not last:
-            await self._archive.rows(note, row.id, "pending", error, time.time() + DELAYS[row.webhook_tries])
+            await self._archive.rows(note, row.id, "pending", error, DELAYS[row.webhook_tries])
         else:
             log.warning("the webhook of job %s was given up after %d tries", row.id, row.webhook_tries + 1)
             await self._archive.rows(note, row.id, "failed", error)

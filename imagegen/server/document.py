@@ -63,11 +63,11 @@ def _describe(document: Schema, service: Service, spec: ModelSpec | None) -> Sch
 
 
 def _describe_body(schema: Schema, service: Service, spec: ModelSpec | None, path: str, form: bool) -> None:
-    properties, bfl = schema["properties"], path in _BFL
+    properties = schema["properties"]
     _narrow(properties, service, spec)
     if path in _STORED:
         _leave_images_unchecked(properties)
-    if "webhook_secret" in properties and not bfl:
+    if "webhook_secret" in properties and path not in _BFL:
         properties["webhook_secret"]["pattern"] = _SECRET
     _describe_inner(properties, service, form)
     if form:
@@ -76,7 +76,7 @@ def _describe_body(schema: Schema, service: Service, spec: ModelSpec | None, pat
     if rules := list(Relations(properties, form, service.settings.webhook_secret is not None).rules()):
         schema["allOf"] = rules
     schema["additionalProperties"] = False if form else EMPTY
-    if not form and not bfl:
+    if not form:
         schema["patternProperties"] = {_CHANGE_NOTHING: {"description": "Changes nothing; a warning says so."}}
 
 

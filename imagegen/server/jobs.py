@@ -10,7 +10,6 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from imagegen.contract import requests
-from imagegen.contract.given import is_given
 from imagegen.contract.responses import ErrorResponse
 from imagegen.contract.schemas import EditRequest
 from imagegen.engine.event_queue import event_fields
@@ -62,8 +61,8 @@ async def post(
 ) -> Response:
     """Accepts a job, and answers at once. It is done whether or not anybody waits for it."""
     fields, form = await read_fields(request, stored=True)
-    values = {name: value for name in _HOOKS if is_given(value := fields.pop(name, None))}
-    hook = jobs_of(request).hook(values.get("webhook_url"), values.get("webhook_secret"))
+    url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
+    hook = jobs_of(request).hook(url, secret)
     service = request.app.state.service
     job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings), _HOOKS)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
@@ -130,8 +129,10 @@ async def _stream(request: Request, job_id: str, after: int) -> AsyncIterator[st
         row = await jobs.get(job_id, owner)
         if row.finished is None:
             return  # the server ends; the client asks again
-        last = f"id: {jobs.last_event(row)}\n"
+        if row.state != "succeeded":  # else an error is not the job's, and its client may ask again
+            last = f"id: {jobs.last_event(row)}\n"
         answer = await stored.answer(request, row)
+        last = f"id: {jobs.last_event(row)}\n"
     except ImageGenError as error:
         yield last + server_sent("error", json.dumps(error.body()))
     else:

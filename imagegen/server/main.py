@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import Match
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from imagegen import __version__, logs
@@ -113,9 +113,9 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
     """The methods of a path. HEAD is as GET (`Guard`)."""
-    here = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
-    methods = {method for route in here for method in route.methods or ()}
-    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+    scopes = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
+    found = [name for name in scopes if any(route.matches(scopes[name])[0] == Match.FULL for route in app.routes)]
+    return sorted([*found, "HEAD"] if "GET" in found else found)
 
 
 def _log_failure(loading: Future[Any]) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import sqlite3
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
+from imagegen.contract.requests import parse_job
 from imagegen.jobs import database, expiry, files, jobs, runner
+from imagegen.jobs.archive import Archive
+from imagegen.jobs.rows import NewJob, Room
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
-from tests.support import until
+from tests.support import settings, until
 from tests.support.images import to_base64
 
 #: A reference of about 200 KB as it is sent.
@@ -118,6 +123,29 @@ def test_a_full_disk_refuses_new_jobs_and_loses_none(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # starts a server
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), FileNotFoundError()], ids=["io", "gone"])
+def test_a_reference_that_cannot_be_read_is_read_again_and_named_in_the_end(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(runner, "_READ_AGAIN", (0.01, 0.01))
+    failures, opened = 0, Path.open
+
+    def failing(self, *args, **kwargs):
+        nonlocal failures
+        if ".in.images.1" in self.name and failures:
+            failures -= 1
+            raise error
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with served(jobs_dir=tmp_path) as (url, service), httpx.Client(base_url=url, timeout=60) as client:
+        service.start().result()
+        for failures, status in ((2, "succeeded"), (3, "failed")):  # noqa: B007 - `failing` counts it down
+            job = ended(client, post(client, input_image=LARGE, input_image_2=LARGE)["id"])
+            assert job["status"] == status, job
+        assert (job["error"]["code"], job["error"]["field"]) == ("store_failed", "input_image_2")
+        assert job["error"]["retryable"]
+
+
+@pytest.mark.slow  # starts a server
 def test_a_database_that_fails_refuses_and_the_server_lives_on(tmp_path, monkeypatch):
     execute, full = database.SqliteDatabase.execute, False
 
@@ -143,6 +171,24 @@ def test_references_of_jobs_that_were_never_accepted_go_at_the_next_start(tmp_pa
     with served(jobs_dir=tmp_path) as (url, _):
         assert httpx.get(f"{url}/jobs").json()["jobs"] == []
         assert not left.exists()
+
+
+def test_images_of_a_start_that_was_killed_go_with_their_job(tmp_path):
+    """They were stored, and their job's row was not: it waits again, and is cancelled."""
+    identity, other = "a" * 32, "a" * 31 + "b"
+    archive = Archive(settings(jobs_dir=tmp_path))
+    folder = files.FolderFiles(tmp_path)
+    for name in (files.image_name(identity, 0, "png"), files.image_name(other, 0, "png")):
+        folder.write(name, b"x")
+    (tmp_path / "images" / "aa" / f"{identity}.1.png.part").write_bytes(b"x")
+
+    async def cancel():
+        row, _ = await archive.add(NewJob(identity, "alice", 1), parse_job(JOB), Room(9, 9, 1), None)
+        await archive.end(row, "cancelled")
+
+    asyncio.run(cancel())
+    archive.close()
+    assert [path.name for path in (tmp_path / "images" / "aa").iterdir()] == [f"{other}.0.png"]
 
 
 @pytest.mark.slow  # starts a server

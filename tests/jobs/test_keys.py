@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from imagegen.errors import ConfigurationError
-from imagegen.jobs import keys, limits
+from imagegen.jobs import keys
 from imagegen.server.main import create_app
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
@@ -55,7 +55,7 @@ def server(tmp_path_factory):
 def _same_window(monkeypatch):
     """No test crosses the border of two minutes or days."""
     now = time.time() // 60 * 60 + 1
-    monkeypatch.setattr(limits.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
 
 
 def test_another_keys_job_does_not_exist(server):
@@ -171,6 +171,7 @@ def test_a_caller_with_many_jobs_does_not_keep_another_waiting(tmp_path):
         (f'["a b"]\nsha256 = "{"0" * 64}"\n', "is no name"),
         (f'[alice]\nsha256 = "{"0" * 64}"\nrequests = 1\n', "requests"),
         (f'[alice]\nsha256 = "{"0" * 64}"\nrequests_per_minute = 0\n', "requests_per_minute"),
+        (f'[alice]\nsha256 = "{"0" * 64}"\njobs_waiting = true\n', "jobs_waiting"),
         (f'[alice]\nsha256 = "{"0" * 64}"\n[bob]\nsha256 = "{"0" * 64}"\n', "the same key"),
         (f'[root]\nsha256 = "{"0" * 64}"\n', "root"),
     ],

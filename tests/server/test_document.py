@@ -66,7 +66,8 @@ BFL = {
     "output_format": ("jpeg", "gif"),
     "webhook_url": ("https://example.com",),
     "webhook_secret": ("any", "x" * 257),
-    "steps": (4,),
+    "transparent_bg": (False, True),
+    "nothing": (1,),
 }
 
 
@@ -85,15 +86,15 @@ def of_openai(edit):
 
 def of_jobs(service, body, jobs):
     body = dict(body)
-    values = (body.pop(name, None) for name in ("webhook_url", "webhook_secret"))
-    jobs.hook(*(None if value in EMPTY else value for value in values))
+    jobs.hook(*(body.pop(name, None) for name in ("webhook_url", "webhook_secret")))
     return requests.parse_job(body)
 
 
 def of_bfl(service, body, jobs):
-    url, secret = (None if body.get(name) in EMPTY else body[name] for name in ("webhook_url", "webhook_secret"))
+    body = dict(body)
+    url, secret = (body.pop(name, None) for name in ("webhook_url", "webhook_secret"))
     jobs.hook(url, bfl.secret_of(secret), True)
-    return bfl.translate(body)[0]
+    return bfl.translate(body)
 
 
 ROUTES: dict = {
