@@ -114,6 +114,7 @@ IGNORED: dict[str, tuple[Any, ...]] = {
     "scheduler": (),
     "style": (),
     "sync_mode": (True, "true"),
+    "transparent_bg": (False, "false"),
     "user": (),
 }
 #: Of those, the ones whose other values would give another image than the caller means: they are errors.
@@ -122,6 +123,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "input_fidelity": ("low",),
     "output_megapixels": (1, "1"),
     "resolution": ("1k", "1K"),
+    "transparent_bg": (False, "false"),
 }
 #: Fields of RunPod's public endpoints alone: whoever sends one reads the answer as theirs, its image in `image_url`.
 _RUNPODS = {

@@ -29,7 +29,7 @@ def warm_up(pipeline: FluxPipeline) -> None:
         from imagegen.model.adapters import Adapter, Scaled
 
         _fits(pipeline, 0, [Scaled(Adapter(0, {}), 0.0)])  # changes nothing, and compiles what a job with one runs
-    if plan is None or plan.card is None:
+    if plan is None or plan.gpu is None:
         for count in (0, 1):
             _fits(pipeline, count)
         return

@@ -43,7 +43,7 @@ def told(client, job_id):
         state = client.get(f"/jobs/{job_id}").json()["webhook"]
         return state if state["status"] in ("delivered", "failed") else None
 
-    return until(look)
+    return until(look, every=0.05)
 
 
 def test_the_end_of_a_job_is_told_and_verified(client):
