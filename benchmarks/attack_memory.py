@@ -160,7 +160,7 @@ def rows(short: bool) -> Iterator[Row]:
             kinds = jobs(url, SHORT_SIDE if short else SIDE)
             attack = Attack(victim, kinds, least, most * attacked.patience)
             with Peak(victim.process.pid) as peak, ThreadPoolExecutor(2 * len(kinds) + 5) as threads:
-                clients: list[Callable[[int], None]] = [attack.read] * (2 * len(kinds)) + [attack.never_read] * 4
+                clients: list[Callable[[int], None]] = [*[attack.read] * (2 * len(kinds)), *[attack.never_read] * 4]
                 ended = [threads.submit(client, number) for number, client in enumerate(clients)]
                 ended.append(threads.submit(attack.watch))
                 for one in ended:
@@ -239,7 +239,7 @@ def files(folder: Path, rank: int) -> Iterator[str]:
     """The URL of a folder with a PNG of 14 MB and adapters of the largest rank, by https."""
     (folder / "noise.png").write_bytes(to_bytes(Image.effect_noise((3700, 3700), 90)))
     for i in range(ADAPTERS):
-        save(random_tensors(rank, seed=i), folder / f"{i}.safetensors")
+        save(random_tensors(rank, seed=i), folder / f"{i}.safetensors")  # type: ignore[no-untyped-call]
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:

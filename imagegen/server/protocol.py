@@ -273,7 +273,7 @@ class Protocol(HttpToolsProtocol):
         """Whether a caller has as many connections at work as one may, so that some are left for others."""
         others = [other for other in self.connections if isinstance(other, Protocol) and other.at_work]
         of_caller = sum(other.cycle.scope["state"].get("caller") == caller for other in others)
-        return of_caller > self._limits.per_caller
+        return bool(of_caller > self._limits.per_caller)
 
     def _make_room(self) -> None:
         """Closes another connection if there are too many: of those not at work, the one that waits longest.
