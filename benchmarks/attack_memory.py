@@ -84,7 +84,7 @@ class Attack:
         """A client that sends one kind of job again and again, and reads each answer."""
         name = list(self.kinds)[number % len(self.kinds)]
         kind = self.kinds[name]
-        with httpx.Client(base_url=self.attacked.url, headers=key_of(number), timeout=30) as client:
+        with httpx.Client(base_url=self.attacked.url, headers=key_of(number), timeout=MOST) as client:
             while not self.over:
                 body = kind.bodies[sum(self.answered.values()) % len(kind.bodies)]
                 with contextlib.suppress(httpx.HTTPError):
