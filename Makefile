@@ -36,7 +36,8 @@ IMAGE_BUILDER ?=
 IMAGE ?= image-gen:latest
 IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . -t $(IMAGE))
 # Each of the processes loads torch and micro (1.5 GiB) and gets one thread: several on each core would wait for each other.
-TEST_PROCESSES ?= 2
+# One more than two cores, since tests also wait: for other processes, timeouts and sleeps.
+TEST_PROCESSES ?= 3
 # In the order of tests/conftest.py: the longest modules first.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 VAST := $(VENV)/vast
