@@ -7,6 +7,7 @@ of power. The statements are SQL that PostgreSQL knows too; `?` stands for a val
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 #: The database in its folder, and the file that a process locks.
 SQLITE_FILE, _LOCK = "jobs.sqlite3", "lock"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 #: SQLite's errors of the disk, of rights and of other processes; any other is of the database itself.
 _NO_DAMAGE = (
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY,
@@ -154,6 +156,8 @@ def failed(error: Exception) -> StoreFailed:
     log.error("the store of jobs failed: %s", error)
     if _is_damage(error):
         return StoreFailed("the store of jobs is damaged; a copy must be put in its place", retry_after=60)
+    if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in _NO_SPACE:
+        return StoreFailed("the disk of the store of jobs is full; try again later", retry_after=60)
     return StoreFailed("the store of jobs cannot be used now; try again later", retry_after=10)
 
 

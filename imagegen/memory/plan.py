@@ -13,10 +13,10 @@ from imagegen.memory.footprint import (
     Parts,
     activations,
     kv_bytes,
-    largest_linear,
     lora_bytes,
     text_linears,
     transformer_linears,
+    two_linears,
 )
 from imagegen.memory.types import Offload, Precision
 from imagegen.models import MEGAPIXEL, MULTIPLE, ModelSpec, Size
@@ -105,12 +105,16 @@ class MemoryPlan:
             return base + self.resident + max(needs.encode_prompt, needs.image)
         if self.offload == "text_encoder":
             return base + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.image)
-        transformer, text_encoder = parts.transformer, parts.text_encoder + parts.embeddings
-        if self.offload == "group":  # the layer that runs, and the next one on its way
+        if self.offload == "group":  # the layer that runs, and the next one on its way; the VAE's are small
             a = self.spec.architecture
-            transformer = 2 * largest_linear(transformer_linears(a), self.transformer)
-            text_encoder = parts.embeddings + largest_linear(text_linears(a, 1), self.text_encoder)
-        vae = parts.vae
+            return base + max(
+                parts.embeddings,
+                two_linears(text_linears(a, 1), self.text_encoder) + needs.encode_prompt,
+                two_linears(transformer_linears(a), self.transformer) + needs.denoise,
+                needs.encode_references,
+                needs.decode,
+            )
+        transformer, text_encoder, vae = parts.transformer, parts.text_encoder + parts.embeddings, parts.vae
         if self.offload == "model" and references:
             # A part leaves when the next one's turn begins, and encoding references does not begin the VAE's.
             return base + max(

@@ -29,7 +29,7 @@ from imagegen.jobs.jobs import Jobs
 from imagegen.server import bfl, document, http, native, openai, status
 from imagegen.server import jobs as jobs_routes
 from imagegen.server.guard import Guard
-from imagegen.server.page import FILES_PATH, PageFiles
+from imagegen.server.page import FILES_PATH, page_files
 from imagegen.server.protocol import Limits
 from imagegen.settings import Settings, get_settings
 
@@ -103,7 +103,7 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
 
     for module in (status, native, jobs_routes, bfl, openai):
         app.include_router(module.router)
-    app.mount(FILES_PATH, PageFiles())
+    app.mount(FILES_PATH, page_files())
     app.openapi = document.openapi(app, service)  # type: ignore[method-assign]
     return app
 

@@ -109,6 +109,7 @@ def test_a_full_disk_refuses_new_jobs_and_loses_none(tmp_path, monkeypatch):
         service.start().result()
         refused = client.post("/jobs", json={**JOB, "images": [LARGE]})
         assert (refused.status_code, refused.json()["error"]["code"]) == (507, "store_failed")
+        assert "disk of the store of jobs is full" in refused.json()["error"]["message"]
         job = post(client)["id"]
         until(lambda: tries > 4)  # its image is there, and cannot be stored
         assert client.get(f"/jobs/{job}").json()["status"] == "running"

@@ -113,6 +113,21 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(server, monkeyp
         post(alice)
 
 
+@pytest.mark.slow  # waits for several jobs
+def test_jobs_of_a_key_that_is_taken_away_are_done_and_seen_once_it_is_back(server, monkeypatch):
+    monkeypatch.setattr(keys, "_LOOK", 0.0)
+    url, file = server
+    with callers(url) as (alice, bob, _):
+        jobs = [post(alice, num_inference_steps=20)["id"] for _ in range(3)]
+        text = file.read_text()
+        file.write_text(text[text.index("[bob]") :])
+        assert alice.get(f"/jobs/{jobs[0]}").status_code == 401
+        assert bob.get(f"/jobs/{jobs[0]}").status_code == 404
+        ended(bob, post(bob)["id"])
+        file.write_text(text)
+        assert [ended(alice, job)["status"] for job in jobs] == ["succeeded"] * 3
+
+
 @pytest.mark.slow  # starts two servers
 def test_megapixels_of_a_day_count_what_was_made_and_survive_a_restart(tmp_path, monkeypatch):
     file = write(tmp_path / "keys.toml", bob="megapixels_per_day = 0.04")  # 128x128 are 0.0164

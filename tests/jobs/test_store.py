@@ -301,7 +301,7 @@ def test_a_full_database_refuses_and_keeps_what_it_has(tmp_path):
         for i in range(700):
             add(jobs, "bob", i, fields=json.dumps({"prompt": "x" * 4000}))
 
-    with pytest.raises(StoreFailed) as refused:
+    with pytest.raises(StoreFailed, match="disk of the store of jobs is full") as refused:
         fill()
     assert refused.value.retry_after
     assert jobs.get("alice0").state == "queued"

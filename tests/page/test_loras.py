@@ -68,6 +68,19 @@ def test_a_chosen_one_is_used_at_its_scale_and_taken_up_again(page, url):
     expect(page.get_by_label("Scale of ring")).to_have_value("0.5")
 
 
+def test_a_link_brings_them_where_the_server_has_them(page, url):
+    page.goto("about:blank")
+    page.goto(f"{url}/#prompt=a&lora=0.5:ring&lora=1:of-another-server&lora=nonsense")
+    expect(page.get_by_role("checkbox", name="ring")).to_be_checked()
+    expect(page.get_by_label("Scale of ring")).to_have_value("0.5")
+    expect(page.get_by_role("checkbox", name="frame")).not_to_be_checked()
+    generate(page, PROMPT)
+    page.get_by_text("Copy as").click()
+    page.get_by_role("button", name="Link", exact=True).click()
+    expect(page.locator("#status")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()").endswith("&lora=0.5%3Aring")
+
+
 def test_a_scale_that_the_server_refuses_is_said_beside_them(page):
     page.get_by_role("checkbox", name="ring").check()
     page.get_by_label("Scale of ring").fill("9")

@@ -6,6 +6,8 @@ import { service } from "./service.js";
 import { t } from "./text.js";
 
 const NUMBERS = ["num_images", "num_inference_steps", "seed"];
+/** Of models that are not distilled. */
+const GUIDED = ["guidance_scale", "negative_prompt"];
 const SIDES = ["width", "height"];
 /** What a random seed is below, as the server's own. */
 const SEEDS = 2 ** 32;
@@ -33,6 +35,8 @@ export function offer() {
     placeholder: defaults.num_inference_steps,
   });
   $("num_images").max = limits.num_images;
+  $("guidance-field").hidden = defaults.guidance_scale <= 1;
+  $("guidance_scale").placeholder = defaults.guidance_scale;
   $("output_format").replaceChildren(
     ...output_formats.map((name) => node("option", { value: name, textContent: name.toUpperCase() })),
   );
@@ -64,9 +68,10 @@ export function read() {
   const fields = { prompt: $("prompt").value };
   const chosen = shape();
   if (chosen.includes(":")) fields.aspect_ratio = chosen;
-  for (const name of [...(chosen === "custom" ? SIDES : []), ...NUMBERS]) {
+  const shown = [...(chosen === "custom" ? SIDES : []), ...NUMBERS, ...($("guidance-field").hidden ? [] : GUIDED)];
+  for (const name of shown) {
     const text = $(name).value.trim();
-    if (text) fields[name] = Number.isNaN(Number(text)) ? text : Number(text);
+    if (text) fields[name] = name === "negative_prompt" || Number.isNaN(Number(text)) ? text : Number(text);
   }
   if ($("output_format").value !== "png") {
     fields.output_format = $("output_format").value;
@@ -86,7 +91,8 @@ export function badSize(fields) {
 export function write(fields) {
   $("prompt").value = fields.prompt ?? "";
   choose(fields.width || fields.height ? "custom" : (fields.aspect_ratio ?? ""));
-  for (const name of [...SIDES, ...NUMBERS]) $(name).value = fields[name] ?? (name === "num_images" ? 1 : "");
+  for (const name of [...SIDES, ...NUMBERS, ...GUIDED])
+    $(name).value = fields[name] ?? (name === "num_images" ? 1 : "");
   $("output_format").value = fields.output_format ?? "png";
   $("output_quality").value = fields.output_quality ?? 90;
   writeLoras(fields.loras);

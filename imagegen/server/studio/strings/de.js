@@ -45,6 +45,8 @@ export default {
   random: "zufällig",
   new_seed: "Neuer Seed",
   lock_seed: "Diesen Seed behalten",
+  guidance: "Führung",
+  negative_prompt: "Was nicht zu sehen sein soll",
   format: "Dateiformat",
   quality: "Qualität",
   model_note: "Modell: {model} ({licence})",

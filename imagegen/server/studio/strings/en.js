@@ -45,6 +45,8 @@ export default {
   random: "random",
   new_seed: "New seed",
   lock_seed: "Keep this seed",
+  guidance: "Guidance",
+  negative_prompt: "What it should not show",
   format: "Format",
   quality: "Quality",
   model_note: "Model: {model} ({licence})",

@@ -45,6 +45,8 @@ export default {
   random: "al azar",
   new_seed: "Nueva semilla",
   lock_seed: "Conservar esta semilla",
+  guidance: "Guía",
+  negative_prompt: "Qué no debe mostrar",
   format: "Formato",
   quality: "Calidad",
   model_note: "Modelo: {model} ({licence})",
