@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagegen.contract import requests
-from imagegen.contract.reading import is_given
+from imagegen.contract.given import is_given
 from imagegen.contract.requests import Request
 from imagegen.errors import ImageGenError, InvalidInput, NotFound
 from imagegen.job_settings import PREFIX, is_secret
@@ -21,7 +21,7 @@ from imagegen.models import ModelSpec
 
 #: BFL's models, and those of this project that are the same. micro stands in for each, as it does for klein everywhere.
 MODELS = {"flux-2-klein-9b": ("klein-9b", "klein-9b-kv", "micro"), "flux-2-klein-4b": ("klein-4b", "micro")}
-#: Bytes of a webhook_secret.
+#: Characters of a webhook_secret.
 _MAX_SECRET = 256
 
 
@@ -41,7 +41,7 @@ def translate(fields: dict[str, Any], strict: bool = True, most: Mapping[str, fl
     Raises:
         InvalidInput: a field that is not known, or holds what it must not; by the caller's name of it.
     """
-    request = requests.parse_job(fields, strict, most)
+    request = requests.parse_job(fields, strict, most, ("webhook_url", "webhook_secret"))
     if request.num_images != 1:
         name = request.spoken.name("num_images")
         raise InvalidInput(f"{name}: {request.num_images} images do not go into an answer of this route; 1 does", name)
@@ -60,12 +60,12 @@ def secret_of(secret: Any) -> str | None:
     if not is_given(secret):
         return None
     try:
-        size = len(secret.encode()) if isinstance(secret, str) else 0
+        data = secret.encode() if isinstance(secret, str) and len(secret) <= _MAX_SECRET else b""
     except UnicodeEncodeError:  # half a surrogate pair
-        size = 0
-    if not isinstance(secret, str) or not 1 <= size <= _MAX_SECRET:
-        raise InvalidInput(f"{field}: must be a text of 1 to {_MAX_SECRET} bytes", field)
-    return secret if is_secret(secret) else PREFIX + base64.b64encode(secret.encode()).decode()
+        data = b""
+    if not data:
+        raise InvalidInput(f"{field}: must be a text of 1 to {_MAX_SECRET} characters", field)
+    return secret if is_secret(secret) else PREFIX + base64.b64encode(data).decode()
 
 
 def result_of(row: Row, sample: str | None, step: tuple[int, int] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from imagegen.contract.events import Event, Queued
-from imagegen.contract.reading import is_given
+from imagegen.contract.given import is_given
 from imagegen.contract.requests import Request, check, renamed
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service

@@ -53,10 +53,11 @@ class Detail(BaseModel):
 
 
 _text = {"type": "string"}
+_image = {**_text, "format": "image", "minLength": 1}
 _PROPERTIES: dict[str, Any] = {
     "prompt": {**_text, "examples": ["a red circle on a blue background"]},
-    "input_image": {**_text, "description": "A reference: base64, or a URL."},
-    **{f"input_image_{i}": _text for i in (2, 3, 4)},
+    "input_image": {**_image, "description": "A reference: base64, or a URL."},
+    **{f"input_image_{i}": _image for i in (2, 3, 4)},
     "seed": {"type": "integer", "minimum": 0},
     "width": {"type": "integer"},
     "height": {"type": "integer"},
@@ -64,8 +65,13 @@ _PROPERTIES: dict[str, Any] = {
     "safety_tolerance": {"description": "Has no effect; a warning says so."},
     "transparent_bg": {"type": "boolean", "enum": [False], "description": "An image is never transparent."},
     "output_format": {**_text, "enum": ["jpeg", "png", "webp"], "default": "jpeg"},
-    "webhook_url": _text,
-    "webhook_secret": {**_text, "description": "Any text; its bytes are the key of the signature."},
+    "webhook_url": {**_text, "format": "web-url"},
+    "webhook_secret": {
+        **_text,
+        "minLength": 1,
+        "maxLength": 256,
+        "description": "Any text; its bytes are the key of the signature.",
+    },
 }
 _SCHEMA = {"type": "object", "required": ["prompt"], "properties": _PROPERTIES}
 _BODY = {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}

@@ -44,8 +44,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         method = scope["method"]
+        # A slash at a path's end means nothing. A redirect would name this server's own scheme and host, which clients
+        # of a proxy cannot reach, and some do not send their body again.
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         if method == "HEAD":  # as GET; the protocol, which has its own scope, sends no body
-            scope = {**scope, "method": "GET"}
+            scope["method"] = "GET"
         client = scope["client"][0] if scope.get("client") else "unknown"
         state = scope.setdefault("state", {})
         state.update(request_id=uuid.uuid4().hex, caller=network_of(client), authorized=False)

@@ -31,7 +31,7 @@ _NOT_FOUND: _Responses = {401: ERRORS[401], 404: {"model": ErrorResponse, "descr
 _EXPIRED: _Responses = {410: {"model": ErrorResponse, "description": "The job was kept for as long as was promised."}}
 _CONFLICT: _Responses = {409: {"model": ErrorResponse, "description": "The job is in no state for this."}}
 _HOOKS = {
-    "webhook_url": {"type": "string", "description": "Where the end of the job is told, by POST."},
+    "webhook_url": {"type": "string", "format": "web-url", "description": "Where the end of the job is told, by POST."},
     "webhook_secret": {"type": "string", "description": "Signs the webhook: whsec_ and 24 to 64 bytes in base64."},
 }
 
@@ -64,7 +64,7 @@ async def post(
     url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
     hook = jobs_of(request).hook(url, secret)
     service = request.app.state.service
-    job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings))
+    job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings), _HOOKS)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
     return await _state(request, row, 202)
 

@@ -49,7 +49,7 @@ def planned(spec=KLEIN, reference=None, seed=7, **fields):
         ({"prompt": "x", "num_inference_steps": 51}, "num_inference_steps", ["51", "1 to 50"]),
         ({"prompt": "x", "num_images": 0}, "num_images", ["0", "1 to 8"]),
         ({"prompt": "x", "seed": -2}, "seed", ["-2", "0 to 9007199254740991"]),
-        ({"prompt": "x", "seed": True}, "seed", ["integer", "True"]),
+        ({"prompt": "x", "seed": True}, "seed", ["integer", "true"]),
         ({"prompt": "x", "guidance_scale": 21}, "guidance_scale", ["21", "0"]),
         ({"prompt": "x", "output_format": "gif"}, "output_format", ["'gif'", "png", "webp"]),
         ({"prompt": "x", "timeout": 0}, "timeout", ["0", "3600"]),

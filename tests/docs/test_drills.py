@@ -74,9 +74,9 @@ def test_a_key_is_rotated_without_a_caller_noticing():
             for key in (NEW, OLD)
         ]
 
-    with serving(api_key=f"new:{NEW},old:{OLD}") as (url, _):
+    with serving(api_key=f"new:{NEW},old:{OLD}", preload_models=False) as (url, _):
         assert statuses(url) == [200, 200]
-    with serving(api_key=f"new:{NEW}") as (url, _):
+    with serving(api_key=f"new:{NEW}", preload_models=False) as (url, _):
         assert statuses(url) == [200, 401]
 
 
