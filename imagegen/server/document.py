@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from imagegen.contract import given, prompts, requests
 from imagegen.contract.aliases import IGNORED, ONLY
+from imagegen.contract.fields import MAX_SEED
 from imagegen.engine.service import Service
 from imagegen.models import MULTIPLE, ModelSpec
 from imagegen.server import relations
@@ -97,7 +98,7 @@ def _narrow(properties: Schema, service: Service, spec: ModelSpec | None) -> Non
     bounds: dict[str, Schema] = {
         "prompt": {"minLength": 1, "maxLength": most["prompt"], "pattern": prompts.PATTERN},
         "negative_prompt": {"maxLength": most["negative_prompt"], "pattern": prompts.PATTERN_OR_BLANK},
-        "seed": {"minimum": -1},
+        "seed": {"minimum": -1, "maximum": MAX_SEED},
         "images": {"maxItems": most["images"]},
         "image": {"maxItems": most["images"]},
         "loras": {"maxItems": most["loras"]},
