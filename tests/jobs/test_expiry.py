@@ -6,6 +6,7 @@ import pytest
 
 from imagegen.errors import LimitExceeded
 from imagegen.jobs import expiry
+from imagegen.jobs.deliveries import Deliveries
 from imagegen.jobs.expiry import Expiry
 from imagegen.jobs.rows import Room
 from tests.jobs.test_store import add, jobs  # noqa: F401 - a fixture
@@ -59,3 +60,18 @@ def test_a_callers_waiting_references_do_not_fill_the_store(jobs):  # noqa: F811
     assert (refused.value.field, refused.value.retry_after) == ("jobs_waiting", 7)
     add(jobs, "bob", 0, room, bytes=50)
     add(jobs, "bob", 1, room, bytes=50)
+
+
+def test_a_webhook_is_still_delivered_once_its_job_has_expired(jobs, monkeypatch):  # noqa: F811
+    add(jobs, "alice", 0, webhook_url="https://example.com/", webhook_secret="x")
+    jobs.finish("alice0", "succeeded", size=10)
+    kept = Expiry(jobs._database)
+    kept.expire(["alice0"])
+    later = jobs.now() + 30 * 86_400
+    monkeypatch.setattr(jobs._database, "now", lambda: later)
+    kept.drop_expired(HOUR)
+    due = Deliveries(jobs._database)
+    assert [(row.id, row.state, row.webhook_secret) for row in due.due(4, 4)] == [("alice0", "expired", "x")]
+    due.note("alice0", "delivered")
+    kept.drop_expired(HOUR)
+    assert jobs.get("alice0") is None

@@ -1,5 +1,6 @@
 """Who may call the server: keys, Host headers, pages of other origins, wrong keys, trusted proxies."""
 
+import contextlib
 import socket
 import time
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from starlette.responses import PlainTextResponse
 
 from imagegen.errors import ConfigurationError
 from imagegen.jobs.keys import Keys
-from imagegen.server import access, guard
+from imagegen.server import access, connection_limits, guard
 from imagegen.settings import Settings, get_settings
 from imagegen.telemetry.metrics import Metrics
 from tests.server.conftest import running, serving
@@ -63,6 +64,8 @@ def test_named_hosts_are_served():
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://localhost:1"},
+        {"Origin": "http://["},
+        {"Origin": "//"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},  # a form
@@ -93,6 +96,33 @@ def test_who_does_not_read_its_answers_gets_no_more(monkeypatch):
             assert httpx.get(f"{url}/x").json()["error"]["code"] == "overloaded"
             assert httpx.get(f"{url}/health").status_code == 200
         until(lambda: httpx.get(f"{url}/x").status_code == 200)
+
+
+def test_one_callers_connections_leave_some_to_others(monkeypatch):
+    """Streams of events may stay for as long as a job waits, and a caller may have many addresses."""
+    monkeypatch.setattr(connection_limits.Limits, "of", lambda self, address: self.total)
+    monkeypatch.setattr(connection_limits.resource, "getrlimit", lambda _: (32, 32))  # 16 connections, 12 of a caller
+
+    async def work(scope, receive, send):
+        if scope["type"] == "http" and scope["path"] == "/work":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"event", "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        else:
+            await PlainTextResponse("ok")(scope, receive, send)
+
+    app = guard.Guard(work, settings(api_key=KEYS), Metrics(), SimpleNamespace(keys=Keys(settings(api_key=KEYS))))
+    with running(app, lifespan="off") as url, contextlib.ExitStack() as held:
+        alice, bob = ({"X-API-Key": key} for key in ("alice-has-this-key-1", "bob-has-that-key-22"))
+        for _ in range(12):
+            client = held.enter_context(httpx.Client(base_url=url))
+            assert held.enter_context(client.stream("GET", "/work", headers=alice)).status_code == 200
+        refused = httpx.get(f"{url}/work", headers=alice)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert "connections" in refused.json()["error"]["message"]
+        assert httpx.get(f"{url}/other", headers=bob).status_code == 200
+        assert httpx.get(f"{url}/health", headers=alice).status_code == 200
 
 
 def test_an_origin_that_cors_names_may_call():
