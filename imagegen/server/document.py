@@ -167,6 +167,8 @@ def _describe_inner(properties: Schema, service: Service, form: bool) -> None:
 def _describe_form(properties: Schema) -> None:
     """Text that stands for other types."""
     for name, field in properties.items():
+        if not {"type", "anyOf", "enum"} & field.keys():
+            field["type"] = "string"  # a list would be a field that came twice
         if field.get("type") == "boolean":
             shown = {key: field[key] for key in field if key != "type"}
             properties[name] = {**shown, "anyOf": [{"type": "boolean"}, {"enum": relations.BOOLEANS}]}

@@ -149,8 +149,8 @@ def test_fit_keeps_the_bounds(size):
 
 
 def test_fit_of_the_longest_shapes_keeps_to_few_pixels():
-    for size in ((512, 64), (64, 512), (8272, 64), (2.0, 4000.0)):
-        width, height = fit(*size, 64, 1024, 128**2)
+    for across, down in ((512, 64), (64, 512), (8272, 64), (2.0, 4000.0)):
+        width, height = fit(across, down, 64, 1024, 128**2)
         assert min(width, height) >= 64
         assert width * height <= 128**2
 
