@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from imagegen.contract import given, prompts, requests
 from imagegen.contract.aliases import IGNORED, ONLY
+from imagegen.contract.fields import MAX_SEED
 from imagegen.engine.service import Service
 from imagegen.models import MULTIPLE, ModelSpec
 from imagegen.server import relations
@@ -97,7 +98,7 @@ def _narrow(properties: Schema, service: Service, spec: ModelSpec | None) -> Non
     bounds: dict[str, Schema] = {
         "prompt": {"minLength": 1, "maxLength": most["prompt"], "pattern": prompts.PATTERN},
         "negative_prompt": {"maxLength": most["negative_prompt"], "pattern": prompts.PATTERN_OR_BLANK},
-        "seed": {"minimum": -1},
+        "seed": {"minimum": -1, "maximum": MAX_SEED},
         "images": {"maxItems": most["images"]},
         "image": {"maxItems": most["images"]},
         "loras": {"maxItems": most["loras"]},
@@ -166,6 +167,8 @@ def _describe_inner(properties: Schema, service: Service, form: bool) -> None:
 def _describe_form(properties: Schema) -> None:
     """Text that stands for other types."""
     for name, field in properties.items():
+        if not {"type", "anyOf", "enum"} & field.keys():
+            field["type"] = "string"  # a list would be a field that came twice
         if field.get("type") == "boolean":
             shown = {key: field[key] for key in field if key != "type"}
             properties[name] = {**shown, "anyOf": [{"type": "boolean"}, {"enum": relations.BOOLEANS}]}

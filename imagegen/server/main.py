@@ -29,9 +29,9 @@ from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput
 from imagegen.jobs.jobs import Jobs
 from imagegen.server import bfl, document, http, native, openai, status
 from imagegen.server import jobs as jobs_routes
+from imagegen.server.connection_limits import Limits
 from imagegen.server.guard import Guard
 from imagegen.server.page import FILES_PATH, page_files
-from imagegen.server.protocol import Limits
 from imagegen.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)

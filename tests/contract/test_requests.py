@@ -148,6 +148,13 @@ def test_fit_keeps_the_bounds(size):
     assert width * height <= MEGAPIXEL
 
 
+def test_fit_of_the_longest_shapes_keeps_to_few_pixels():
+    for across, down in ((512, 64), (64, 512), (8272, 64), (2.0, 4000.0)):
+        width, height = fit(across, down, 64, 1024, 128**2)
+        assert min(width, height) >= 64
+        assert width * height <= 128**2
+
+
 @pytest.mark.parametrize("high", [1024, 2048, 4096])
 def test_fit_holds_for_every_size_and_keeps_the_shape(high):
     rng = random.Random(high)

@@ -33,7 +33,7 @@ COMMON = {
     "height": (64,),
     "aspect_ratio": ("1:1", "match_input", "5:4"),
     "negative_prompt": ("x", " "),
-    "seed": (-1, 0, -2, 4.0, 1.5, True),
+    "seed": (-1, 0, -2, 4.0, 1.5, True, 2**53),
     "num_images": (1, 2, 9),
     "num_inference_steps": (4, 51),
     "output_format": ("png", "gif"),
@@ -54,12 +54,12 @@ OPENAI = {
     "quality": ("max", "auto"),
     "stream": (True, "true"),
     "partial_images": (0, 3, 4),
-    "seed": (-1, 4),
+    "seed": (-1, 4, 2**53),
 }
 BFL = {
     "input_image": ("QUJD",),
     "input_image_3": ("QUJD", 5),
-    "seed": (-1, 4),
+    "seed": (-1, 4, 2**53),
     "width": (64, 65),
     "height": (64,),
     "safety_tolerance": (2, 9, 2.0),
