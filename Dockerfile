@@ -79,9 +79,10 @@ WORKDIR /app
 RUN if [ "$MODEL" = none ]; then serves=klein-9b; else serves=$MODEL; fi; \
     echo "IMAGEGEN_MODEL=$serves" > /app/.env
 
-# 5. Code, and micro's weights. HOME: with a disk that is read-only but for /tmp, whatever is cached goes there; any user may run it. NVIDIA's
-# runtime gives its cards to images that ask for them, where nobody says `--gpus`.
-ENV HF_HOME=/opt/huggingface HOME=/tmp USER=imagegen PYTHONUNBUFFERED=1 PYTHONPATH=/app IMAGEGEN_HOST=0.0.0.0 IMAGEGEN_OUTPUT_DIR=/tmp/outputs \
+# 5. Code, and micro's weights. HOME: with a disk that is read-only but for /tmp, whatever is cached goes there; any user may
+# run it. NVIDIA's runtime gives GPUs to an image that asks for them, also without `--gpus`.
+ENV HF_HOME=/opt/huggingface HOME=/tmp USER=imagegen PYTHONUNBUFFERED=1 PYTHONPATH=/app IMAGEGEN_HOST=0.0.0.0 \
+    IMAGEGEN_OUTPUT_DIR=/tmp/outputs \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=code /app /app
 USER 10001

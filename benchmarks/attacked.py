@@ -130,8 +130,10 @@ def terminate(attacked: Attacked) -> tuple[int, float, int]:
 def children(pid: int) -> list[int]:
     """The processes that a process started, and theirs. Linux alone."""
     found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (thread / "children").read_text().split())
+    with contextlib.suppress(OSError):  # it has ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (thread / "children").read_text().split())
     return [*found, *(below for child in found for below in children(child))]
 
 

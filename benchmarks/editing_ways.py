@@ -83,7 +83,7 @@ def answer(pipeline: FluxPipeline, sample: MaskedSample, way: str) -> tuple[Imag
         "num_inference_steps": 4,
         "guidance_scale": 1.0,
     }
-    noise = pipeline._preparation.noise(edit.crop.size, sample.seed)  # noqa: SLF001 - the same as the pipeline's
+    noise = pipeline.preparation.noise(edit.crop.size, sample.seed)  # the same as the pipeline's
     with keeping(pipeline._plain, edit, way, noise):  # noqa: SLF001 - its steps are what is compared
         references = [] if way == "no reference" else [edit.crop]
         generated = pipeline.edit(sample.prompt, references, seed=sample.seed, **how).image

@@ -160,7 +160,7 @@ class Benchmark:
 
     def _fp8_under_a_cap(self) -> None:
         """What a GPU of 24 GB gets: four references, and the time of an image from words."""
-        with self.device.capped(self.device.card(_GPU_GB)):
+        with self.device.capped(self.device.gpu(_GPU_GB)):
             pipeline, plan = self._open("fp8", gigabytes=_GPU_GB, compile=self.compiled)
             with pipeline:
                 runner = Runner(pipeline, plan, self.device)
@@ -171,7 +171,7 @@ class Benchmark:
     def _offload_under_a_cap(self) -> None:
         """bf16 of which each part is fetched for its turn, not compiled, as others fit a GPU of 24 GB, against fp8 on
         the GPU."""
-        with self.device.capped(self.device.card(_GPU_GB)):
+        with self.device.capped(self.device.gpu(_GPU_GB)):
             pipeline, plan = self._open("bf16", "model", _GPU_GB)
             with pipeline:
                 slow = Runner(pipeline, plan, self.device).case("offload", (self._side, self._side))
@@ -288,7 +288,7 @@ class Benchmark:
             seconds = time.monotonic() - begun
         speed = read_speed(self.folder)
         rate = plan.parts.total / seconds  # what was read of the files: later layers of the text encoder are not
-        row = Row("load to card against reading from the page cache", "70 % or more", 100 * rate / speed, "%")
+        row = Row("load to GPU against reading from the page cache", "70 % or more", 100 * rate / speed, "%")
         row.met = 100 * rate / speed >= 70
         row.details = {"bytes": plan.parts.total, "seconds": seconds, "page cache": speed, "load": rate}
         if not row.met:
@@ -306,12 +306,12 @@ class Benchmark:
         **levers: Any,
     ) -> tuple[FluxPipeline, MemoryPlan]:
         """A pipeline as the worker would have it on a GPU of `gigabytes`; on a CPU in full precision."""
-        spec, card = spec or self.spec, self.device.card(gigabytes)
+        spec, gpu = spec or self.spec, self.device.gpu(gigabytes)
         plan = choose(spec, None)
-        if card is not None:
+        if gpu is not None:
             nf4, compiled = is_installed("bitsandbytes"), levers.get("compile", False)
-            plan = choose(spec, card, precision=precision, offload=offload, nf4=nf4, compiled=compiled)
-            levers = {"attention": choose_attention(card.capability)[0], **levers}  # as the worker would have it
+            plan = choose(spec, gpu, precision=precision, offload=offload, nf4=nf4, compiled=compiled)
+            levers = {"attention": choose_attention(gpu.capability)[0], **levers}  # as the worker would have it
         config = FluxConfig(
             spec,
             self.folder,

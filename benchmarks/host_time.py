@@ -74,8 +74,8 @@ def compare(bare: Any, pipeline: FluxPipeline, references: list[Image.Image], co
         call = partial(bare, image=references or None, prompt=prompt, generator=generator, **how)
         output, plain = timed(call)
         wanted = output.images[0]
-        inputs, before = timed(partial(pipeline.prepare, References(references), seeds=[seed], **how))
-        tokens, more = timed(partial(pipeline.tokenize, prompt))
+        inputs, before = timed(partial(pipeline.preparation.inputs, References(references), seeds=[seed], **how))
+        tokens, more = timed(partial(pipeline.preparation.tokens, prompt))
         encoded, first = timed(partial(pipeline.encode_prompt, tokens))
         generated, ours = timed(partial(pipeline.generate_prepared, inputs, encoded, seed))
         image, after = timed(partial(getattr, generated, "image"))

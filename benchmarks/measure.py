@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from imagegen.errors import OutOfMemory
-from imagegen.memory.plan import CONTEXT, REFERENCE, Card, MemoryPlan, read_card
+from imagegen.memory.plan import CONTEXT, REFERENCE, Gpu, MemoryPlan, read_gpu
 from imagegen.model.images import GeneratedImage
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import Size
@@ -82,17 +82,17 @@ class Device:
 
             torch.cuda.synchronize(self.name)
 
-    def card(self, gigabytes: float | None = None) -> Card | None:
+    def gpu(self, gigabytes: float | None = None) -> Gpu | None:
         """The GPU as it is, or one of `gigabytes` of the same kind; None for the CPU."""
         if not self.is_cuda:
             return None
-        card = read_card(self.name)
-        return card if card is None or gigabytes is None else Card.of(gigabytes, card.capability)
+        gpu = read_gpu(self.name)
+        return gpu if gpu is None or gigabytes is None else Gpu.of(gigabytes, gpu.capability)
 
     @contextmanager
-    def capped(self, card: Card | None) -> Iterator[None]:
+    def capped(self, gpu: Gpu | None) -> Iterator[None]:
         """While it is open, torch can have of the GPU what a smaller one would have."""
-        if card is None or not self.is_cuda:
+        if gpu is None or not self.is_cuda:
             yield
             return
         import torch
@@ -100,7 +100,7 @@ class Device:
         index = torch.device(self.name).index  # torch takes no "cuda" here
         index = torch.cuda.current_device() if index is None else index
         total = torch.cuda.get_device_properties(self.name).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (card.bytes - CONTEXT) / total), index)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (gpu.bytes - CONTEXT) / total), index)
         try:
             yield
         finally:

@@ -50,11 +50,11 @@ def segments(row: dict[str, Any], context: int) -> list[tuple[str, int]]:
 
 def draw_chart(estimated: dict[str, Any], file: Path) -> None:
     """Draws the plans of all GPUs into a PNG."""
-    cards = estimated["cards"]
-    height = _TOP + _ROW * len(cards) + _BOTTOM
+    gpus = estimated["gpus"]
+    height = _TOP + _ROW * len(gpus) + _BOTTOM
     image = Image.new("RGB", (_WIDTH * _SCALE, height * _SCALE), _PAPER)
     draw = ImageDraw.Draw(image)
-    most = max(row["card"] for row in cards)
+    most = max(row["gpu"] for row in gpus)
     step = 16 if most > 40 * 2**30 else 4
     span = (int(most / 2**30 / step) + 1) * step
 
@@ -75,24 +75,24 @@ def draw_chart(estimated: dict[str, Any], file: Path) -> None:
         14,
         _PALE,
     )
-    below = _TOP + _ROW * len(cards)
+    below = _TOP + _ROW * len(gpus)
     for tick in range(0, span + 1, step):
         box(x(tick * 2**30) - 0.5, _TOP - 8, x(tick * 2**30) + 0.5, below, _GRID)
         text((x(tick * 2**30), _TOP - 18), str(tick), 13, _PALE, "mm")
-    for number, row in enumerate(cards):
+    for number, row in enumerate(gpus):
         top = _TOP + _ROW * number + 8
         plan = row["plan"]
-        text((24, top + 14), f"{row['card_gb']} GB", 18)
+        text((24, top + 14), f"{row['gpu_gb']} GB", 18)
         text((24, top + 36), f"{plan['transformer']} + {plan['text_encoder']}, {_WHERE[plan['offload']]}", 13, _PALE)
         left = 0
         for name, size in segments(row, estimated["context"]):
             box(x(left), top + 4, x(left + size), top + 40, _PARTS[name][1])
             left += size
-        frame = [round(edge * _SCALE) for edge in (x(0), top, x(row["card"]), top + 44)]
+        frame = [round(edge * _SCALE) for edge in (x(0), top, x(row["gpu"]), top + 44)]
         draw.rectangle(frame, outline=_INK, width=_SCALE)
-        inside = x(row["card"]) - x(left) > 90
-        place = (x(left) + 8, top + 22) if inside else (x(row["card"]) + 8, top + 22)
-        text(place, f"{left / 2**30:.1f} of {row['card'] / 2**30:.1f}", 14)
+        inside = x(row["gpu"]) - x(left) > 90
+        place = (x(left) + 8, top + 22) if inside else (x(row["gpu"]) + 8, top + 22)
+        text(place, f"{left / 2**30:.1f} of {row['gpu'] / 2**30:.1f}", 14)
     start = 24.0
     for words, colour in _PARTS.values():
         box(start, below + 38, start + 16, below + 54, colour)

@@ -177,7 +177,8 @@ def fit(width: float, height: float, low: int, high: int, most: int = MEGAPIXEL)
     """
     scale = min(1.0, math.sqrt(most / (width * height)), high / max(width, height))
     scale = max(scale, low / min(width, height))
-    w, h = width * scale, height * scale
+    longest = most / low
+    w, h = min(width * scale, longest), min(height * scale, longest)
     sizes = [
         (clamp(_down(w) + right, low, high), clamp(_down(h) + below, low, high))
         for right in (0, MULTIPLE)

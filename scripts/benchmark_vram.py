@@ -29,7 +29,7 @@ from benchmarks.measure import Case, Device, Runner, machine, shown, table
 from benchmarks.vram_chart import draw_chart
 from imagegen.errors import ConfigurationError
 from imagegen.memory.footprint import part_bytes
-from imagegen.memory.plan import CONTEXT, REFERENCE, RESERVE, Card, MemoryPlan, gib
+from imagegen.memory.plan import CONTEXT, REFERENCE, RESERVE, Gpu, MemoryPlan, gib
 from imagegen.memory.planner import choose, stored_precisions
 from imagegen.memory.types import Offload, Precision
 from imagegen.model.acceleration import is_installed
@@ -41,7 +41,7 @@ from imagegen.weights.sources import find_weights
 
 #: GPUs that are estimated: GB and the compute capability of such a GPU. 12: RTX 4070, 16: RTX 4080, 24: RTX 4090,
 #: 32: RTX 5090, 48: L40S, 80: H100.
-CARDS: list[tuple[int, tuple[int, int]]] = [
+GPUS: list[tuple[int, tuple[int, int]]] = [
     (12, (8, 9)),
     (16, (8, 9)),
     (24, (8, 9)),
@@ -91,15 +91,15 @@ def combinations(spec: ModelSpec) -> list[dict[str, Any]]:
 def estimate(spec: ModelSpec) -> dict[str, Any]:
     """The plan's figures for every GPU, and beside it every combination and whether it fits; bytes as integers."""
     every = combinations(spec)
-    cards = []
-    for gigabytes, capability in CARDS:
-        card = Card.of(gigabytes, capability)
-        plan = choose(spec, card)
-        largest = plan.largest((spec.max_size + 16, spec.max_size + 16), [], card.bytes)
+    gpus = []
+    for gigabytes, capability in GPUS:
+        gpu = Gpu.of(gigabytes, capability)
+        plan = choose(spec, gpu)
+        largest = plan.largest((spec.max_size + 16, spec.max_size + 16), [], gpu.bytes)
         row = {
-            "card_gb": gigabytes,
+            "gpu_gb": gigabytes,
             "capability": ".".join(map(str, capability)),
-            "card": card.bytes,
+            "gpu": gpu.bytes,
             "plan": {
                 "transformer": plan.transformer,
                 "text_encoder": plan.text_encoder,
@@ -113,15 +113,15 @@ def estimate(spec: ModelSpec) -> dict[str, Any]:
                 "largest_square": largest[0] if largest else None,
                 "why": plan.why,
             },
-            "combinations": [combination | {"fits": combination["needed"] <= card.bytes} for combination in every],
+            "combinations": [combination | {"fits": combination["needed"] <= gpu.bytes} for combination in every],
         }
-        cards.append(row)
+        gpus.append(row)
     return {
         "model": spec.name,
         "context": CONTEXT,
         "reserve": RESERVE,
         "references": spec.max_references,
-        "cards": cards,
+        "gpus": gpus,
     }
 
 
@@ -130,28 +130,26 @@ def show_estimate(estimated: dict[str, Any]) -> str:
     most = str(estimated["references"])
     plans = [
         [
-            f"{row['card_gb']} GB, {row['capability']}",
+            f"{row['gpu_gb']} GB, {row['capability']}",
             plan["transformer"],
             plan["text_encoder"],
             plan["offload"],
             gib(plan["resident"]),
             gib(plan["peak_by_references"]["0"]),
             gib(plan["peak"]),
-            gib(row["card"]),
+            gib(row["gpu"]),
             str(plan["largest_square"]),
         ]
-        for row in estimated["cards"]
+        for row in estimated["gpus"]
         for plan in [row["plan"]]
     ]
     heads = ["GPU", "transformer", "text encoder", "offload", "weights on it", "peak, no reference"]
-    heads += [f"peak, {most} references", "can be had", "largest square"]
-    sizes = [row["card_gb"] for row in estimated["cards"]]
+    heads += [f"peak, {most} references", "available", "largest square"]
+    sizes = [row["gpu_gb"] for row in estimated["gpus"]]
     rows = []
-    for number, row in enumerate(estimated["cards"][0]["combinations"]):
+    for number, row in enumerate(estimated["gpus"][0]["combinations"]):
         fit = [
-            str(size)
-            for size, card in zip(sizes, estimated["cards"], strict=True)
-            if card["combinations"][number]["fits"]
+            str(size) for size, gpu in zip(sizes, estimated["gpus"], strict=True) if gpu["combinations"][number]["fits"]
         ]
         peaks = row["peak_by_references"]
         peak = [gib(size) for size in (row["resident"], peaks["0"], peaks[most])]
@@ -270,16 +268,16 @@ def _measure_all(spec: ModelSpec, args: argparse.Namespace, result: dict[str, An
             raise ConfigurationError(f"the weights of {spec.name} are not on this machine; --random-weights needs none")
         else:
             path = found
-        card = device.card(args.cap_gb)
+        gpu = device.gpu(args.cap_gb)
         stored = stored_precisions(path)
         nf4 = is_installed("bitsandbytes")
-        plans = [choose(spec, card, stored=stored, nf4=nf4, compiled=False)]
-        if card is not None and plans[0].offload != "model":
+        plans = [choose(spec, gpu, stored=stored, nf4=nf4, compiled=False)]
+        if gpu is not None and plans[0].offload != "model":
             try:
-                plans.append(choose(spec, card, offload="model", stored=stored, nf4=nf4, compiled=False))
+                plans.append(choose(spec, gpu, offload="model", stored=stored, nf4=nf4, compiled=False))
             except ConfigurationError as error:
                 print(f"without model offload: {error}", file=sys.stderr)
-        with device.capped(card if args.cap_gb else None):
+        with device.capped(gpu if args.cap_gb else None):
             for plan in plans:
                 result["measured"].append(measure(plan, path, device, args.output / "pictures", deadline))
                 print(f"\n{show_measured(result['measured'][-1])}")

@@ -1,6 +1,7 @@
 """Writes the screenshots of docs/studio.md from a running server: python -m scripts.page_screenshots URL [FOLDER].
 
-The server serves the miniature: `make serve`. Needs Debian's chromium.
+The server serves the miniature and has no job yet: `IMAGEGEN_LORAS=imagegen/micro/loras make serve`. Needs Debian's
+chromium.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def _wide(browser: Browser, url: str, folder: Path) -> None:
     page.get_by_role("button", name="Use this mask").click()
     page.get_by_role("radio", name="Only new canvas").check()
     page.get_by_role("button", name="Pull the frame").click()
-    page.get_by_label("Right").fill("96")
-    page.get_by_label("Left").fill("32")
+    page.get_by_label("Right", exact=True).fill("96")
+    page.get_by_label("Left", exact=True).fill("32")
     _save(page, folder / "outpaint.webp")
     page.get_by_role("button", name="Cancel", exact=True).last.click()
     page.get_by_role("radio", name="The whole image").check()

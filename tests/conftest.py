@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import ssl
 import sys
 import threading
 
+import httpx
 import pytest
 
 from imagegen.engine.service import Service
@@ -14,12 +17,18 @@ from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 from imagegen.settings import get_settings
+from tests.server.conftest import serving
 from tests.support import settings, until  # noqa: F401
 from tests.support.images import from_base64, scene, to_base64, to_bytes  # noqa: F401
 
 # One process after the other uses both cores; spinning threads of two would stand in each other's way.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu")
+
+# A call of httpx without a client reads all certificate authorities, for 25 ms, and the tests' servers have none.
+_CONTEXT = ssl.create_default_context()
+for _name in ("get", "post", "put", "delete", "head", "options", "request", "stream"):
+    setattr(httpx, _name, functools.partial(getattr(httpx, _name), verify=_CONTEXT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,12 +55,39 @@ def service():
     running.close()
 
 
+def _rounding() -> dict[str, object]:
+    """What the last bits of an image depend on in this process, as far as it is loaded."""
+    torch, attention = (sys.modules.get(name) for name in ("torch", "diffusers.models.attention_dispatch"))
+    found = {}
+    if hasattr(torch, "get_num_threads"):  # else another thread is just importing it
+        found["torch.get_num_threads()"] = torch.get_num_threads()
+    if hasattr(attention, "attention_backend"):
+        found["diffusers' active attention backend"] = attention._AttentionBackendRegistry.get_active_backend()[0]
+    return found
+
+
+@pytest.fixture(scope="session")
+def ready():
+    """(base URL, service) of a server that has loaded its model; no test may leave it otherwise."""
+    with serving(max_body_mb=3) as (url, service):
+        service.start().result()
+        yield url, service
+
+
+@pytest.fixture(scope="session")
+def client(ready):
+    with httpx.Client(base_url=ready[0], timeout=60) as open_client:
+        yield open_client
+
+
 @pytest.fixture(autouse=True)
-def _process_as_it_was():
+def _process_as_it_was(request):
     """What a test leaves in the process ends with it: the settings, and what `logs.configure` sets.
 
-    A handler that stays would write to a stream that pytest closes.
+    A handler that stays would write to a stream that pytest closes. What would round the images of later tests
+    otherwise is a failure of the test that changed it.
     """
+    rounding = _rounding()
     handlers, hooks = logging.root.handlers.copy(), (sys.excepthook, threading.excepthook)
     levels = {logger: logger.level for logger in (logging.root, logging.getLogger("imagegen"))}
     yield
@@ -63,3 +99,6 @@ def _process_as_it_was():
     for handler in logging.root.handlers.copy():
         if handler not in handlers:
             logging.root.removeHandler(handler)
+    after = _rounding()
+    changed = [f"{name} was {value} and is {after[name]}" for name, value in rounding.items() if after[name] != value]
+    assert not changed, f"{request.node.nodeid} left the process changed: {'; '.join(changed)}"

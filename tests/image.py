@@ -146,7 +146,7 @@ from imagegen.server.main import app
 async def main():
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://image", timeout=200) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=200) as client:
             while (health := (await client.get("/health")).json())["status"] != "ready":
                 assert health["status"] in ("starting", "loading"), health
                 await asyncio.sleep(0.1)
@@ -174,8 +174,9 @@ print(os.access(os.environ["HF_HOME"], os.W_OK), os.environ["HOME"])
 
 def test_code_is_compiled_and_what_it_was_built_from_stays_outside():
     listed = run("find", "/app", "/opt/huggingface", "-type", "f").split()
-    assert "/app/imagegen/__pycache__/service.cpython-311.pyc" in listed
-    assert not [path for path in listed if "/tests/" in path or "/.git" in path or "/builder/" in path]
+    assert "/app/imagegen/engine/__pycache__/service.cpython-311.pyc" in listed
+    assert "/app/imagegen/micro/model_index.json" in listed
+    assert not [path for path in listed if "/tests/" in path or "/.git" in path or "/builder/micro/" in path]
     assert run("cat", "/app/.env") == "IMAGEGEN_MODEL=micro\n"
 
 

@@ -1,7 +1,7 @@
 """Vast Serverless: what Vast's PyWorker must know of image-gen's HTTP server, which runs beside it.
 
-onstart.sh starts the server, and this file in an environment of its own; so nothing of image-gen is imported here. See
-README-VASTAI.md.
+onstart.sh starts the server, and this file in an environment of its own: of image-gen it imports the table of fields'
+names alone, which needs no package. See README-VASTAI.md.
 
 The server's log is JSON, and a mark is a piece of it with quotation marks: whatever a caller could bring into a line
 would have them escaped, so that no prompt and no path can make a worker look ready, or broken.
@@ -10,9 +10,15 @@ would have them escaped, so that no prompt and no path can make a worker look re
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from vastai import BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from imagegen.contract import aliases
+from imagegen.contract.given import is_given
 
 #: As onstart.sh starts the server: not on the port that the image exposes, which Vast would publish, without a key.
 PORT = int(os.environ.get("PORT") or 18000)
@@ -39,16 +45,21 @@ def workload(job: dict[str, Any]) -> float:
 
     The server checks the job afterwards; here whatever is no sensible number counts as the default.
     """
+    try:
+        job, _ = aliases.translate(job)
+    except ValueError:  # two names of one field, or a value that none can have: the server refuses it
+        job = {}
     width, height = (_number(job.get(name), _SIDE, 2048) for name in ("width", "height"))
-    steps = _number(job.get("num_inference_steps"), _STEPS, 50)
-    images, count = job.get("images"), _number(job.get("num_images"), 1, 8)
-    references = min(len(images), 4) if isinstance(images, list) else int("image" in job)
+    steps, count = _number(job.get("num_inference_steps"), _STEPS, 50), _number(job.get("num_images"), 1, 8)
+    images = job.get("images")
+    references = sum(map(is_given, images[:4])) if isinstance(images, list) else 0
     return width * height * steps * (1 + references) * count / _UNIT
 
 
 def _number(value: object, default: int, most: int) -> int:
-    known = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-    return value if known and isinstance(value, int) else default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= most or value % 1:
+        return default
+    return int(value)
 
 
 def benchmark() -> dict[str, Any]:

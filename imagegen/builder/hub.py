@@ -129,7 +129,7 @@ class Hub:
         """Brings a file into `folder` and compares it with the hub's hash.
 
         Raises:
-            BakeError: it cannot be had, or it is another file; what came of it is deleted.
+            BakeError: it cannot be downloaded, or it is another file; the partial file is deleted.
         """
         from huggingface_hub import hf_hub_download
 

@@ -66,7 +66,7 @@ def _choose(settings: Settings) -> ModelSpec:
 def _gpu(settings: Settings, spec: ModelSpec | None) -> Iterator[str]:
     import torch
 
-    from imagegen.memory.plan import gib, read_card
+    from imagegen.memory.plan import gib, read_gpu
     from imagegen.model import driver
 
     yield f"torch {torch.__version__}"
@@ -76,21 +76,21 @@ def _gpu(settings: Settings, spec: ModelSpec | None) -> Iterator[str]:
             _choose(settings)
         yield f"none ({fault}); {spec.name if spec else 'the model'} runs on the CPU"
         return
-    card = read_card(settings.device or "cuda")
-    free = gib(card.bytes) if card else "0 GiB"
+    gpu = read_gpu(settings.device or "cuda")
+    free = gib(gpu.bytes) if gpu else "0 GiB"
     major, minor = torch.cuda.get_device_capability()
     yield f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}, {free} available"
 
 
 def _memory(settings: Settings, spec: ModelSpec | None) -> Iterator[str]:
-    from imagegen.memory.plan import read_card
+    from imagegen.memory.plan import read_gpu
     from imagegen.model import loading
     from imagegen.model.acceleration import is_installed
     from imagegen.weights.sources import find_weights
 
     if spec is not None:
-        card = read_card(settings.device or loading.default_device())
-        yield str(loading.plan(spec, settings, find_weights(spec, settings), card, is_installed("bitsandbytes")))
+        gpu = read_gpu(settings.device or loading.default_device())
+        yield str(loading.plan(spec, settings, find_weights(spec, settings), gpu, is_installed("bitsandbytes")))
 
 
 def _weights(settings: Settings, spec: ModelSpec | None) -> Iterator[str]:

@@ -10,12 +10,13 @@ import argparse
 import urllib.error
 import urllib.request
 
+from imagegen.cli.serve import port_number
 from imagegen.settings import get_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--port", type=int, metavar="N", help="default: PORT (7000)")
+    parser.add_argument("--port", type=port_number, metavar="N", help="default: PORT (7000)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     settings = user_settings(args.model)
     logs.configure(settings)
-    from imagegen.memory.plan import Card, read_card
+    from imagegen.memory.plan import Gpu, read_gpu
     from imagegen.model import loading
     from imagegen.model.acceleration import is_installed
     from imagegen.models import get_model
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.gpu_gb is None:
         spec = loading.choose_model(settings)
-        gpu = read_card(settings.device or loading.default_device())
+        gpu = read_gpu(settings.device or loading.default_device())
     else:
-        spec, gpu = get_model(settings.model or "klein-9b"), Card.of(args.gpu_gb, args.capability)
+        spec, gpu = get_model(settings.model or "klein-9b"), Gpu.of(args.gpu_gb, args.capability)
     print(loading.plan(spec, settings, find_weights(spec, settings), gpu, is_installed("bitsandbytes")))
     return 0
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from imagegen import logs
 from imagegen.errors import ConfigurationError
+from imagegen.models import get_model
 from imagegen.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", metavar="ADDRESS", help="to listen on; default: IMAGEGEN_HOST, else 127.0.0.1 without a key"
     )
-    parser.add_argument("--port", type=_port, metavar="N", help="default: PORT (7000)")
+    parser.add_argument("--port", type=port_number, metavar="N", help="default: PORT (7000)")
     parser.add_argument("--model", help="the model to serve; default: IMAGEGEN_MODEL, else by the GPU")
 
 
-def _port(text: str) -> int:
+def port_number(text: str) -> int:
+    """A port of the command line.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; allowed are 1 to 65535")
     return int(text)
@@ -42,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     changes = {"host": args.host, "port": args.port, "model": args.model}
     settings = settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
     logs.configure(settings)
+    if settings.model is not None and not settings.keep_failed:
+        get_model(settings.model)  # a name that no model has is said before anything starts
     serve_http(settings)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from imagegen import logs
 from imagegen.cli import CommandError
 from imagegen.cli.jobs import check_folder, show, write_images
-from imagegen.cli.serve import listen
+from imagegen.cli.serve import listen, port_number
 from imagegen.settings import Settings, get_settings
 
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rp_serve_api", action="store_true", help="serve RunPod's API on this machine")
     parser.add_argument("--rp_api_host", metavar="ADDRESS", help="where that API listens; default: localhost")
-    parser.add_argument("--rp_api_port", type=int, metavar="N", help="its port; default: 8000")
+    parser.add_argument("--rp_api_port", type=port_number, metavar="N", help="its port; default: 8000")
     parser.add_argument("--rp_api_concurrency", type=int, metavar="N", help="processes of that API; only 1 works")
     parser.add_argument("--rp_log_level", choices=("ERROR", "WARN", "INFO", "DEBUG"), help="of the SDK's own log")
     parser.add_argument("--rp_debugger", action="store_true", help="the SDK's debugger")

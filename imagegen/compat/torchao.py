@@ -29,3 +29,17 @@ def unflatten(name: str, tensors: dict[str, torch.Tensor], record: str) -> torch
     names = {name: record, "tensor_names": json.dumps([name])}
     weight: torch.Tensor = unflatten_tensor_state_dict(tensors, names)[0][name]
     return weight
+
+
+def tensor_names(name: str, record: str) -> list[str]:
+    """The names of the tensors that a file holds of the weight called `name`, by its record; none where it is not
+    quantised, or the record is of something else."""
+    if not name.endswith(".weight"):
+        return []
+    pieces = json.loads(record).get("_tensor_data_names", [])
+    return [f"{name.removesuffix('weight')}_weight_{piece}" for piece in pieces]
+
+
+def values_name(name: str) -> str:
+    """The name of the tensor of a quantised weight that has its shape."""
+    return f"{name.removesuffix('weight')}_weight_qdata"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagegen.contract.reading import is_given
+from imagegen.contract.given import is_given
 from imagegen.contract.showing import show
 
 _SIZE = re.compile(r"([0-9]{1,5}) ?[xX*\u00d7] ?([0-9]{1,5})")  # the last is a multiplication sign
@@ -27,6 +27,7 @@ def _size(value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and value.keys() == {"width", "height"}:
         return dict(value)
     if isinstance(value, str):
+        value = value.strip().lower()
         if value == "auto":
             return {}
         if match := _SIZE.fullmatch(value):
@@ -44,7 +45,7 @@ def _response_format(value: Any) -> dict[str, Any]:
     """OpenAI's name of what is `delivery` here."""
     delivery = {"b64_json": "base64", "url": "url"}.get(value) if isinstance(value, str) else None
     if delivery is None:
-        raise ValueError("is not known; allowed are b64_json and url")
+        raise ValueError("is not known; allowed are b64_json and url (with an object store)")
     return {"delivery": delivery}
 
 
@@ -114,6 +115,7 @@ IGNORED: dict[str, tuple[Any, ...]] = {
     "scheduler": (),
     "style": (),
     "sync_mode": (True, "true"),
+    "transparent_bg": (False, "false"),
     "user": (),
 }
 #: Of those, the ones whose other values would give another image than the caller means: they are errors.
@@ -122,6 +124,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "input_fidelity": ("low",),
     "output_megapixels": (1, "1"),
     "resolution": ("1k", "1K"),
+    "transparent_bg": (False, "false"),
 }
 #: Fields of RunPod's public endpoints alone: whoever sends one reads the answer as theirs, its image in `image_url`.
 _RUNPODS = {
@@ -155,7 +158,6 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
     Raises:
         ValueError: a field came under two names, or its value cannot be read; begins with the name.
     """
-    fields = {name: value for name, value in fields.items() if not is_image(name) or has_image(value)}
     ours = {name: value for name, value in fields.items() if name not in ALIASES and name not in IGNORED}
     names: dict[str, str] = {}
     ignored = {}
@@ -166,7 +168,7 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
         if name not in IGNORED or not is_given(value):
             continue
         if name in ONLY and value not in ONLY[name]:
-            allowed = " and ".join(dict.fromkeys(str(one) for one in ONLY[name]))
+            allowed = " and ".join(dict.fromkeys(one if isinstance(one, str) else show(one) for one in ONLY[name]))
             raise ValueError(f"{name}: {show(value)} cannot be honoured here; allowed are {allowed}")
         elif value not in IGNORED[name]:
             ignored[name] = value[:100] if isinstance(value, str) else value is not False
@@ -209,14 +211,14 @@ def is_image(name: str) -> bool:
     return name == "images" or (name in ALIASES and ALIASES[name].field == "images")
 
 
-def has_image(value: Any) -> bool:
-    """Whether a field of reference images holds any: a list of nothing but empty entries does not."""
-    return any(is_given(one) for one in value) if isinstance(value, list) else is_given(value)
-
-
 def is_mask(name: str) -> bool:
     """Whether a field, under any of its names, holds a mask."""
     return name == "mask" or (name in ALIASES and ALIASES[name].field == "mask")
+
+
+def is_file(name: str) -> bool:
+    """Whether a field of a form may be a file."""
+    return is_image(name) or is_mask(name)
 
 
 def wants_image_url(job_input: dict[str, Any]) -> bool:

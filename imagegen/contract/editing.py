@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,8 +12,6 @@ from imagegen.contract.reading import Fields, ImageText
 MAX_REFERENCES = 4
 #: Pixels by which a mask may grow, and fade out; and by which a canvas may grow on a side.
 MAX_MASK_GROW, MAX_EXPAND = 512, 8192
-#: Characters of an object with all four sides, as a form sends it.
-_MAX_EXPAND_TEXT = 200
 
 
 class Expand(Fields):
@@ -85,15 +82,10 @@ class EditFields(CommonFields):
     @field_validator("expand", mode="before")
     @classmethod
     def _read_form(cls, value: Any) -> Any:
-        """In a form it is the object's JSON."""
-        if not isinstance(value, str):
-            return value
-        try:
-            if len(value) > _MAX_EXPAND_TEXT:
-                raise ValueError
-            return json.loads(value)
-        except ValueError:
-            raise ValueError('is not a JSON object such as {"left": 256}') from None
+        """In a form it is the object's JSON, which has types of its own."""
+        if value == "{}":
+            return None
+        return Expand.model_validate_json(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_photo(self) -> EditFields:

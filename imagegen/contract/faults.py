@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,7 +20,7 @@ Request = GenerateRequest | EditRequest
 
 #: What these hold is nobody's business, not even an error's: it may be kept where the job's input is not.
 _PRIVATE = ("prompt", "negative_prompt", "images", "mask", "url")
-_TYPES = {
+TYPES = {
     "int": "an integer",
     "float": "a number",
     "string": "a string",
@@ -29,12 +29,22 @@ _TYPES = {
     "model": "an object",
 }
 
+_TEXTS = {
+    "string_unicode": "holds half of a surrogate pair, which is not a character",
+    "json_invalid": "is not JSON, such as ",
+}
+#: What a form may have for a list, and for an object.
+_EXAMPLES = {"loras": '[{"name": "brand-x", "scale": 0.8}]', "expand": '{"left": 256}'}
 
-def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[str, float]) -> InvalidInput:
+
+def invalid_input(
+    error: ErrorDetails, schema: type[BaseModel], most: Mapping[str, float], others: Iterable[str] = ()
+) -> InvalidInput:
     """One of pydantic's errors in the contract's words.
 
     Args:
         most: what is allowed of a field here, where that is less than the schema allows.
+        others: fields that the endpoint takes beside the schema's.
     """
     location = [part for part in error["loc"] if part != "body"]
     fields, field, name = _place(location, schema)
@@ -48,7 +58,7 @@ def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[st
         text = "is missing or empty"
         text += f"; 1 to {MAX_PROMPT} characters are required" if field == "prompt" else ", and required"
     elif kind == "extra_forbidden":
-        text = _unknown(field, fields, schema)
+        text = _unknown(field, fields, schema, others)
     elif kind == "string_too_long":
         text = f"{len(came)} characters are too many; 1 to {most.get(field, context['max_length']):g} are allowed"
     elif field == "images" and kind in ("too_long", "too_short"):
@@ -60,11 +70,12 @@ def invalid_input(error: ErrorDetails, schema: type[BaseModel], most: Mapping[st
         text = f"{show(came)} is out of bounds ({low} to {min(high, most.get(field, high))})"
     elif kind == "literal_error":
         text = f"{show(came)} is not known; allowed are {context['expected']}"
-    elif kind == "string_unicode":
-        text = "holds half of a surrogate pair, which is not a character"
-    elif kind.endswith(("_type", "_parsing")):
+        text += " (with an object store)" * (field == "delivery")
+    elif kind in _TEXTS:
+        text = _TEXTS[kind] + _EXAMPLES.get(field, "")
+    elif (name_of_type := kind.partition("_")[0]) in TYPES:
         shown = kind_of(came) if field in _PRIVATE else show(came)
-        text = f"must be {_TYPES.get(kind.rpartition('_')[0], kind)}, and not {shown}"
+        text = f"must be {TYPES[name_of_type]}, and not {shown}"
     else:
         text = f"{show(came)}: {error['msg']}"
     return InvalidInput(f"{name}: {text}", name)
@@ -81,11 +92,11 @@ def _place(location: list[int | str], schema: type[BaseModel]) -> tuple[type[Bas
     return schema, field, name
 
 
-def _unknown(field: str, fields: type[BaseModel], schema: type[BaseModel]) -> str:
+def _unknown(field: str, fields: type[BaseModel], schema: type[BaseModel], others: Iterable[str]) -> str:
     """What is wrong with a field that `fields`, the request or an object in it, does not have."""
     if schema is GenerateRequest and field in EditRequest.model_fields:
         return "is not a field of generate, but of edit, which needs a reference image"
-    known = ["mode", *fields.model_fields] if fields is schema else list(fields.model_fields)
+    known = ["mode", *fields.model_fields, *others] if fields is schema else list(fields.model_fields)
     similar = aliases.nearest(field, aliases.names_of(known) if fields is schema else known)
     where = {Expand: "expand", Lora: "loras"}.get(fields) or getattr(schema, "mode", "this object")
     return f"is not a field of {where}; the nearest is {similar}; allowed are {', '.join(known)}"

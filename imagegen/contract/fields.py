@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +11,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    TypeAdapter,
     field_validator,
     model_validator,
 )
@@ -30,6 +30,7 @@ AspectRatio = Literal[Shape, "match_input"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 #: Pixels on a side that a WebP file can hold (its container's specification, "Simple File Format (Lossy)").
 MAX_WEBP_SIDE = 16383
+_LORAS = TypeAdapter(list[Lora])
 _NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(partial(clean, field="negative_prompt"))]
 
 
@@ -107,13 +108,8 @@ class CommonFields(Fields):
     @field_validator("loras", mode="before")
     @classmethod
     def _read_loras(cls, value: Any) -> Any:
-        """In a form they are the list's JSON."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            raise ValueError('is not a JSON list such as [{"name": "brand-x", "scale": 0.8}]') from None
+        """In a form they are the list's JSON, which has types of its own."""
+        return _LORAS.validate_json(value) if isinstance(value, str) else value
 
     @field_validator("loras")
     @classmethod

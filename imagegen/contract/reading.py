@@ -1,5 +1,4 @@
-"""How the values of a request are read, the same at every endpoint: what counts as not given, as an integer, as an
-image."""
+"""How the values of a request are read, the same at every endpoint: what counts as an integer, as an image."""
 
 from __future__ import annotations
 
@@ -7,15 +6,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from imagegen.contract.given import is_given
 from imagegen.contract.prompts import MAX_PROMPT, is_blank
-
-#: What clients write for a field that they do not set. An empty prompt is a missing one.
-EMPTY: tuple[Any, ...] = (None, "", [], {})
-
-
-def is_given(value: Any) -> bool:
-    """Whether a value says anything."""
-    return value not in EMPTY
 
 
 class Fields(BaseModel):
@@ -46,20 +38,21 @@ def _is_integer(annotation: Any) -> bool:
 
 def read_seed(value: Any) -> Any:
     """-1 asks for a random seed, in the interfaces that grew up with Stable Diffusion."""
-    return None if value in (-1, "-1") else value
+    return None if value in (-1, "-1", "-1.0") else value
 
 
 def read_format(value: Any) -> Any:
     """A format in any case, and JPG too."""
     if not isinstance(value, str):
         return value
-    return "jpeg" if value.lower() == "jpg" else value.lower()
+    value = value.strip().lower()
+    return "jpeg" if value == "jpg" else value
 
 
 def read_aspect_ratio(value: Any) -> Any:
     """Replicate's and RunPod's names beside the shapes: one of the reference's own, and two that say nothing."""
     names = {"match_input_image": "match_input", "custom": None, "auto": None}
-    return names.get(value, value) if isinstance(value, str) else value
+    return names.get(value := value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def not_blank(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from imagegen.contract import aliases
 from imagegen.contract.faults import Request, invalid_input
 from imagegen.contract.fields import MAX_SEED
-from imagegen.contract.reading import is_given
+from imagegen.contract.given import is_given
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.contract.showing import kind_of, show
 from imagegen.errors import ImageGenError, InvalidInput, PayloadTooLarge
@@ -41,11 +41,13 @@ class ResolvedRequest:
     warnings: tuple[str, ...] = ()
 
 
-def parse_job(job_input: Any, strict: bool = True, most: Mapping[str, float] | None = None) -> Request:
+def parse_job(
+    job_input: Any, strict: bool = True, most: Mapping[str, float] | None = None, others: Iterable[str] = ()
+) -> Request:
     """Validates a job's `input`: `mode` chooses the request, "edit" where images are given and it is left out.
 
     Args:
-        strict, most: as for `parse`.
+        strict, most, others: as for `parse`.
 
     Raises:
         InvalidInput: naming the field, what came and what is allowed.
@@ -55,13 +57,13 @@ def parse_job(job_input: Any, strict: bool = True, most: Mapping[str, float] | N
     fields = {name: value for name, value in job_input.items() if name != "mode"}
     mode = job_input.get("mode")
     if not is_given(mode):
-        edit = any(aliases.has_image(value) for name, value in fields.items() if aliases.is_image(name))
+        edit = any(is_given(value) for name, value in fields.items() if aliases.is_image(name))
         mode = "edit" if edit else "generate"
     if mode not in MODES:
         raise InvalidInput(f"mode: {show(mode)} is not known; allowed are {' and '.join(MODES)}", "mode")
     if mode == "edit":
-        return parse(EditRequest, fields, strict, most)
-    return parse(GenerateRequest, fields, strict, most)
+        return parse(EditRequest, fields, strict, most, others)
+    return parse(GenerateRequest, fields, strict, most, others)
 
 
 def check_bytes(job_input: Any, most: int) -> None:
@@ -82,20 +84,31 @@ def check_bytes(job_input: Any, most: int) -> None:
             raise PayloadTooLarge(f"input: is over {most / 1e6:g} MB; send fewer or smaller images", "input")
 
 
-def parse(schema: type[R], fields: dict[str, Any], strict: bool = True, most: Mapping[str, float] | None = None) -> R:
+def parse(
+    schema: type[R],
+    fields: dict[str, Any],
+    strict: bool = True,
+    most: Mapping[str, float] | None = None,
+    others: Iterable[str] = (),
+) -> R:
     """Validates the fields of a request, under this project's names and others'.
 
     Args:
         strict: False: the strings of a form are read as the types that they stand for.
         most: what is allowed here (`limits`), for messages.
+        others: names of the endpoint's own fields, for messages too.
 
     Raises:
         InvalidInput: for the first field at fault, by the caller's name of it.
     """
+    mode = fields.get("mode")
+    if is_given(mode) and mode != schema.mode:
+        raise InvalidInput(f"mode: {show(mode)} is not this endpoint's; {schema.mode} is", "mode")
+    fields = {name: value for name, value in fields.items() if name != "mode"}
     try:
         return schema.model_validate(fields, strict=strict)
     except ValidationError as error:
-        fault = invalid_input(error.errors(include_url=False)[0], schema, most or {})
+        fault = invalid_input(error.errors(include_url=False)[0], schema, most or {}, others)
     with suppress(ValueError):  # which is the fault itself
         fault = renamed(fault, aliases.translate(fields)[1])
     raise fault

@@ -22,6 +22,10 @@ def _shape(value: Any) -> Any:
     return shape
 
 
+#: Of 64x64 pixels, all white.
+_A_PNG = "iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQAAAACCEkxzAAAAFElEQVR42mP8zwABTAyjjFEGyQwAzx8Bf7QK4E8AAAAASUVORK5CYII="
+
+
 class GenerateRequest(CommonFields):
     """Text to image."""
 
@@ -42,5 +46,5 @@ class EditRequest(EditFields):
     mode: ClassVar[Literal["edit"]] = "edit"
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "make the circle green", "images": ["iVBORw0KGgo..."], "seed": 42}]}
+        json_schema_extra={"examples": [{"prompt": "make the circle green", "images": [_A_PNG], "seed": 42}]}
     )

@@ -21,7 +21,7 @@ from imagegen.editing.drift import Drift, estimate
 from imagegen.editing.mask import weights
 from imagegen.editing.region import Region, choose_region, whole
 from imagegen.errors import InvalidInput
-from imagegen.inputs.decoding import MAX_PHOTO_PIXELS
+from imagegen.inputs.decoding import MAX_PHOTO_PIXELS, MAX_RATIO
 from imagegen.models import ModelSpec, Size, aspect_size
 
 #: The most pixels of a job's answers together.
@@ -135,9 +135,11 @@ def plan_edit(request: EditRequest, photo: Image.Image, mask: Image.Image | None
     """
     if request.expand is not None or request.fit is not None:
         edges = request.expand or _edges_for(photo.size, str(request.aspect_ratio))
-        _check_pixels(
-            "expand", (photo.width + edges.left + edges.right, photo.height + edges.top + edges.bottom), request
-        )
+        width, height = photo.width + edges.left + edges.right, photo.height + edges.top + edges.bottom
+        if max(width, height) > MAX_RATIO * min(width, height):
+            text = f"{width}x{height} is too long and thin; at most {MAX_RATIO}:1 is allowed"
+            raise InvalidInput(f"expand: {text}", "expand")
+        _check_pixels("expand", (width, height), request)
         photo, alpha = _expanded(photo, edges)
         if not alpha.any():
             raise InvalidInput(f"fit: the reference has the shape {request.aspect_ratio} already", "fit")

@@ -39,7 +39,7 @@ def preview_steps(steps: int, wanted: int) -> set[int]:
 
 def prepare(job: Job, plan: ResolvedRequest, pipeline: FluxPipeline) -> Prepared:
     """What needs no GPU; in another thread than the GPU's, which then never waits for it."""
-    inputs = pipeline.prepare(
+    inputs = pipeline.preparation.inputs(
         References(job.references),
         width=plan.width,
         height=plan.height,
@@ -49,7 +49,7 @@ def prepare(job: Job, plan: ResolvedRequest, pipeline: FluxPipeline) -> Prepared
         seeds=plan.seeds,
         strength=plan.strength,
     )
-    return Prepared(pipeline.tokenize(plan.prompt), inputs)
+    return Prepared(pipeline.preparation.tokens(plan.prompt), inputs)
 
 
 def generate_images(

@@ -198,7 +198,7 @@ async def download(url: str, field: str, settings: Settings, spec: ModelSpec, ho
         hosts: those that are allowed; empty: any.
 
     Raises:
-        BadLora, PayloadTooLarge: it cannot be had.
+        BadLora, PayloadTooLarge: it cannot be downloaded.
     """
     from imagegen.inputs import fetching
 

@@ -38,7 +38,7 @@ class LoraLibrary:
     """Adapters by name. Made where the model is loaded: what is not on this machine is downloaded.
 
     Raises:
-        ConfigurationError: IMAGEGEN_LORAS is wrong, or names what cannot be had.
+        ConfigurationError: IMAGEGEN_LORAS is wrong, or names what is not available.
     """
 
     def __init__(self, settings: Settings, spec: ModelSpec) -> None:

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 
 from imagegen.contract import requests
 from imagegen.contract.faults import Request, invalid_input
-from imagegen.contract.reading import Fields, is_given
+from imagegen.contract.given import is_given
+from imagegen.contract.reading import Fields
 from imagegen.contract.responses import GenerateResponse
 from imagegen.contract.schemas import EditRequest, GenerateRequest
 from imagegen.contract.showing import kind_of, show
@@ -147,19 +148,25 @@ def translate(
         warnings.append("output_compression: changes nothing for png")
     # An alpha channel of a mask that is opaque everywhere selects nothing in OpenAI's terms; here it is read by its
     # colours, as masks of other tools are.
-    if edit and "mask" in fields and fields.pop("size", "auto") != "auto":
-        warnings.append("size: changes nothing with a mask; the answer has the image's own size")
     most = requests.limits(spec, settings)
     job: Request
+    if edit and "mask" in fields and (size := fields.pop("size", "auto")) != "auto":
+        job = requests.parse(GenerateRequest, {"prompt": "-", "size": size}, strict, most)  # for its mistakes
+        _check(job, spec, settings)
+        warnings.append("size: changes nothing with a mask; the answer has the image's own size")
     if edit:
-        job = requests.parse(EditRequest, fields, strict, most)
+        job = requests.parse(EditRequest, fields, strict, most, others)
     else:
-        job = requests.parse(GenerateRequest, fields, strict, most)
+        job = requests.parse(GenerateRequest, fields, strict, most, others)
+    _check(job, spec, settings)
+    return job, warnings
+
+
+def _check(job: Request, spec: ModelSpec, settings: Settings) -> None:
     try:
         requests.check(job, spec, settings)
     except InvalidInput as error:
         raise requests.renamed(error, job.spoken) from None
-    return job, warnings
 
 
 def wants_urls(fields: dict[str, Any]) -> bool:

@@ -89,9 +89,7 @@ class Service:
 
     def thaw(self) -> None:
         """Goes on after a snapshot: other generators of random numbers are seeded anew, clocks begin at 0."""
-        random.seed()
-        if "torch" in sys.modules:
-            sys.modules["torch"].seed()
+        seed_anew()
         if isinstance(self.runner, LocalRunner):
             self.runner.thaw()
 
@@ -301,3 +299,12 @@ class Service:
             requests.check(request, self.spec, self.settings)
         job.spent("queue", time.monotonic() - job.begun - job.timings.load)
         return await self.runner.run(job)
+
+
+def seed_anew() -> None:
+    """Seeds the process's generators of random numbers, of which those that go on from one snapshot have the same."""
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()

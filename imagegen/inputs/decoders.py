@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,13 @@ class Decoders:
 
     def _load_by(self, server: _Server, head: bytes, data: bytes, field: str, purpose: Purpose) -> Reference:
         ours, theirs = socket.socketpair()
-        with ours, shared_memory(data, 3 * _MOST_PIXELS[purpose]) as memory:
+        # The room is given back last: until the decoder is killed and the shared memory closed, they take it.
+        with ExitStack() as room, ours, shared_memory(data, 3 * _MOST_PIXELS[purpose]) as memory:
             with theirs:
                 number = server.fork(theirs, memory)
             late = False
             try:
-                return self._exchange(ours, memory, head, field, purpose)
+                return self._exchange(ours, memory, head, field, purpose, room)
             except TimeoutError:
                 late = True
             except BROKEN_ANSWER:
@@ -131,8 +132,10 @@ class Decoders:
         log.warning("a decoder ended without an answer; wait status %d", status)
         raise BadReference(f"{field}: its decoder failed; the file is broken, or made to do harm", field)
 
-    def _exchange(self, connection: socket.socket, memory: int, head: bytes, field: str, purpose: Purpose) -> Reference:
-        """Asks a decoder for the reference in the shared memory, and takes its answer.
+    def _exchange(
+        self, connection: socket.socket, memory: int, head: bytes, field: str, purpose: Purpose, room: ExitStack
+    ) -> Reference:
+        """Asks a decoder for the reference in the shared memory, and takes its answer. `room` holds its memory.
 
         Raises:
             TimeoutError: it takes too long.
@@ -144,15 +147,15 @@ class Decoders:
         answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
         left = until - time.monotonic()
         memory_size = int(answer["memory"])
-        with (self._large_room if memory_size > _LARGE else self._room).hold(memory_size):
-            until = time.monotonic() + left
-            send(connection, b"", until)
-            answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
-            width, height = map(int, answer["size"])
-            mode, most = ("L" if purpose == "mask" else "RGB"), _MOST_PIXELS[purpose]
-            if min(width, height) < 1 or width * height > most:
-                raise ValueError("an image of another size than was asked for")
-            pixels = os.pread(memory, width * height * len(mode), 0)
+        room.enter_context((self._large_room if memory_size > _LARGE else self._room).hold(memory_size))
+        until = time.monotonic() + left
+        send(connection, b"", until)
+        answer = _parse(receive(connection, _MAX_MESSAGE, until), field)
+        width, height = map(int, answer["size"])
+        mode, most = ("L" if purpose == "mask" else "RGB"), _MOST_PIXELS[purpose]
+        if min(width, height) < 1 or width * height > most:
+            raise ValueError("an image of another size than was asked for")
+        pixels = os.pread(memory, width * height * len(mode), 0)
         return Reference(Image.frombytes(mode, (width, height), pixels), [str(text) for text in answer["warnings"]])
 
 

@@ -9,8 +9,6 @@ decoder becomes an error of the contract.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import math
 import struct
@@ -34,7 +32,7 @@ from PIL import (
 )
 
 from imagegen.errors import BadReference, PayloadTooLarge
-from imagegen.inputs import color, jpeg, png
+from imagegen.inputs import base64_text, color, jpeg, png
 from imagegen.models import MEGAPIXEL, fit
 
 #: Phones' JPEGs with a second image behind the first open as JPEG, and are then of the format MPO.
@@ -149,7 +147,7 @@ def load_reference(
             the model.
     """
     check_length(value, field, max_bytes)
-    data = _from_base64(value, field) if isinstance(value, str) else value
+    data = base64_text.decode(value, field) if isinstance(value, str) else value
     del value
     try:
         return _decode(data, field, admit, purpose)
@@ -161,28 +159,6 @@ def load_reference(
         raise BadReference(f"{field}: needs more memory to decode than a reference may", field) from None
     except _DECODER_ERRORS:
         raise BadReference(f"{field}: is broken or truncated", field) from None
-
-
-def _from_base64(value: str, field: str) -> bytes:
-    """Base64 or data: URI -> bytes. The standard and the URL-safe alphabet (RFC 4648), with any padding or none."""
-    if value[:5].lower() == "data:":
-        header, comma, value = value.partition(",")
-        if not comma or not header.lower().endswith(";base64"):
-            raise BadReference(f"{field}: a data: URI must have the form data:image/png;base64,...", field)
-    try:
-        text = b"".join(value.encode("ascii").split()).rstrip(b"=").translate(_STANDARD)
-        data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise BadReference(
-            f"{field}: is not base64 (A-Z a-z 0-9 + / or - _, and = as padding), nor a URL that begins with http",
-            field,
-        ) from None
-    if not data:
-        raise BadReference(f"{field}: is empty", field)
-    return data
-
-
-_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def _kind(data: bytes) -> str:

@@ -11,19 +11,21 @@ import hashlib
 import json
 import logging
 import secrets
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from imagegen.contract import requests
+from imagegen.contract.aliases import Spoken
 from imagegen.contract.requests import Request
 from imagegen.contract.responses import EditResponse, GenerateResponse
 from imagegen.contract.schemas import EditRequest
-from imagegen.errors import ConfigurationError, StoreFailed
+from imagegen.errors import ConfigurationError, Expired, InvalidInput, StoreFailed
 from imagegen.job_settings import FOLDER_MB, MEMORY_MB
+from imagegen.jobs.binding import bind
 from imagegen.jobs.database import Database, SqliteDatabase
+from imagegen.jobs.deliveries import Deliveries
 from imagegen.jobs.expiry import Expiry
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
 from imagegen.jobs.rows import NewJob, Room, Row
@@ -42,6 +44,8 @@ _EXPIRED_AT_ONCE = 200
 _BEING_ACCEPTED = 3600.0
 #: Bytes that a job's row counts as, beside its fields: jobs that are cancelled at once would else cost nothing.
 _ROW_BYTES = 2000
+#: The setting at fault where the rows cannot be used: of a database of one server's own, and of one that is shared.
+_SETTING = ("IMAGEGEN_JOBS_DIR", "IMAGEGEN_JOBS_DATABASE")
 #: Fields that hold references. They are kept as files, and are in no row.
 _REFERENCES = ("images", "mask")
 
@@ -61,17 +65,31 @@ class Archive:
         folder = settings.jobs_dir
         self._thread = ThreadPoolExecutor(1, "jobs")
         self._database = _database(settings)
-        self._files: Files = MemoryFiles() if folder is None else FolderFiles(folder)
+        self._files: Files = MemoryFiles()
         self._store = Store(self._database, secrets.token_hex(8))
         self._expiry = Expiry(self._database)
+        #: The rows' webhooks; for `rows`.
+        self.deliveries = Deliveries(self._database)
         #: Whether other servers run these jobs too.
         self.shared = self._database.shared
-        self._limit = int((settings.jobs_max_mb or (MEMORY_MB if folder is None else FOLDER_MB)) * 1e6)
+        #: Bytes of all jobs that are allowed.
+        self.limit = int((settings.jobs_max_mb or (MEMORY_MB if folder is None else FOLDER_MB)) * 1e6)
         #: Whether what is kept outlives the process.
         self.outlives = folder is not None
         self._keep = settings.jobs_keep_hours * 3600
         #: Bytes of all jobs, as far as is known here.
         self.bytes = 0
+        if folder is not None:
+            try:
+                self._files = FolderFiles(folder)
+                bind(self._database, folder)
+                self._take_over()
+            except StoreFailed as error:
+                self._database.close()
+                raise ConfigurationError(f"{_SETTING[self.shared]}: {error.message} ({error.__cause__})") from None
+            except ConfigurationError:
+                self._database.close()
+                raise
 
     async def rows(self, statement: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a method of `store` returns, in the database's thread."""
@@ -82,18 +100,17 @@ class Archive:
         """The rows; for `rows`."""
         return self._store
 
-    async def begin(self) -> None:
-        """What the last process left: its running jobs wait again, and references whose jobs were not accepted go."""
-        waiting = await self.rows(self._store.recover, self.shared)
-        if waiting:
+    def _take_over(self) -> None:
+        """What the last process left: its running jobs wait again, and references whose jobs were not accepted go. In
+        this thread, before there are others."""
+        if waiting := self._store.recover(self.shared):
             log.info("%d jobs were running when the last process ended; they are done now", waiting)
-        self.bytes = await self.rows(self._expiry.bytes_kept)
+        self.bytes = self._expiry.bytes_kept()
         # Those of another server may belong to a job that it is just accepting.
-        left = await asyncio.to_thread(self._files.inputs, _BEING_ACCEPTED if self.shared else 0.0)
-        for name in left:
-            row = await self.rows(self._store.get, name.partition(".")[0])
+        for name in self._files.inputs(_BEING_ACCEPTED if self.shared else 0.0):
+            row = self._store.get(name.partition(".")[0])
             if row is None or name not in row.names:
-                await asyncio.to_thread(self._files.delete, [name])
+                self._files.delete([name])
 
     async def add(self, job: NewJob, request: Request, room: Room, key: tuple[str, str] | None) -> tuple[Row, bool]:
         """Stores a job; see Store.add.
@@ -108,13 +125,14 @@ class Archive:
         references = _references(request)
         given = request.model_dump(mode="json", exclude_unset=True, exclude=set(_REFERENCES))
         fields = json.dumps(given | request.spoken.ignored)  # which are warned of when it runs
+        spoken = json.dumps(request.spoken.names)
         size = sum(map(len, references.values())) + _row_bytes(fields)
-        if self.bytes + size > self._limit:
+        if self.bytes + size > self.limit:
             await self.make_room(size)
-        if self.bytes + size > self._limit:
+        if self.bytes + size > self.limit:
             raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
         names = {input_name(job.id, field): text for field, text in references.items()}
-        job = replace(job, mode=request.mode, fields=fields, files=tuple(names), bytes=size)
+        job = replace(job, mode=request.mode, fields=fields, spoken=spoken, files=tuple(names), bytes=size)
         try:
             for name, text in names.items():
                 await asyncio.to_thread(self._files.write, name, text.encode())
@@ -146,17 +164,26 @@ class Archive:
 
         Raises:
             InvalidInput: a newer version of the program does not take it any more.
-            StoreFailed: a reference cannot be read.
+            StoreFailed: a reference cannot be read; by the caller's name of it.
         """
-        fields = json.loads(row.fields)
+        fields, spoken = json.loads(row.fields), Spoken(json.loads(row.spoken))
         for name in row.names:
-            text = (await asyncio.to_thread(self._files.read, name)).decode()
             field, _, place = name.partition(".in.")[2].partition(".")
+            try:
+                text = (await asyncio.to_thread(self._files.read, name)).decode()
+            except (StoreFailed, Expired):
+                named = spoken.name(f"{field}[{place}]" if place else field)
+                raise StoreFailed(f"{named}: could not be read from the store of jobs; send it again", named) from None
             if place:
                 fields.setdefault(field, []).append(text)
             else:
                 fields[field] = text
-        return requests.parse_job({"mode": row.mode, **fields})
+        try:
+            request = requests.parse_job({"mode": row.mode, **fields})
+        except InvalidInput as error:
+            raise requests.renamed(error, spoken) from None
+        request.spoken.names.update(spoken.names)  # so that what is said of it is said in its caller's words
+        return request
 
     async def save(self, row: Row, answer: GenerateResponse, events: str) -> None:
         """Stores a job's answer and images; from then on it has succeeded, whatever happens.
@@ -212,7 +239,9 @@ class Archive:
         )
         if ended:
             self.bytes += size - row.bytes
-            await self._delete(row.names)
+            # Of a start that was killed, images may be there that no row names.
+            left = [] if files else await asyncio.to_thread(self._files.images, row.id)
+            await self._delete([*row.names, *left])
         return ended
 
     async def answer_of(self, row: Row, images: bool = True) -> GenerateResponse:
@@ -240,25 +269,19 @@ class Archive:
         self.bytes -= row.bytes
 
     async def make_room(self, size: int = 0) -> None:
-        """Lets ended jobs expire that are too old, and the oldest others where there are too many bytes.
+        """Lets ended jobs expire that are too old, and others where there are too many bytes.
 
         Args:
             size: bytes that are to come.
         """
-        while old := await self.rows(self._expiry.oldest_kept, _EXPIRED_AT_ONCE, self._too_old()):
+        while old := await self.rows(self._expiry.too_old, _EXPIRED_AT_ONCE, self._keep):
             await self._expire(old)
         self.bytes = await self.rows(self._expiry.bytes_kept)
-        while self.bytes + size > self._limit:
-            oldest = await self.rows(self._expiry.oldest_with_bytes, _EXPIRED_AT_ONCE)
-            if not oldest:
+        while self.bytes + size > self.limit:
+            missing = self.bytes + size - self.limit
+            chosen = await self.rows(self._expiry.to_make_room, missing, _EXPIRED_AT_ONCE)
+            if not chosen:
                 break
-            missing = self.bytes + size - self._limit
-            chosen = []
-            for row in oldest:
-                chosen.append(row)
-                missing -= row.bytes
-                if missing <= 0:
-                    break
             await self._expire(chosen)
         await self.rows(self._expiry.drop_expired, self._keep)
 
@@ -266,9 +289,6 @@ class Archive:
         """Closes the database, after what it is doing."""
         self._thread.shutdown()
         self._database.close()
-
-    def _too_old(self) -> float:
-        return time.time() - self._keep
 
     async def _expire(self, rows: list[Row]) -> None:
         for row in rows:

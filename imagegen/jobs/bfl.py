@@ -1,18 +1,19 @@
 """Black Forest Labs' own API for klein in terms of this project's jobs: its fields, its states and its errors.
 
-Fields and states as https://docs.bfl.ai has them (November 2026). What this server cannot honour is warned of, or
-refused by name.
+Fields and states as https://docs.bfl.ai has them (November 2026). `imagegen.contract.aliases` says which of the fields
+have another name here, which change nothing, and which are refused.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from imagegen.contract import requests
+from imagegen.contract.given import is_given
 from imagegen.contract.requests import Request
-from imagegen.contract.showing import show
 from imagegen.errors import ImageGenError, InvalidInput, NotFound
 from imagegen.job_settings import PREFIX, is_secret
 from imagegen.jobs.rows import OPEN, Row
@@ -20,14 +21,8 @@ from imagegen.models import ModelSpec
 
 #: BFL's models, and those of this project that are the same. micro stands in for each, as it does for klein everywhere.
 MODELS = {"flux-2-klein-9b": ("klein-9b", "klein-9b-kv", "micro"), "flux-2-klein-4b": ("klein-4b", "micro")}
-#: BFL's fields, in the order of the references that they hold.
-_IMAGES = ("input_image", "input_image_2", "input_image_3", "input_image_4")
-_SAME = ("prompt", "seed", "width", "height", "loras")
-_KNOWN = (*_SAME, *_IMAGES, "output_format", "safety_tolerance", "webhook_url", "webhook_secret")
-#: Bytes of a webhook_secret.
+#: Characters of a webhook_secret.
 _MAX_SECRET = 256
-#: The most of safety_tolerance.
-_TOLERANCE = 6
 
 
 def check_model(name: str, spec: ModelSpec) -> None:
@@ -36,45 +31,23 @@ def check_model(name: str, spec: ModelSpec) -> None:
         raise NotFound(f"{name} is not served here; {spec.name} is")
 
 
-def translate(fields: dict[str, Any]) -> tuple[Request, list[str]]:
-    """BFL's fields -> a request of this project, and what the caller should know. A field with null or an empty
-    text is one that is not given.
-
-    Raises:
-        InvalidInput: a field that is not known, or holds what it must not; in BFL's names.
-    """
-    given = {name: value for name, value in fields.items() if value is not None and (value != "" or name == "prompt")}
-    for name in given:
-        if name not in _KNOWN:
-            shown = name[:60]
-            raise InvalidInput(f"{shown}: is not a field of this route; allowed are {', '.join(_KNOWN)}", shown)
-    warnings = []
-    if (tolerance := given.get("safety_tolerance")) is not None:
-        if not isinstance(tolerance, int) or isinstance(tolerance, bool) or not 0 <= tolerance <= _TOLERANCE:
-            came = show(tolerance)
-            raise InvalidInput(f"safety_tolerance: {came} came; 0 to {_TOLERANCE} are allowed", "safety_tolerance")
-        warnings.append("safety_tolerance: changes nothing; this server has no filter")
-    native = {name: given[name] for name in _SAME if name in given}
-    native["output_format"] = given.get("output_format", "jpeg")
-    if images := [given[name] for name in _IMAGES if name in given]:
-        native["images"] = images
-    try:
-        return requests.parse_job(native), warnings
-    except InvalidInput as error:
-        raise to_bfl_field(error, [name for name in _IMAGES if name in given]) from None
-
-
-def to_bfl_field(error: InvalidInput, images: list[str]) -> InvalidInput:
-    """The error of a field in BFL's names.
+def translate(fields: dict[str, Any], strict: bool = True, most: Mapping[str, float] | None = None) -> Request:
+    """BFL's fields -> a request of this project. They are taken as at every other endpoint, but for the format where
+    none is given, and the number of images, of which an answer of BFL's has one.
 
     Args:
-        images: the fields of the references.
+        strict, most: as for `requests.parse`.
+
+    Raises:
+        InvalidInput: a field that is not known, or holds what it must not; by the caller's name of it.
     """
-    for i, name in enumerate(images):
-        ours = f"images[{i}]"
-        if error.field == ours:
-            return InvalidInput(error.message.replace(ours, name, 1), name)
-    return error
+    request = requests.parse_job(fields, strict, most, ("webhook_url", "webhook_secret"))
+    if request.num_images != 1:
+        name = request.spoken.name("num_images")
+        raise InvalidInput(f"{name}: {request.num_images} images do not go into an answer of this route; 1 does", name)
+    if "output_format" not in request.model_fields_set:
+        request = request.model_copy(update={"output_format": "jpeg"})
+    return request
 
 
 def secret_of(secret: Any) -> str | None:
@@ -84,15 +57,15 @@ def secret_of(secret: Any) -> str | None:
         InvalidInput: it is no text, or a very long one.
     """
     field = "webhook_secret"
-    if secret is None:
+    if not is_given(secret):
         return None
     try:
-        size = len(secret.encode()) if isinstance(secret, str) else 0
+        data = secret.encode() if isinstance(secret, str) and len(secret) <= _MAX_SECRET else b""
     except UnicodeEncodeError:  # half a surrogate pair
-        size = 0
-    if not isinstance(secret, str) or not 1 <= size <= _MAX_SECRET:
-        raise InvalidInput(f"{field}: must be a text of 1 to {_MAX_SECRET} bytes", field)
-    return secret if is_secret(secret) else PREFIX + base64.b64encode(secret.encode()).decode()
+        data = b""
+    if not data:
+        raise InvalidInput(f"{field}: must be a text of 1 to {_MAX_SECRET} characters", field)
+    return secret if is_secret(secret) else PREFIX + base64.b64encode(data).decode()
 
 
 def result_of(row: Row, sample: str | None, step: tuple[int, int] | None) -> dict[str, Any]:
@@ -113,7 +86,7 @@ def result_of(row: Row, sample: str | None, step: tuple[int, int] | None) -> dic
             "seed": made["seeds"][0],
             "start_time": row.started,
             "end_time": row.finished,
-            "duration": round(row.finished - row.started, 4),
+            "duration": round(max(0.0, row.finished - row.started), 4),  # a clock may be set back
         }
     elif row.error:
         answer["details"] = json.loads(row.error)

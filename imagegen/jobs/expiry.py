@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 
 from imagegen.jobs.database import Database
@@ -10,7 +9,7 @@ from imagegen.jobs.rows import COLUMNS, Row
 
 #: Seconds for which an expired job is remembered, so that its caller learns of it.
 EXPIRED_SECONDS = 7 * 86_400.0
-#: Expired jobs and idempotency keys that are remembered at most, the newest.
+#: Expired jobs and idempotency keys that are remembered at most; callers have equal shares of them.
 _MOST_EXPIRED, _MOST_KEYS = 10_000, 100_000
 
 
@@ -24,25 +23,35 @@ class Expiry:
         """Bytes of all jobs."""
         return int(self._database.execute("SELECT COALESCE(SUM(bytes), 0) AS n FROM jobs WHERE bytes > 0")[0]["n"])
 
-    def oldest_with_bytes(self, limit: int) -> list[Row]:
-        """Ended jobs that have files, the oldest first."""
-        return [
-            Row(**row)
-            for row in self._database.execute(
-                f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND bytes > 0 "
-                "ORDER BY finished LIMIT ?",
-                (limit,),
-            )
-        ]
+    def to_make_room(self, missing: int, limit: int) -> list[Row]:
+        """Ended jobs that have `missing` bytes together: of the owners whose ended jobs have the most, the oldest, so
+        that no caller's jobs push out another's.
 
-    def oldest_kept(self, limit: int, before: float) -> list[Row]:
-        """Ended jobs that ended before a time, the oldest first."""
+        Args:
+            limit: jobs at most.
+        """
+        kept = "FROM jobs WHERE bytes > 0 AND state IN ('succeeded', 'failed', 'cancelled')"
+        rows = self._database.execute(f"SELECT owner, SUM(bytes) AS n {kept} GROUP BY owner ORDER BY n DESC")
+        owned = {row["owner"]: int(row["n"]) for row in rows}  # PostgreSQL's sums are decimals
+        share = _share(list(owned.values()), missing)
+        chosen: list[Row] = []
+        for owner, own in owned.items():
+            over = own - share
+            statement = f"SELECT {COLUMNS} {kept} AND owner = ? ORDER BY finished LIMIT ?"
+            for row in self._database.execute(statement, (owner, limit)) if over > 0 else ():
+                if over > 0 and len(chosen) < limit:
+                    chosen.append(Row(**row))
+                    over -= row["bytes"]
+        return chosen
+
+    def too_old(self, limit: int, keep: float) -> list[Row]:
+        """Jobs that ended more than `keep` seconds ago, the oldest first."""
         return [
             Row(**row)
             for row in self._database.execute(
                 f"SELECT {COLUMNS} FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND finished < ? "
                 "ORDER BY finished LIMIT ?",
-                (before, limit),
+                (self._database.now() - keep, limit),
             )
         ]
 
@@ -57,26 +66,43 @@ class Expiry:
                 )
 
     def drop_expired(self, keep: float) -> None:
-        """Deletes what expired long ago, and of expired jobs and idempotency keys the oldest that are too many.
+        """Deletes what expired long ago, and those expired jobs and idempotency keys that are too many.
 
         Args:
             keep: seconds for which an ended job is kept.
         """
         with self._database.transaction():
-            oldest = time.time() - keep - EXPIRED_SECONDS
+            oldest = self._database.now() - keep - EXPIRED_SECONDS
             self._database.execute(
                 "DELETE FROM jobs WHERE state = 'expired' AND finished < ? "
                 "AND (webhook_state IS NULL OR webhook_state <> 'pending')",
                 (oldest,),
             )
-            self._database.execute(
-                "DELETE FROM jobs WHERE state = 'expired' "
-                "AND (webhook_state IS NULL OR webhook_state <> 'pending') AND finished < "
-                "(SELECT finished FROM jobs WHERE state = 'expired' ORDER BY finished DESC LIMIT 1 OFFSET ?)",
-                (_MOST_EXPIRED,),
-            )
-            self._database.execute(
-                "DELETE FROM idempotency WHERE created < "
-                "(SELECT created FROM idempotency ORDER BY created DESC LIMIT 1 OFFSET ?)",
-                (_MOST_KEYS,),
-            )
+            self._drop_most("jobs", "id", "finished", "state = 'expired'", _MOST_EXPIRED)
+            self._drop_most("idempotency", "owner, name", "created", "1 = 1", _MOST_KEYS)
+
+    def _drop_most(self, table: str, key: str, age: str, of: str, most: int) -> None:
+        """Deletes the oldest rows of the owners who have the most of them, so that no caller pushes out another's."""
+        if self._database.execute(f"SELECT COUNT(*) AS n FROM {table} WHERE {of}")[0]["n"] <= most:
+            return
+        ranked = f"SELECT *, ROW_NUMBER() OVER (PARTITION BY owner ORDER BY {age} DESC) AS nth FROM {table} WHERE {of}"
+        placed = f"SELECT *, ROW_NUMBER() OVER (ORDER BY nth, {age} DESC) AS place FROM ({ranked}) AS ranked"
+        chosen = f"SELECT {key} FROM ({placed}) AS placed WHERE place > ?"
+        if table == "jobs":
+            chosen += " AND (webhook_state IS NULL OR webhook_state <> 'pending')"
+        self._database.execute(f"DELETE FROM {table} WHERE ({key}) IN ({chosen})", (most,))
+
+
+def _share(owned: list[int], missing: int) -> float:
+    """What each owner may keep so that `missing` is given up, by those alone who have more than that.
+
+    Args:
+        owned: by each owner, the most first.
+    """
+    total = 0
+    for count, own in enumerate(owned, 1):
+        total += own
+        share = (total - missing) / count
+        if count == len(owned) or share >= owned[count]:
+            return share
+    return 0.0

@@ -41,6 +41,9 @@ class Files(Protocol):
     def inputs(self, age: float = 0.0) -> list[str]:
         """The names of the references that have been kept for `age` seconds."""
 
+    def images(self, job: str) -> list[str]:
+        """The names of the images of a job, parts of files too."""
+
 
 class MemoryFiles:
     """Bytes that end with the process."""
@@ -76,6 +79,10 @@ class MemoryFiles:
         """None has outlived a process."""
         return []
 
+    def images(self, job: str) -> list[str]:
+        """The names of the images of a job."""
+        return [name for name in list(self._kept) if name.startswith(f"{job}.") and not is_input(name)]
+
 
 class FolderFiles:
     """Files below a folder: references in `inputs`, images in one of 256 folders in `images`, by their jobs' ids.
@@ -87,7 +94,8 @@ class FolderFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            (folder / "inputs").mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("inputs", "images"):
+                (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = folder / "inputs" / ".probe"
             probe.write_bytes(b"")
             probe.unlink()
@@ -112,7 +120,7 @@ class FolderFiles:
             _sync(path.parent)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise database.failed(error) from None
+            raise database.failed(error) from error
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -125,7 +133,7 @@ class FolderFiles:
             try:
                 return file.read()
             except OSError as error:
-                raise database.failed(error) from None
+                raise database.failed(error) from error
 
     def open(self, name: str) -> BinaryIO:
         """The file; raises what `read` does."""
@@ -134,7 +142,7 @@ class FolderFiles:
         except FileNotFoundError:
             raise Expired("the image is not kept any more") from None
         except OSError as error:
-            raise database.failed(error) from None
+            raise database.failed(error) from error
 
     def delete(self, names: Iterable[str]) -> None:
         """Deletes files; those that are not there are passed over.
@@ -146,7 +154,7 @@ class FolderFiles:
             for name in names:
                 self._path(name).unlink(missing_ok=True)
         except OSError as error:
-            raise database.failed(error) from None
+            raise database.failed(error) from error
 
     def inputs(self, age: float = 0.0) -> list[str]:
         """The names of the references that have been kept for `age` seconds, parts of files too."""
@@ -157,6 +165,10 @@ class FolderFiles:
                 if path.stat().st_mtime <= oldest:
                     names.append(path.name)
         return names
+
+    def images(self, job: str) -> list[str]:
+        """The names of the images of a job, parts of files too."""
+        return [path.name for path in (self._folder / "images" / job[:2]).glob(f"{job}.*")]
 
     def _path(self, name: str) -> Path:
         if is_input(name):

@@ -7,13 +7,13 @@ import json
 import math
 import re
 import secrets
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
 from imagegen.contract.events import Event, Queued
-from imagegen.contract.requests import Request, check
+from imagegen.contract.given import is_given
+from imagegen.contract.requests import Request, check, renamed
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, Conflict, Expired, InvalidInput, NotFound, NotReady, StoreFailed
@@ -26,6 +26,7 @@ from imagegen.jobs.rows import OPEN, NewJob, Room, Row
 from imagegen.jobs.runner import Runner
 from imagegen.jobs.state import JobState, error_of, state_of
 from imagegen.settings import Settings
+from imagegen.telemetry import tracing
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
@@ -58,7 +59,6 @@ class Jobs:
 
     async def start(self) -> None:
         """Begins to run jobs, those that the last process left first."""
-        await self._archive.begin()
         works = [self._runner.run(), self._webhooks.run(), self._keep_house()]
         self._tasks = [asyncio.create_task(work) for work in works]
         if self._archive.shared:
@@ -102,13 +102,19 @@ class Jobs:
             raise NotReady("the worker is ending; another will answer", retry_after=1)
         if key is not None and not _KEY.fullmatch(key):
             raise InvalidInput("Idempotency-Key: 1 to 255 printable ASCII characters are allowed", "Idempotency-Key")
+        try:
+            self._check(request)
+        except InvalidInput as error:
+            raise renamed(error, request.spoken) from None
+        # Not given up halfway where the client goes away: its references would be gone, and its job there.
+        return await asyncio.shield(self._accept(request, job_id, owner, previews, hook, key))
+
+    def _check(self, request: Request) -> None:
         if self._service.spec is not None:
             check(request, self._service.spec, self._settings)
         if request.delivery == "url" and self._service.store is None:
             text = "delivery: 'url' needs an object store, and there is none; 'base64' is allowed"
             raise InvalidInput(text, "delivery")
-        # Not given up halfway where the client goes away: its references would be gone, and its job there.
-        return await asyncio.shield(self._accept(request, job_id, owner, previews, hook, key))
 
     async def _accept(
         self, request: Request, job_id: str, owner: str, previews: int, hook: tuple[str, str] | None, key: str | None
@@ -117,22 +123,24 @@ class Jobs:
         if named is not None and (known := await self._archive.rows(self._archive.store.find, owner, *named)):
             return known
         key_of_owner = self.limits.keys.get(owner)
+        reserved = await self.limits.reserve(owner, request)
         job = NewJob(
             job_id,
             owner,
             secrets.randbelow(2**32),
             priority=key_of_owner.priority if key_of_owner else 0,
             previews=previews,
-            megapixels=await self.limits.reserve(owner, request),
+            megapixels=reserved.megapixels,
             webhook_url=hook and hook[0],
             webhook_secret=hook and hook[1],
+            trace=tracing.current(),
         )
         new = False
         try:
             row, new = await self._archive.add(job, request, self._room(owner), named)
         finally:
             if not new:
-                await self.limits.settle(owner, job.megapixels, time.time(), None)
+                await self.limits.settle(owner, reserved, None)
         self._runner.wake()
         return row
 
@@ -145,6 +153,7 @@ class Jobs:
         Raises:
             InvalidInput: one of the two is not what it must be, or is missing.
         """
+        url, secret = (value if is_given(value) else None for value in (url, secret))
         if url is None and secret is not None:
             raise InvalidInput("webhook_secret: needs a webhook_url", "webhook_secret")
         if url is None:
@@ -205,6 +214,7 @@ class Jobs:
         """Brings the metrics of stored jobs up to date."""
         waiting = await self._archive.rows(self._archive.store.waiting)
         self._service.metrics.stored_waiting.set(sum(waiting.values()))
+        self._service.metrics.stored_limit.set(self._settings.jobs_max_waiting)
         self._service.metrics.stored_bytes.set(self._archive.bytes)
 
     async def secret(self) -> str:
@@ -311,7 +321,7 @@ class Jobs:
         share = max(1, most - max(1, most // 4))
         if key is not None and key.jobs_waiting is not None:
             share = key.jobs_waiting
-        return Room(most, share, max(1, math.ceil(self._seconds_per_job)))
+        return Room(most, share, max(1, math.ceil(self._seconds_per_job)), self._archive.limit * 3 // 4)
 
     def _places_of(self, caller: str) -> float | None:
         """Places of the engine that a key's jobs of connections may have: one that runs, and those that may wait."""

@@ -33,7 +33,7 @@ _LOOK = 1.0
 class Key(BaseModel):
     """What one caller may have; None: no limit of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None

@@ -4,8 +4,8 @@ restart does not give it anew."""
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from imagegen.contract.requests import Request, plan
@@ -18,6 +18,14 @@ from imagegen.jobs.store import DAY, DAYS_MEGAPIXELS
 
 #: Seconds of each limit's window, which begins at a multiple of it since 1970, in UTC.
 _WINDOWS = {"requests_per_minute": 60, DAYS_MEGAPIXELS: DAY}
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Megapixels that were counted before they were made, and when the day began for which they were."""
+
+    megapixels: float = 0.0
+    day: int = 0
 
 
 class KeyLimits:
@@ -36,7 +44,7 @@ class KeyLimits:
         if key is not None and key.requests_per_minute is not None:
             await self._take(name, "requests_per_minute", 1, key.requests_per_minute)
 
-    async def reserve(self, name: str, request: Request) -> float:
+    async def reserve(self, name: str, request: Request) -> Reserved:
         """Takes the megapixels that a job will have, as far as that is known before its references are read; an edit
         counts as one of the model's own size. What comes of it is known to `settle`.
 
@@ -45,31 +53,26 @@ class KeyLimits:
         """
         key = self.keys.get(name)
         if key is None or key.megapixels_per_day is None or self._service.spec is None:
-            return 0.0
+            return Reserved()
         planned = plan(request, self._service.spec, None, 0)
         megapixels = planned.width * planned.height * len(planned.seeds) / 1e6
-        await self._take(name, DAYS_MEGAPIXELS, megapixels, key.megapixels_per_day)
-        return megapixels
+        return Reserved(megapixels, await self._take(name, DAYS_MEGAPIXELS, megapixels, key.megapixels_per_day))
 
-    async def settle(self, name: str, reserved: float, begun: float, answer: GenerateResponse | None) -> None:
+    async def settle(self, name: str, reserved: Reserved, answer: GenerateResponse | None) -> None:
         """Counts the megapixels that a job of a connection has had in place of those that were reserved; none where it
-        failed.
-
-        Args:
-            begun: when they were reserved, in seconds since 1970.
-        """
-        if not reserved:
+        failed."""
+        if not reserved.megapixels:
             return
         had = 0.0 if answer is None else megapixels_of(answer)
-        start = int(begun) // DAY * DAY
-        await self._archive.rows(self._archive.store.use, name, DAYS_MEGAPIXELS, start, had - reserved, None)
+        change = had - reserved.megapixels
+        await self._archive.rows(self._archive.store.use, name, DAYS_MEGAPIXELS, reserved.day, change, None)
 
     async def counted(
         self, name: str, request: Request, work: Coroutine[Any, Any, GenerateResponse]
     ) -> GenerateResponse:
         """Runs a job of a connection within its key's limits."""
         try:
-            begun, reserved = time.time(), await self.reserve(name, request)
+            reserved = await self.reserve(name, request)
         except BaseException:
             work.close()
             raise
@@ -78,11 +81,12 @@ class KeyLimits:
             answer = await work
             return answer
         finally:
-            await self.settle(name, reserved, begun, answer)
+            await self.settle(name, reserved, answer)
 
-    async def _take(self, name: str, limit: str, amount: float, most: float) -> None:
+    async def _take(self, name: str, limit: str, amount: float, most: float) -> int:
+        """Counts an amount; returns when the window began in which it was counted."""
         window = _WINDOWS[limit]
-        now = time.time()
+        now = await self._archive.rows(self._archive.store.now)  # of all servers that share the counts
         start = int(now) // window * window
         had = await self._archive.rows(self._archive.store.use, name, limit, start, amount, most)
         if had is not None:
@@ -92,3 +96,4 @@ class KeyLimits:
                 limit,
                 retry_after=seconds,
             )
+        return start

@@ -98,6 +98,10 @@ class PostgresDatabase:
                     self.execute("ROLLBACK")
             raise
 
+    def now(self) -> float:
+        """Seconds since 1970, by the clock of the database's machine; those of the servers may differ."""
+        return float(self.execute("SELECT EXTRACT(EPOCH FROM clock_timestamp()) AS now")[0]["now"])
+
     def close(self) -> None:
         """Closes the connection."""
         connection, self._connection = self._connection, None

@@ -29,6 +29,8 @@ class Row:
         webhook_state: None where there is none; pending, delivered or failed.
         webhook_next: when it is tried next.
         megapixels: those that were counted of its owner's limit when it was accepted.
+        trace: the `traceparent` of the request that brought it; None while traces are off.
+        spoken: the caller's names of fields that have another here, in JSON.
     """
 
     seq: int
@@ -57,6 +59,8 @@ class Row:
     webhook_next: float | None
     webhook_error: str | None
     megapixels: float
+    trace: str | None
+    spoken: str
 
     @property
     def names(self) -> list[str]:
@@ -83,14 +87,18 @@ class NewJob:
     webhook_secret: str | None = None
     mode: str = ""
     fields: str = "{}"
+    spoken: str = "{}"
     files: tuple[str, ...] = ()
     bytes: int = 0
+    trace: str | None = None
 
 
 @dataclass(frozen=True)
 class Room:
-    """How many jobs may wait: in all, and of one owner; and seconds until there may be room again."""
+    """How many jobs may wait: in all, and of one owner; seconds until there may be room again; and the bytes of one
+    owner's, beyond its first job."""
 
     total: int
     share: int
     seconds: int
+    bytes: int = 2**62

@@ -10,12 +10,14 @@ from collections import Counter
 from contextlib import suppress
 
 from imagegen import logs
+from imagegen.contract.requests import Request
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, GpuFailed, ImageGenError, NotReady, StoreFailed, internal
 from imagegen.jobs.archive import Archive
 from imagegen.jobs.events import Log, Signal
 from imagegen.jobs.rows import Row
+from imagegen.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ _NEWCOMERS = 2
 MAX_STARTS = 10
 #: Seconds between two looks for a job, and between two tries to store an answer on a full disk.
 _PAUSE = 1.0
+#: Seconds between two tries to read a job's references: a minute in all.
+_READ_AGAIN = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 #: Seconds between two signs of life.
 _BEAT = 5.0
 #: Turns of owners that are remembered.
@@ -173,11 +177,14 @@ class Runner:
             await self._save(row, answer)
 
     async def _generate(self, row: Row) -> GenerateResponse:
-        with logs.request(row.id, path="/jobs", caller=row.owner):
+        with (
+            logs.request(row.id, path="/jobs", caller=row.owner),
+            tracing.request("job", tracing.carrier(row.trace), "consumer"),
+        ):
             if row.starts > MAX_STARTS:
                 raise GpuFailed(f"the worker ended {MAX_STARTS} times while it ran this job")
             return await self._service.run(
-                await self._archive.request_of(row),
+                await self._request_of(row),
                 caller=row.owner,
                 job_id=row.id,
                 default_seed=row.seed,
@@ -185,6 +192,15 @@ class Runner:
                 listener=self.logs[row.id].listen,
                 previews=row.previews,
             )
+
+    async def _request_of(self, row: Row) -> Request:
+        """A job's request. References that cannot be read are tried again: a disk that is away may come back, and where
+        servers share it a file may be seen late."""
+        for seconds in _READ_AGAIN:
+            with suppress(StoreFailed):  # it is logged
+                return await self._archive.request_of(row)
+            await asyncio.sleep(seconds)
+        return await self._archive.request_of(row)
 
     async def _save(self, row: Row, answer: GenerateResponse) -> None:
         """Stores an answer, however long the disk is full: it is not drawn again for that."""
@@ -209,8 +225,10 @@ class Runner:
 
     async def _fail(self, row: Row, error: ImageGenError) -> None:
         if self._service.fatal is not None and row.starts <= MAX_STARTS and self._archive.outlives:
-            # The process is about to end, and the next one may be able to do the job.
-            await self._archive.rows(self._archive.store.put_back, row.id, True)
+            # The process is about to end, and the next one may be able to do the job. Where the store fails too, that
+            # one finds a job that was running.
+            with suppress(StoreFailed):
+                await self._archive.rows(self._archive.store.put_back, row.id, True)
             return
         state = "cancelled" if isinstance(error, Cancelled) else "failed"
         events = self.logs[row.id].to_json()

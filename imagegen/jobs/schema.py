@@ -70,5 +70,13 @@ _LIMITS = (
 
 _WORKERS = ("CREATE TABLE workers (name TEXT PRIMARY KEY, seen DOUBLE PRECISION NOT NULL)",)
 
+_TRACES = ("ALTER TABLE jobs ADD COLUMN trace TEXT",)
+
+_SPOKEN = (
+    "ALTER TABLE jobs ADD COLUMN spoken TEXT NOT NULL DEFAULT '{}'",
+    "CREATE INDEX jobs_kept ON jobs (owner, finished, bytes) "
+    "WHERE bytes > 0 AND state IN ('succeeded', 'failed', 'cancelled')",
+)
+
 #: The statements that lead from each version to the next, beginning with an empty database.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS, _LIMITS, _WORKERS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_JOBS, _LIMITS, _WORKERS, _TRACES, _SPOKEN)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 from imagegen.errors import IdempotencyKeyReuse, LimitExceeded, Overloaded
@@ -50,7 +48,7 @@ class Store:
             Overloaded: too many jobs wait.
             StoreFailed: it could not be stored.
         """
-        now = time.time()
+        now = self._database.now()
         with self._database.transaction():
             if key is not None:
                 name, fingerprint = key
@@ -68,13 +66,14 @@ class Store:
                     self._execute(
                         "UPDATE idempotency SET job = ? WHERE owner = ? AND name = ?", job.id, job.owner, name
                     )
-            self._check_room(job.owner, room)
+            self._check_room(job, room)
             self._execute(
                 "INSERT INTO jobs (id, owner, priority, state, mode, fields, seed, previews, created, starts, files, "
-                "bytes, webhook_url, webhook_secret, webhook_tries, megapixels) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?)",
+                "bytes, webhook_url, webhook_secret, webhook_tries, megapixels, trace, spoken) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, ?, ?, ?)",
                 job.id, job.owner, job.priority, job.mode, job.fields, job.seed, job.previews, now,
                 json.dumps(job.files), job.bytes, job.webhook_url, job.webhook_secret, job.megapixels,
+                job.trace, job.spoken,
             )  # fmt: skip
             row = self._get(job.id)
         if row is None:
@@ -89,13 +88,17 @@ class Store:
         """
         rows = self._execute(
             "SELECT fingerprint, job FROM idempotency WHERE owner = ? AND name = ? AND created >= ?",
-            owner, name, time.time() - KEY_SECONDS,
+            owner, name, self._database.now() - KEY_SECONDS,
         )  # fmt: skip
         if not rows:
             return None
         if rows[0]["fingerprint"] != fingerprint:
             raise _reused()
         return self._get(rows[0]["job"])
+
+    def now(self) -> float:
+        """Seconds since 1970, by the clock of the store."""
+        return self._database.now()
 
     def get(self, job: str) -> Row | None:
         """A job, whoever's it is."""
@@ -154,7 +157,7 @@ class Store:
                 rows = self._execute(
                     "UPDATE jobs SET state = 'running', started = ?, starts = starts + 1, worker = ? "
                     f"WHERE seq = ? AND state = 'queued' RETURNING {COLUMNS}",
-                    time.time(), self._worker, owner["seq"],
+                    self._database.now(), self._worker, owner["seq"],
                 )  # fmt: skip
             if rows:  # else another process was faster
                 return Row(**rows[0])
@@ -180,21 +183,24 @@ class Store:
             shared: other processes run jobs too, and say so by `beat`. False: all that were running.
         """
         with self._database.transaction():
-            alive = time.time() - ALIVE_SECONDS if shared else float("inf")
+            now = self._database.now()
+            alive = now - ALIVE_SECONDS if shared else float("inf")
             rows = self._execute(
                 "UPDATE jobs SET state = 'queued', worker = NULL WHERE state = 'running' "
-                "AND (worker IS NULL OR worker NOT IN (SELECT name FROM workers WHERE seen > ?)) RETURNING seq",
+                "AND (worker IS NULL OR worker NOT IN (SELECT name FROM workers WHERE seen > ? AND seen < ?)) "
+                "RETURNING seq",
                 alive,
+                now + ALIVE_SECONDS,  # who was seen later is of before the clock was set back
             )
         return len(rows)
 
     def beat(self) -> set[str]:
         """This process is alive; returns the jobs that run here, of which another may have cancelled some."""
         with self._database.transaction():
-            self._execute("DELETE FROM workers WHERE seen < ?", time.time() - DAY)
+            self._execute("DELETE FROM workers WHERE seen < ?", self._database.now() - DAY)
             self._execute(
                 "INSERT INTO workers (name, seen) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seen = excluded.seen",
-                self._worker, time.time(),
+                self._worker, self._database.now(),
             )  # fmt: skip
             rows = self._execute("SELECT id FROM jobs WHERE state = 'running' AND worker = ?", self._worker)
         return {row["id"] for row in rows}
@@ -217,7 +223,7 @@ class Store:
     ) -> bool:
         """Ends a job that waits or runs, makes its webhook due, and corrects what was counted of its owner's limit;
         False where it had ended already."""
-        now = time.time()
+        now = self._database.now()
         with self._database.transaction():
             rows = self._execute(
                 "UPDATE jobs SET state = ?, finished = ?, worker = NULL, result = ?, error = ?, events = ?, "
@@ -244,36 +250,6 @@ class Store:
         """Deletes a job that has ended."""
         with self._database.transaction():
             self._execute("DELETE FROM jobs WHERE id = ? AND state NOT IN ('queued', 'running')", job)
-
-    def due_webhooks(self, of_each: int, limit: int, lease: float = 0.0) -> list[Row]:
-        """Jobs whose webhook is due, those that wait longest first.
-
-        Args:
-            of_each: jobs of one owner at most, so that one whose receiver hangs does not keep others waiting.
-            lease: seconds for which no other process gets them.
-        """
-        now = time.time()
-        with self._database.transaction() if lease else nullcontext():
-            rows = self._execute(
-                f"SELECT * FROM (SELECT {COLUMNS}, "
-                "ROW_NUMBER() OVER (PARTITION BY owner ORDER BY webhook_next) AS nth "
-                "FROM jobs WHERE webhook_state = 'pending' AND webhook_next <= ?) AS due "
-                "WHERE nth <= ? ORDER BY webhook_next LIMIT ?",
-                now, of_each, limit,
-            )  # fmt: skip
-            for row in rows if lease else ():
-                self._execute("UPDATE jobs SET webhook_next = ? WHERE id = ?", now + lease, row["id"])
-        return [Row(**{name: value for name, value in row.items() if name != "nth"}) for row in rows]
-
-    def note_webhook(self, job: str, state: str, error: str | None = None, next_try: float | None = None) -> None:
-        """What came of a try to deliver a job's webhook; its secret goes when there will be no other."""
-        with self._database.transaction():
-            self._execute(
-                "UPDATE jobs SET webhook_state = ?, webhook_tries = webhook_tries + 1, webhook_error = ?, "
-                "webhook_next = ?, webhook_secret = CASE WHEN ? = 'pending' THEN webhook_secret ELSE NULL END "
-                "WHERE id = ?",
-                state, error, next_try, state, job,
-            )  # fmt: skip
 
     def use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:
         """Counts what an owner has had of a limit in the window that begins at `start`.
@@ -312,11 +288,17 @@ class Store:
             )  # fmt: skip
         return None
 
-    def _check_room(self, owner: str, room: Room) -> None:
-        waiting = self.waiting()
+    def _check_room(self, job: NewJob, room: Room) -> None:
+        owner, waiting = job.owner, self.waiting()
+        # Of all owners at once, as `waiting` asks: for one of them SQLite would read its ended jobs too.
+        rows = self._execute("SELECT owner, SUM(bytes) AS n FROM jobs WHERE state = 'queued' GROUP BY owner")
+        had = next((int(row["n"]) for row in rows if row["owner"] == owner), 0)
         again = f"try again in {room.seconds} s"
         if waiting.get(owner, 0) >= room.share:
             cause = f"this caller has {waiting[owner]} jobs waiting, and {room.share} are allowed"
+            raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
+        if had and had + job.bytes > room.bytes:
+            cause = f"this caller's waiting jobs have {had / 1e6:.1f} MB, and {room.bytes / 1e6:.1f} are allowed"
             raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
         if sum(waiting.values()) >= room.total:
             cause = f"{sum(waiting.values())} jobs wait already"

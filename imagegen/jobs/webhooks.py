@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -25,6 +24,7 @@ from imagegen.jobs.archive import Archive
 from imagegen.jobs.rows import Row
 from imagegen.jobs.state import JobState
 from imagegen.settings import Settings
+from imagegen.telemetry import tracing
 from imagegen.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Webhooks:
 
     async def _begin_due(self) -> None:
         lease = 2 * _SECONDS if self._archive.shared else 0.0
-        due = await self._archive.rows(self._archive.store.due_webhooks, 2 * _OF_AN_OWNER, 2 * _AT_ONCE, lease)
+        due = await self._archive.rows(self._archive.deliveries.due, 2 * _OF_AN_OWNER, 2 * _AT_ONCE, lease)
         for row in due:
             mine = sum(owner == row.owner for owner, _ in self._tries.values())
             if row.id not in self._tries and mine < _OF_AN_OWNER and len(self._tries) < _AT_ONCE:
@@ -119,7 +119,11 @@ class Webhooks:
         content = state.model_dump(mode="json", exclude={"webhook"})
         body = json.dumps({"type": kind, "timestamp": now.isoformat(), "data": content})
         headers = sending.sign(row.webhook_secret, f"msg_{row.id}", now, body)
-        error = await sending.send(str(row.webhook_url), headers, body, _SECONDS, self._settings.private_hosts)
+        with tracing.request("webhook", tracing.carrier(row.trace), "client") as span:
+            headers |= span.headers
+            error = await sending.send(str(row.webhook_url), headers, body, _SECONDS, self._settings.private_hosts)
+            if error is not None:
+                span.fail("not delivered")
         try:
             await self._note(row, error)
         except StoreFailed:
@@ -127,13 +131,13 @@ class Webhooks:
 
     async def _note(self, row: Row, error: str | None) -> None:
         """Stores what came of a try; an error is what went wrong."""
-        note = self._archive.store.note_webhook
+        note = self._archive.deliveries.note
         last = row.webhook_tries >= len(DELAYS)
         self._metrics.webhooks.labels("delivered" if error is None else "given_up" if last else "failed").inc()
         if error is None:
             await self._archive.rows(note, row.id, "delivered")
         elif not last:
-            await self._archive.rows(note, row.id, "pending", error, time.time() + DELAYS[row.webhook_tries])
+            await self._archive.rows(note, row.id, "pending", error, DELAYS[row.webhook_tries])
         else:
             log.warning("the webhook of job %s was given up after %d tries", row.id, row.webhook_tries + 1)
             await self._archive.rows(note, row.id, "failed", error)

@@ -159,9 +159,10 @@ def lora_bytes(spec: ModelSpec, rank: int, element: int = 2) -> int:
     return (elements(spec) + 1) * rank * element
 
 
-def largest_linear(linears: Sequence[Linears], precision: Precision) -> int:
-    """Bytes of the largest Linear layer."""
-    return max(linear_bytes([(1, rows, columns)], precision) for _, rows, columns in linears)
+def two_linears(linears: Sequence[Linears], precision: Precision) -> int:
+    """Bytes of the two last kinds of Linear layers, one of each: in a block of either model these are the widest that
+    come one after the other."""
+    return linear_bytes([(1, rows, columns) for _, rows, columns in linears[-2:]], precision)
 
 
 def activations(

@@ -13,10 +13,10 @@ from imagegen.memory.footprint import (
     Parts,
     activations,
     kv_bytes,
-    largest_linear,
     lora_bytes,
     text_linears,
     transformer_linears,
+    two_linears,
 )
 from imagegen.memory.types import Offload, Precision
 from imagegen.models import MEGAPIXEL, MULTIPLE, ModelSpec, Size
@@ -30,17 +30,25 @@ RESERVE = 2**29
 USABLE = 0.98
 #: The largest reference that reaches the model, a megapixel.
 REFERENCE: Size = (math.isqrt(MEGAPIXEL), math.isqrt(MEGAPIXEL))
+#: Where the parts of a model are, by offload level.
+PLACES: dict[Offload, str] = {
+    "none": "all on the GPU",
+    "embeddings": "all on the GPU but the embeddings",
+    "text_encoder": "all on the GPU, the text encoder for its turn",
+    "model": "each on the GPU for its turn",
+    "group": "on the GPU layer by layer",
+}
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """A GPU: the bytes that this process can have of it, its context included, and its compute capability."""
 
     bytes: int
     capability: tuple[int, int]
 
     @classmethod
-    def of(cls, gigabytes: float, capability: tuple[int, int]) -> Card:
+    def of(cls, gigabytes: float, capability: tuple[int, int]) -> Gpu:
         """A GPU as it is sold, empty."""
         return cls(int(gigabytes * 2**30 * USABLE), capability)
 
@@ -49,12 +57,12 @@ class Card:
 class MemoryPlan:
     """Where each part of a model lives and in which precision, the bytes of each, and why.
 
-    `card` is None on a CPU, where nothing is offloaded and no image is refused. The plan is made for images of
+    `gpu` is None on a CPU, where nothing is offloaded and no image is refused. The plan is made for images of
     `size` with `references` references of a megapixel; what is larger is checked when it is asked for.
     """
 
     spec: ModelSpec
-    card: Card | None
+    gpu: Gpu | None
     transformer: Precision
     text_encoder: Precision
     offload: Offload
@@ -70,7 +78,7 @@ class MemoryPlan:
     @property
     def loras(self) -> int:
         """Bytes of the buffers for LoRA adapters, which stay on the GPU whatever is offloaded."""
-        return lora_bytes(self.spec, self.lora_rank, element=4 if self.card is None else 2)
+        return lora_bytes(self.spec, self.lora_rank, element=4 if self.gpu is None else 2)
 
     @property
     def resident(self) -> int:
@@ -97,12 +105,16 @@ class MemoryPlan:
             return base + self.resident + max(needs.encode_prompt, needs.image)
         if self.offload == "text_encoder":
             return base + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.image)
-        transformer, text_encoder = parts.transformer, parts.text_encoder + parts.embeddings
-        if self.offload == "group":  # the layer that runs, and the next one on its way
+        if self.offload == "group":  # the layer that runs, and the next one on its way; the VAE's are small
             a = self.spec.architecture
-            transformer = 2 * largest_linear(transformer_linears(a), self.transformer)
-            text_encoder = parts.embeddings + largest_linear(text_linears(a, 1), self.text_encoder)
-        vae = parts.vae
+            return base + max(
+                parts.embeddings,
+                two_linears(text_linears(a, 1), self.text_encoder) + needs.encode_prompt,
+                two_linears(transformer_linears(a), self.transformer) + needs.denoise,
+                needs.encode_references,
+                needs.decode,
+            )
+        transformer, text_encoder, vae = parts.transformer, parts.text_encoder + parts.embeddings, parts.vae
         if self.offload == "model" and references:
             # A part leaves when the next one's turn begins, and encoding references does not begin the VAE's.
             return base + max(
@@ -118,34 +130,34 @@ class MemoryPlan:
 
     def kv_fits(self, size: Size, references: Sequence[Size]) -> bool:
         """Whether the path that keeps the references' keys and values has room; on a CPU always."""
-        if self.card is None:
+        if self.gpu is None:
             return True
         transformer = self.resident or self.parts.transformer
-        return CONTEXT + self.loras + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.card.bytes
+        return CONTEXT + self.loras + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.gpu.bytes
 
     @property
     def needed(self) -> int:
         """Bytes that a GPU must have for what the plan is made for, also where its blocks turn out not to compile."""
         return max(self.peak, replace(self, compiled=False).peak) + RESERVE
 
-    def fits(self, card: Card | None) -> bool:
+    def fits(self, gpu: Gpu | None) -> bool:
         """Whether a GPU has room for what the plan is made for, and something to spare."""
-        return card is None or self.needed <= card.bytes
+        return gpu is None or self.needed <= gpu.bytes
 
     def eager(self) -> MemoryPlan:
         """The same weights where the blocks cannot be compiled, with as many references as then fit."""
         plan = replace(self, compiled=False)
-        fitting = (n for n in range(plan.references, 0, -1) if replace(plan, references=n).fits(plan.card))
+        fitting = (n for n in range(plan.references, 0, -1) if replace(plan, references=n).fits(plan.gpu))
         return replace(plan, references=next(fitting, 0), why="its blocks cannot be compiled")
 
     def lowered(self, references: int) -> MemoryPlan:
         """The same weights on a GPU that has shown to hold so many references at the default size and no more; -1: not
         even an image without. What needs more by the estimate is refused from then on."""
-        if self.card is None:
+        if self.gpu is None:
             return self
         needed = self.peak_of(self.size, [REFERENCE] * (references + 1))
-        card = replace(self.card, bytes=min(self.card.bytes, needed - 1))
-        return replace(self, card=card, references=max(0, references), why="less fits than was estimated")
+        gpu = replace(self.gpu, bytes=min(self.gpu.bytes, needed - 1))
+        return replace(self, gpu=gpu, references=max(0, references), why="less fits than was estimated")
 
     def largest(self, size: Size, references: Sequence[Size], available: int) -> Size | None:
         """The largest image of the shape of `size`, and smaller than it, for which `available` bytes of the GPU do.
@@ -160,9 +172,9 @@ class MemoryPlan:
         Raises:
             OutOfMemory: it cannot by the estimate; with the largest size that can.
         """
-        if self.card is None or self.peak_of(size, references) <= self.card.bytes:
+        if self.gpu is None or self.peak_of(size, references) <= self.gpu.bytes:
             return
-        raise _out_of_memory(size, references, self.largest(size, references, self.card.bytes))
+        raise _out_of_memory(size, references, self.largest(size, references, self.gpu.bytes))
 
     @property
     def state(self) -> MemoryState:
@@ -173,30 +185,24 @@ class MemoryPlan:
             offload=self.offload,
             weights={**asdict(self.parts), **({"loras": self.loras} if self.lora_rank else {})},
             peak=self.peak,
-            card=self.card.bytes if self.card else None,
+            card=self.gpu.bytes if self.gpu else None,
             references=self.references,
             plan=str(self),
         )
 
     def __str__(self) -> str:
         """The plan in one readable line."""
-        if self.card is None:
+        if self.gpu is None:
             kept = "float32" if self.transformer == "bf16" else self.transformer
             return f"{self.spec.name} on the CPU: {kept}, {gib(self.parts.total)} of weights; {self.why}"
-        where = {
-            "none": "all on the GPU",
-            "embeddings": "all on the GPU but the embeddings",
-            "text_encoder": "all on the GPU, the text encoder for its turn",
-            "model": "each on the GPU for its turn",
-            "group": "on the GPU layer by layer",
-        }[self.offload]
         parts = self.parts
         loras = f", LoRAs to rank {self.lora_rank} {gib(self.loras)}" if self.lora_rank else ""
         return (
             f"{self.spec.name}: transformer {self.transformer} {gib(parts.transformer)}, "
             f"text encoder {self.text_encoder} {gib(parts.text_encoder)}, embeddings {gib(parts.embeddings)}, "
-            f"VAE {gib(parts.vae)}{loras}, {where}; peak {gib(self.peak)} of {gib(self.card.bytes)} for "
-            f"{describe(self.size, self.references)}; {self.why}"
+            f"VAE {gib(parts.vae)}{loras}, {PLACES[self.offload]}; peak {gib(self.peak)} for "
+            f"{describe(self.size, self.references)}, {gib(self.needed)} with the reserve, of {gib(self.gpu.bytes)} "
+            f"that a process can use; {self.why}"
         )
 
 
@@ -244,7 +250,7 @@ def available_bytes(device: str) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + int(torch.cuda.memory_reserved(device)) + CONTEXT
 
 
-def read_card(device: str) -> Card | None:
+def read_gpu(device: str) -> Gpu | None:
     """The GPU as it is now, after a small calculation on it; None for a CPU.
 
     Raises:
@@ -256,7 +262,7 @@ def read_card(device: str) -> Card | None:
 
     try:
         torch.ones(64, 64, device=device).matmul(torch.ones(64, 64, device=device)).sum().item()
-        return Card(available_bytes(device), torch.cuda.get_device_capability(device))
+        return Gpu(available_bytes(device), torch.cuda.get_device_capability(device))
     except Exception as error:  # a driver too old, a GPU that is gone, a GPU that another process holds
         raise ConfigurationError(
             f"the GPU does not work ({type(error).__name__}); torch was built for CUDA {torch.version.cuda}: "

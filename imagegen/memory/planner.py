@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from imagegen.errors import ConfigurationError
 from imagegen.memory.footprint import part_bytes
-from imagegen.memory.plan import Card, MemoryPlan, describe, gib
+from imagegen.memory.plan import PLACES, Gpu, MemoryPlan, describe, gib
 from imagegen.memory.types import Offload, Precision
 from imagegen.models import ModelSpec, Size
 
@@ -48,7 +48,7 @@ def candidates(capability: tuple[int, int]) -> Iterator[tuple[Precision, Precisi
 
 def choose(
     spec: ModelSpec,
-    card: Card | None,
+    gpu: Gpu | None,
     *,
     references: int | None = None,
     size: Size | None = None,
@@ -62,7 +62,7 @@ def choose(
     """The plan for a GPU: the first of `candidates` that fits.
 
     Args:
-        card: None: a CPU.
+        gpu: None: a CPU.
         references: the most that an image may have; None: the model's.
         size: the largest image that must fit; None: the model's default.
         precision: of the transformer; the text encoder has the same or a better one. Forced unless "auto".
@@ -74,7 +74,7 @@ def choose(
 
     Raises:
         ConfigurationError: nothing that was asked for fits, with what it needs and the nearest plan that fits; or the
-            card cannot run it.
+            GPU cannot run it.
     """
     references = spec.max_references if references is None else references
     size = size or (spec.size, spec.size)
@@ -83,21 +83,21 @@ def choose(
         raise ConfigurationError("nf4 needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.50'")
 
     def plan(transformer: Precision, text_encoder: Precision, where: Offload, why: str = "") -> MemoryPlan:
-        parts = part_bytes(spec, transformer, text_encoder, element=4 if card is None else 2)
+        parts = part_bytes(spec, transformer, text_encoder, element=4 if gpu is None else 2)
         # Layers that are fetched as they run would cut the blocks into pieces.
-        one_graph = compiled and card is not None and where != "group"
+        one_graph = compiled and gpu is not None and where != "group"
         return MemoryPlan(
-            spec, card, transformer, text_encoder, where, references, size, parts, why, one_graph, lora_rank
+            spec, gpu, transformer, text_encoder, where, references, size, parts, why, one_graph, lora_rank
         )
 
-    if card is None:
+    if gpu is None:
         transformer = stored[0] or ("bf16" if precision == "auto" else precision)
         return plan(transformer, stored[1] or transformer, "none", "a CPU has no room to run out of")
-    _check_runs(precision, stored, card.capability)
+    _check_runs(precision, stored, gpu.capability)
     offloads = get_args(Offload) if offload == "auto" else (offload,)
-    every = [  # that these weights can be had in here; an error's advice is one of them
+    every = [  # which these weights allow here; an error's advice is one of them
         one
-        for one in (plan(*candidate) for candidate in _with(precision, stored, card.capability))
+        for one in (plan(*candidate) for candidate in _with(precision, stored, gpu.capability))
         if stored[0] in (None, one.transformer)
         and stored[1] in (None, one.text_encoder)
         and (nf4 or "nf4" not in (one.transformer, one.text_encoder))
@@ -105,12 +105,12 @@ def choose(
     wanted = [one for one in every if one.offload in offloads and precision in ("auto", one.transformer)]
     if not wanted:
         holds = f"transformer {stored[0] or 'bf16'}, text encoder {stored[1] or 'bf16'}"
-        raise ConfigurationError(f"{asked or 'these weights'} cannot be had: the model's folder holds {holds}")
-    found = next((one for one in wanted if one.fits(card)), None)
+        raise ConfigurationError(f"{asked or 'this'} is not possible: the model's directory holds {holds}")
+    found = next((one for one in wanted if one.fits(gpu)), None)
     if found is not None:
         return plan(found.transformer, found.text_encoder, found.offload, _why(found, wanted, asked))
     best = min(wanted, key=lambda one: one.needed)
-    raise ConfigurationError(_too_large(best, card, asked, next((one for one in every if one.fits(card)), None)))
+    raise ConfigurationError(_too_large(best, gpu, asked, next((one for one in every if one.fits(gpu)), None)))
 
 
 def _with(
@@ -147,20 +147,20 @@ def _asked(precision: str, offload: str) -> str:
 
 def _why(found: MemoryPlan, wanted: Sequence[MemoryPlan], asked: str) -> str:
     if asked:
-        return f"as {asked} asks"
+        return f"chosen by {asked}"
     if found is wanted[0]:
         return "the GPU has room for the model as it is"
     before = wanted[wanted.index(found) - 1]
     return (
-        f"the best that fits; the next better one (transformer {before.transformer}, text encoder "
-        f"{before.text_encoder}, offload {before.offload}) would need {gib(before.needed)}"
+        f"the next better plan (transformer {before.transformer}, text encoder {before.text_encoder}, "
+        f"{PLACES[before.offload]}) needs {gib(before.needed)} with the reserve"
     )
 
 
-def _too_large(best: MemoryPlan, card: Card, asked: str, nearest: MemoryPlan | None) -> str:
+def _too_large(best: MemoryPlan, gpu: Gpu, asked: str, nearest: MemoryPlan | None) -> str:
     text = (
         f"{asked + ': ' if asked else ''}{best.spec.name} needs {gib(best.needed)} of the GPU's memory for "
-        f"{describe(best.size, best.references)}, and {gib(card.bytes)} can be had"
+        f"{describe(best.size, best.references)}, and {gib(gpu.bytes)} is available"
     )
     advice = []
     if asked and nearest is not None:
@@ -169,7 +169,7 @@ def _too_large(best: MemoryPlan, card: Card, asked: str, nearest: MemoryPlan | N
         )
     for fewer in range(best.references - 1, 0, -1):
         needed = replace(best, references=fewer).needed
-        if needed <= card.bytes:
+        if needed <= gpu.bytes:
             advice.append(f"IMAGEGEN_MAX_REFERENCES={fewer} needs {gib(needed)}")
             break
     return f"{text}; {' or '.join(advice) or 'choose a larger GPU, or a smaller model'}"

@@ -24,6 +24,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, Qwen3ForCausalLM
 
+from imagegen.compat import torch as inside_torch
+from imagegen.compat import torchao as inside_torchao
 from imagegen.contract.start_times import StartTimes
 from imagegen.memory.types import Precision
 from imagegen.model import quantization
@@ -81,7 +83,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
             raise
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
-        _empty_host_cache()  # the blocks that weights passed through
+        inside_torch.empty_host_cache()  # the blocks that weights passed through
         torch.cuda.empty_cache()  # what they were quantised from
     passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
     share = read / (sum(reading + moving for reading, moving in seconds) or 1)
@@ -186,9 +188,7 @@ class WeightLoader:
         self._stored, self._notes = weight_files.stored(path, part)
         #: What the folder has quantised: the weights' names, each with those of its tensors.
         self._quantized = {
-            name: [f"{name.removesuffix('weight')}_weight_{piece}" for piece in record["_tensor_data_names"]]
-            for name, note in self._notes.items()
-            if name.endswith(".weight") and "_tensor_data_names" in (record := json.loads(note))
+            name: pieces for name, note in self._notes.items() if (pieces := inside_torchao.tensor_names(name, note))
         }
         self._nf4 = precision == "nf4" and not self._quantized
         self._recipe = None
@@ -204,7 +204,8 @@ class WeightLoader:
             pieces = self._quantized.get(name, [name])
             if lacking := [piece for piece in pieces if piece not in self._stored]:
                 raise ValueError(f"{part} lacks {lacking[0]}")
-            shape = next(self._stored[piece].shape for piece in pieces if piece == name or piece.endswith("_qdata"))
+            values = name if pieces == [name] else inside_torchao.values_name(name)
+            shape = self._stored[values].shape
             if shape != parameter.shape:
                 raise ValueError(f"{part}: {name} is {shape} and not {tuple(parameter.shape)}")
 
@@ -242,12 +243,6 @@ class WeightLoader:
         if name in self._quantized:
             return quantization.restore(name, moved, self._notes[name])
         return moved[name].to(self._dtype) if moved[name].is_floating_point() else moved[name]
-
-
-def _empty_host_cache() -> None:
-    """Gives pinned memory that is not in use back to the system. torch has a public name for it since 2.12."""
-    public = getattr(torch.accelerator, "empty_host_cache", None)
-    (public or torch._C._host_emptyCache)()  # noqa: SLF001
 
 
 def _tasks(fillers: list[WeightLoader]) -> list[tuple[WeightLoader, str]]:

@@ -85,14 +85,14 @@ def compile_key(pipe: Any, spec: ModelSpec, lora_rank: int = 0) -> dict[str, str
     block = pipe.transformer.transformer_blocks[0]
     weight = block.attn.to_q.weight
     if device.type == "cuda":
-        card = torch.cuda.get_device_name(device)
+        gpu = torch.cuda.get_device_name(device)
     else:
-        card = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+        gpu = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
     return {
         "torch": torch.__version__,
         "triton": f"triton{_version('triton')}",
         "diffusers": f"diffusers{diffusers.__version__}",
-        "card": card,
+        "gpu": gpu,
         "model": spec.name,
         "weights": f"{type(weight.data).__name__}-{str(weight.dtype).removeprefix('torch.')}",
         "attention": compat.attention_backend(pipe.transformer),

@@ -12,7 +12,7 @@ from imagegen.errors import GpuFailed, ImageGenError, OutOfMemory
 T = TypeVar("T")
 
 #: How they say that memory is missing, in lower case. CUDA: cudaErrorMemoryAllocation, which leaves the context alive;
-#: Triton: `Triton Error [CUDA]: out of memory`; cuBLAS: its workspace; cuDNN 9: no plan whose workspace could be had.
+#: Triton: `Triton Error [CUDA]: out of memory`; cuBLAS: its workspace; cuDNN 9: no plan whose workspace fits.
 _MEMORY = (
     "out of memory",
     "cublas_status_alloc_failed",

@@ -153,8 +153,8 @@ class Preparation:
         height: int,
         num_inference_steps: int,
         guidance_scale: float,
-        negative_prompt: str,
         seeds: Sequence[int],
+        negative_prompt: str = "",
         strength: float = 1.0,
     ) -> Inputs:
         """The inputs of images of one size, each with the noise of its seed."""

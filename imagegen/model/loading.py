@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imagegen.contract.start_times import StartTimes
 from imagegen.errors import ConfigurationError
-from imagegen.memory.plan import Card, MemoryPlan, read_card
+from imagegen.memory.plan import Gpu, MemoryPlan, read_gpu
 from imagegen.memory.planner import choose, stored_precisions
 from imagegen.model import driver
 from imagegen.model.acceleration import Attention, can_compile, choose_attention, is_installed
@@ -38,7 +38,7 @@ def choose_model(settings: Settings) -> ModelSpec:
         return spec or get_model("klein-9b")
     if settings.device is None and default_device() == "cuda":
         return spec or get_model("klein-9b")
-    why = _why_no_card()
+    why = _why_no_gpu()
     if spec is not None:
         raise ConfigurationError(
             f"{spec.name} needs a CUDA GPU and none can be used{why}; IMAGEGEN_MODEL=micro runs without one, "
@@ -50,7 +50,7 @@ def choose_model(settings: Settings) -> ModelSpec:
     return micro
 
 
-def _why_no_card() -> str:
+def _why_no_gpu() -> str:
     import torch
 
     fault = driver.find_fault(torch.version.cuda)
@@ -78,13 +78,13 @@ def read_ahead(settings: Settings) -> Path | None:
 
 
 def plan(
-    spec: ModelSpec, settings: Settings, path: Path | None, card: Card | None, nf4: bool = True, compiled: bool = True
+    spec: ModelSpec, settings: Settings, path: Path | None, gpu: Gpu | None, nf4: bool = True, compiled: bool = True
 ) -> MemoryPlan:
     """Where each part of a model will live, and in which precision.
 
     Args:
         path: the folder with its weights, which may be quantised already; None: they are not here.
-        card: None: a CPU.
+        gpu: None: a CPU.
         nf4: whether what nf4 needs is installed.
         compiled: whether blocks can be compiled.
 
@@ -93,7 +93,7 @@ def plan(
     """
     return choose(
         spec,
-        card,
+        gpu,
         references=min(spec.max_references, settings.max_references),
         precision=settings.precision,
         offload=settings.offload,
@@ -121,7 +121,7 @@ def load(
         times: of the start until now.
 
     Raises:
-        ConfigurationError: the weights cannot be had or loaded, or do not fit the GPU.
+        ConfigurationError: the weights cannot be found, downloaded or loaded, or do not fit the GPU.
     """
     times = times or StartTimes()
     decoder = None
@@ -142,10 +142,10 @@ def load(
         device = settings.device or default_device()
     note("checking the GPU")
     with times.measure("check"):
-        card = read_card(device)
+        gpu = read_gpu(device)
         attention = _attention(settings, device)
         compiled = _can_compile(settings, device, attention)
-        chosen = plan(spec, settings, path, card, is_installed("bitsandbytes"), compiled)
+        chosen = plan(spec, settings, path, gpu, is_installed("bitsandbytes"), compiled)
     log.info("memory: %s", chosen)
     if compiled and chosen.offload == "group" and settings.compile == "on":
         log.warning("IMAGEGEN_COMPILE=on: layers that are fetched as they run cannot be compiled; they are not")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from imagegen.compat.torch import inner_tensors
 
 #: Where a tensor begins in a block: enough for every type and for CUDA's copies.
 _ALIGNMENT = 512
@@ -46,11 +47,9 @@ class PinnedMemory:
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """A pinned copy of a tensor of the CPU; of a quantised one, of each tensor that it is made of."""
-        if is_traceable_wrapper_subclass(tensor):
-            names, context = tensor.__tensor_flatten__()
-            inner = {name: self.copy(getattr(tensor, name)) for name in names}
-            copied: torch.Tensor = type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
-            return copied
+        if (made_of := inner_tensors(tensor)) is not None:
+            inner, rebuild = made_of
+            return rebuild({name: self.copy(one) for name, one in inner.items()})
         size = -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         if size > self._free.nbytes:
             self._free = torch.empty(max(size, self.BLOCK), dtype=torch.uint8, pin_memory=True)

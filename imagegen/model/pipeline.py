@@ -165,39 +165,19 @@ class FluxPipeline:
     ) -> None:
         self.unload()
 
-    def prepare(
-        self,
-        references: References,
-        *,
-        width: int,
-        height: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        seeds: Sequence[int],
-        negative_prompt: str = "",
-        strength: float = 1.0,
-    ) -> Inputs:
-        """The inputs of images of one size, beside their prompt; in any thread, ahead of the GPU's turn."""
-        self._loaded()
-        return self._preparation.inputs(
-            references,
-            width=width,
-            height=height,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            seeds=seeds,
-            strength=strength,
-        )
+    @property
+    def preparation(self) -> Preparation:
+        """What makes the inputs of images, beside their prompt, and its tokens; in any thread, ahead of the GPU's turn.
 
-    def tokenize(self, prompt: str) -> Tokens:
-        """A prompt as the text encoder reads it; in any thread."""
+        Raises:
+            NotReady: nothing is loaded.
+        """
         self._loaded()
-        return self._preparation.tokens(prompt)
+        return self._preparation
 
     def encode_prompt(self, prompt: str | Tokens) -> Prompt:
         """The prompt's embeddings, for as many images as wanted; the same from the cache."""
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        tokens = self.preparation.tokens(prompt) if isinstance(prompt, str) else prompt
         return self.translating_gpu_errors(lambda: self._encoder.encode(tokens))
 
     def generate(
@@ -261,7 +241,7 @@ class FluxPipeline:
             images: RGB, sides multiples of 16, at most a megapixel; one `References` is encoded once for many images.
             strength: over 0; below 1 the image begins at the first reference, of its size, at this level of noise.
         """
-        inputs = self.prepare(
+        inputs = self.preparation.inputs(
             images if isinstance(images, References) else References(list(images)),
             width=width,
             height=height,
@@ -298,7 +278,7 @@ class FluxPipeline:
 
         def call() -> GeneratedImage:
             noise = inputs.noise.get(seed)
-            noise = self._preparation.noise(inputs.size, seed) if noise is None else noise
+            noise = self.preparation.noise(inputs.size, seed) if noise is None else noise
             with self._loras.applied(loras) if self._loras else nullcontext():
                 image = generate(pipe, inputs, noise, arguments, on_step, self._device)
             self._pipe.maybe_free_model_hooks()
@@ -333,7 +313,7 @@ class FluxPipeline:
             log.warning("blocks cannot be compiled (%s); they run without from now on", type(error).__name__)
         acceleration.run_eagerly(self._pipe)
         self._compiled = False
-        if (plan := self.config.plan) is not None and plan.card is not None:
+        if (plan := self.config.plan) is not None and plan.gpu is not None:
             self.use_plan(plan.eager())
         return self.translating_gpu_errors(call)
 

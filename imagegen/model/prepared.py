@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from imagegen.compat.diffusers import has_offload_hooks
 from imagegen.model.inputs import OnDevice
 
 
@@ -105,7 +106,7 @@ class _Prepared:
     def maybe_free_model_hooks(self) -> None:
         # Not at the end of a call with prepared inputs: the VAE's turn is still to come. Where no part comes for its
         # turn, diffusers would walk through all modules for nothing.
-        if self.prepared is None and getattr(self, "_all_hooks", None):
+        if self.prepared is None and has_offload_hooks(self):
             super().maybe_free_model_hooks()  # type: ignore[misc]
 
     @contextmanager

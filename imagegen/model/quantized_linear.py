@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional
 from torchao.quantization import Int8Tensor
 
+from imagegen.compat.torch import multiply_integers
+
 #: Tokens that are multiplied at once where nothing is compiled. torchao's fp8 makes three float32 copies of its input
 #: and its int8 an int32 product: with klein-9b's widest layers 0.2 MB a token, 8.0 GB for an edit with four references.
 CHUNK = 1024
@@ -58,7 +60,7 @@ def multiply_int8(rows: torch.Tensor, weight: Int8Tensor) -> torch.Tensor:
     """
     how = weight.act_quant_kwargs
     quantized = Int8Tensor.from_hp(rows, how.granularity, how.mapping_type, reduce_range=how.reduce_range)
-    product = torch._int_mm(quantized.qdata, weight.qdata.t())  # noqa: SLF001 (it has no public name)
+    product = multiply_integers(quantized.qdata, weight.qdata.t())
     scaled = (product * quantized.scale.reshape(-1, 1)).to(rows.dtype)
     result: torch.Tensor = (scaled * weight.scale.flatten()).to(rows.dtype)
     return result

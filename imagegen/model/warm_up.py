@@ -33,7 +33,7 @@ def warm_up(pipeline: FluxPipeline) -> None:
         size, reference = _sizes(pipeline)
         for count in (0, 1) if pipeline.caches_keys_and_values(size, [reference]) else (0,):
             _fits(pipeline, count, nothing)
-    if plan is None or plan.card is None:
+    if plan is None or plan.gpu is None:
         for count in (0, 1):
             _fits(pipeline, count)
         return

@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
+from imagegen.contract.given import is_given
 from imagegen.errors import ConfigurationError, InvalidInput
 from imagegen.inputs import addresses
 from imagegen.outputs.store_hosts import Host
@@ -130,6 +131,7 @@ class ObjectStore:
             if not text:
                 raise InvalidInput(f"{name}: is missing; an object store needs {', '.join(names[:3])}", name)
         endpoint, key, secret, bucket, region = texts
+        region = region.lower()
         if region and not _REGION.fullmatch(region):
             raise InvalidInput(f"{names.region}: must be small letters, digits and -, as in eu-central-1", names.region)
         url, bucket, in_url, virtual = _resolve(_check_endpoint(endpoint, names.endpoint), bucket, names)
@@ -168,7 +170,7 @@ def object_key(job_id: str, number: int, extension: str) -> str:
 
 def _text(value: Any, name: str) -> str:
     """One of the values without the spaces around it, empty if it is not there. What it holds is never shown."""
-    text = "" if value is None else value.strip() if isinstance(value, str) else "\n"
+    text = "" if not is_given(value) else value.strip() if isinstance(value, str) else "\n"
     if not re.fullmatch(r"[!-~]{0,2048}", text):
         raise InvalidInput(f"{name}: must be a string of printable ASCII characters without spaces", name)
     return text

@@ -16,6 +16,13 @@ _BY_REGION = re.compile(
     r"(?:(?P<bucket>[a-z0-9.-]+?)\.)?(?P<region>(?!cdn\.)[a-z0-9-]+)(?:\.cdn)?"
     r"\.(?P<domain>digitaloceanspaces\.com|linodeobjects\.com|vultrobjects\.com|your-objectstorage\.com)"
 )
+#: BUCKET.STORE of more of them; some name the region to sign for.
+_BY_STORE = re.compile(
+    r"(?:(?P<bucket>[a-z0-9.-]+?)\.)?(?P<store>"
+    r"[0-9a-f]{32}(?:\.(?:eu|fedramp))?\.r2\.cloudflarestorage\.com|storage\.(?:googleapis\.com|yandexcloud\.net)"
+    r"|sos-(?P<exoscale>[a-z0-9-]+)\.exo\.io|cos\.(?P<tencent>[a-z0-9-]+)\.myqcloud\.com"
+    r"|[a-z0-9]+\.compat\.objectstorage\.(?P<oracle>[a-z0-9-]+)\.oraclecloud\.com)"
+)
 _AWS = {"amazonaws.com", "amazonaws.com.cn"}
 #: Of these the labels before "s3" are a bucket for certain, and the one after it is a region.
 _KNOWN = _AWS | {"backblazeb2.com", "wasabisys.com", "scw.cloud", "io.cloud.ovh.net", "perf.cloud.ovh.net"}
@@ -48,6 +55,9 @@ class Host(NamedTuple):
         if match := _BY_REGION.fullmatch(name):
             # They sign for us-east-1 in every region.
             return cls(match["bucket"], f"{match['region']}.{match['domain']}", None, match["domain"], True)
+        if match := _BY_STORE.fullmatch(name):
+            region = match["exoscale"] or match["tencent"] or match["oracle"]
+            return cls(match["bucket"], match["store"], region, match["store"], True)
         if not (match := _S3.fullmatch(name)):
             return None
         first, *others = match["rest"][1:].split(".")

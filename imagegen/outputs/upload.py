@@ -209,7 +209,7 @@ def _sign(store: ObjectStore, key: str, data: bytes, content_type: str) -> dict[
 
 
 def presign(store: ObjectStore, key: str) -> str:
-    """A URL from which an object can be had without credentials, for as long as the store's `expiry`."""
+    """A URL from which an object can be read without credentials, for as long as the store's `expiry`."""
     request = AWSRequest("GET", store.url_of(key))
     S3SigV4QueryAuth(_credentials(store), "s3", store.region, expires=store.expiry).add_auth(request)
     return str(request.url)

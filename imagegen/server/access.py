@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import time
 from collections import OrderedDict
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
@@ -79,7 +78,7 @@ class Access:
             link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
             foreign = site not in ("none", "same-origin") and not link
         else:
-            foreign = urlsplit(origin.lower()).netloc != host
+            foreign = origin.lower().partition("://")[2] != host  # it has no path (RFC 6454, 6.2)
         if foreign and "*" not in self._origins and (origin or "").lower() not in self._origins:
             received = f"Origin: {origin[:100]!r}" if origin else f"Sec-Fetch-Site: {site[:20]!r}"
             raise Forbidden(f"{received} was received; IMAGEGEN_CORS_ORIGINS names the origins that are allowed")

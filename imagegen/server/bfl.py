@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
 
+from imagegen.contract import requests
 from imagegen.contract.loras import Lora
 from imagegen.engine import openai
 from imagegen.errors import NotFound
@@ -24,6 +25,7 @@ router = APIRouter(prefix="/v1", tags=["Black Forest Labs"])
 
 #: Seconds for which the URL of an image is good, as BFL's are. Who has it needs no key.
 _SAMPLE_SECONDS = 600
+_OTHER_WEBHOOK = "webhook_url: is told as the Standard Webhooks specification has it, and not in BFL's own form"
 
 
 class Accepted(BaseModel):
@@ -51,18 +53,25 @@ class Detail(BaseModel):
 
 
 _text = {"type": "string"}
+_image = {**_text, "format": "image", "minLength": 1}
 _PROPERTIES: dict[str, Any] = {
     "prompt": {**_text, "examples": ["a red circle on a blue background"]},
-    "input_image": {**_text, "description": "A reference: base64, or a URL."},
-    **{f"input_image_{i}": _text for i in (2, 3, 4)},
+    "input_image": {**_image, "description": "A reference: base64, or a URL."},
+    **{f"input_image_{i}": _image for i in (2, 3, 4)},
     "seed": {"type": "integer", "minimum": 0},
     "width": {"type": "integer"},
     "height": {"type": "integer"},
     "loras": {"type": "array", "items": Lora.model_json_schema(), "description": "Not BFL's: LoRA adapters."},
-    "safety_tolerance": {"type": "integer", "minimum": 0, "maximum": 6, "description": "Has no effect."},
+    "safety_tolerance": {"description": "Has no effect; a warning says so."},
+    "transparent_bg": {"type": "boolean", "enum": [False], "description": "An image is never transparent."},
     "output_format": {**_text, "enum": ["jpeg", "png", "webp"], "default": "jpeg"},
-    "webhook_url": _text,
-    "webhook_secret": {**_text, "description": "Any text; its bytes are the key of the signature."},
+    "webhook_url": {**_text, "format": "web-url"},
+    "webhook_secret": {
+        **_text,
+        "minLength": 1,
+        "maxLength": 256,
+        "description": "Any text; its bytes are the key of the signature.",
+    },
 }
 _SCHEMA = {"type": "object", "required": ["prompt"], "properties": _PROPERTIES}
 _BODY = {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
@@ -98,11 +107,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 )
 async def post(request: Request) -> Response:
     """Accepts a job with BFL's fields."""
-    bfl.check_model(request.url.path.rpartition("/")[2], openai.served(request.app.state.service))
-    fields, _ = await read_fields(request, stored=True)
-    job, warnings = bfl.translate(fields)
-    url, secret = fields.get("webhook_url") or None, fields.get("webhook_secret") or None
+    service = request.app.state.service
+    bfl.check_model(request.url.path.rpartition("/")[2], openai.served(service))
+    fields, form = await read_fields(request, stored=True)
+    url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
     hook = jobs_of(request).hook(url, bfl.secret_of(secret), True)
+    job = bfl.translate(fields, not form, requests.limits(service.spec, service.settings))
+    warnings = [*job.spoken.warnings, *([_OTHER_WEBHOOK] if hook else [])]
     row = await add(request, job, hook=hook)
     url = request.url_for("get_result").include_query_params(id=row.id)
     return JSONResponse({"id": row.id, "polling_url": str(url), "warnings": warnings})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -37,6 +38,13 @@ _MAX_REST, _LONG_TEXT = 1_000_000, 65_536
 _SLICE = 1_000_000
 #: Bytes of a form that are parsed at one time: python-multipart takes 10 ms for the worst of them.
 _FORM_SLICE = 16_384
+
+#: How clients write an entry of a list: image[], image[0].
+_ENTRY = re.compile(r"\[[0-9]{0,2}\]$")
+#: Files of a form, empty ones too.
+MAX_FILES = 16
+#: What JavaScript's FormData makes of a field that is not set.
+_NULL = ("null", "undefined")
 
 
 async def read_fields(request: Request, stored: bool = False) -> tuple[dict[str, Any], bool]:
@@ -219,7 +227,7 @@ async def _in_slices(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None
 
 async def _read_form(request: Request, max_text: int) -> dict[str, Any]:
     parser = MultiPartParser(
-        request.headers, _in_slices(request.stream()), max_files=16, max_fields=64, max_part_size=max_text
+        request.headers, _in_slices(request.stream()), max_files=MAX_FILES, max_fields=64, max_part_size=max_text
     )
     try:
         form = await parser.parse()
@@ -234,16 +242,20 @@ async def _read_form(request: Request, max_text: int) -> dict[str, Any]:
 async def _form_fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
-        name = name.removesuffix("[]")
+        name = _ENTRY.sub("", name)
         images, single = aliases.is_image(name), aliases.is_mask(name)
         if isinstance(value, UploadFile):
-            if not images and not single:
-                raise InvalidInput(f"{name[:60]}: is not a field that takes a file", name[:60])
+            if not aliases.is_file(name):
+                known = aliases.nearest(name, filter(aliases.is_file, aliases.names_of(("images", "mask"))))
+                text = f"is not a field that takes a file; the nearest that does is {known}"
+                raise InvalidInput(f"{name[:60]}: {text}", name[:60])
             text = (await asyncio.to_thread(base64.b64encode, await value.read())).decode()
+        elif value in _NULL and name != "prompt":
+            continue
         else:
             text = value
-        if images and (text or name not in fields):  # browsers send an empty one where no file is chosen
-            fields[name] = [*filter(None, fields.get(name, [])), text]
+        if images:  # browsers send an empty one where no file is chosen
+            fields[name] = [*fields.get(name, []), text] if text else fields.get(name, [])
         elif name in fields:
             raise InvalidInput(f"{name[:60]}: was received twice", name[:60])
         elif len(text) > _LONG_TEXT and not single:

@@ -44,8 +44,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         method = scope["method"]
+        # A slash at a path's end means nothing. A redirect would name this server's own scheme and host, which clients
+        # of a proxy cannot reach, and some do not send their body again.
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         if method == "HEAD":  # as GET; the protocol, which has its own scope, sends no body
-            scope = {**scope, "method": "GET"}
+            scope["method"] = "GET"
         client = scope["client"][0] if scope.get("client") else "unknown"
         state = scope.setdefault("state", {})
         state.update(request_id=uuid.uuid4().hex, caller=network_of(client), authorized=False)
@@ -111,20 +114,28 @@ class Guard:
         if key is not None:
             state["caller"] = key
             logs.note(caller=key)
-        self._check_unread(scope)
+        self._check_connections(scope)
         if key is not None and scope["method"] == "POST":
             await self._limits.count_request(key)
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
 
-    def _check_unread(self, scope: Scope) -> None:
-        """Refuses who asks for more while much waits to be read; else slow readers could fill the memory."""
-        unread_bytes = scope["state"].get("unread_bytes")
-        if unread_bytes is None or scope["path"] in HEALTH_PATHS:
+    def _check_connections(self, scope: Scope) -> None:
+        """Refuses who asks for more while much waits to be read, or on too many connections.
+
+        Slow readers could fill the memory, and one caller's streams of events could take every connection.
+        """
+        state = scope["state"]
+        if "unread_bytes" not in state or scope["path"] in HEALTH_PATHS:  # of the protocol
             return
-        if unread_bytes(scope["state"]["caller"]) > UNREAD_BYTES // 2 or unread_bytes(None) > UNREAD_BYTES:
+        unread_bytes, caller = state["unread_bytes"], state["caller"]
+        if unread_bytes(caller) > UNREAD_BYTES // 2 or unread_bytes(None) > UNREAD_BYTES:
             raise Overloaded("answers: too many bytes of them wait to be read; try again once they are", retry_after=2)
+        if state["authorized"] and state["is_crowded"](caller):
+            raise Overloaded(
+                "connections: this caller has as many as one may; close some of its streams", retry_after=2
+            )
 
     def _is_metrics_port(self, scope: Scope) -> bool:
         return bool(scope.get("server")) and scope["server"][1] == self._metrics_port

@@ -9,7 +9,9 @@ from fastapi import Response
 from starlette.exceptions import HTTPException
 
 from imagegen import logs
+from imagegen.contract.faults import TYPES
 from imagegen.contract.responses import ErrorResponse
+from imagegen.contract.showing import show
 from imagegen.engine import openai
 from imagegen.errors import ImageGenError, InvalidInput, MethodNotAllowed, NotFound, Unauthorized
 from imagegen.jobs import bfl
@@ -53,6 +55,17 @@ def error_response(error: ImageGenError, path: str) -> Response:
 def _json(content: Any, status: int, headers: dict[str, str]) -> Response:
     """JSON in ASCII: a message may repeat half of a surrogate pair, which has no UTF-8."""
     return Response(json.dumps(content), status, headers, media_type="application/json")
+
+
+def what_is_wrong(error: dict[str, Any]) -> str:
+    """What pydantic finds wrong with a value of a path, a query or a header, in the contract's words."""
+    kind, came = error["type"], show(error["input"])
+    if kind == "missing":
+        return "is missing"
+    if kind in ("greater_than_equal", "less_than_equal"):
+        (bound,) = error["ctx"].values()
+        return f"{came} is out of bounds ({'at least' if kind == 'greater_than_equal' else 'at most'} {bound})"
+    return f"must be {TYPES.get(kind.partition('_')[0], kind)}, and not {came}"
 
 
 def framework_error(error: HTTPException, path: str) -> ImageGenError:

@@ -31,7 +31,7 @@ _NOT_FOUND: _Responses = {401: ERRORS[401], 404: {"model": ErrorResponse, "descr
 _EXPIRED: _Responses = {410: {"model": ErrorResponse, "description": "The job was kept for as long as was promised."}}
 _CONFLICT: _Responses = {409: {"model": ErrorResponse, "description": "The job is in no state for this."}}
 _HOOKS = {
-    "webhook_url": {"type": "string", "description": "Where the end of the job is told, by POST."},
+    "webhook_url": {"type": "string", "format": "web-url", "description": "Where the end of the job is told, by POST."},
     "webhook_secret": {"type": "string", "description": "Signs the webhook: whsec_ and 24 to 64 bytes in base64."},
 }
 
@@ -62,9 +62,9 @@ async def post(
     """Accepts a job, and answers at once. It is done whether or not anybody waits for it."""
     fields, form = await read_fields(request, stored=True)
     url, secret = (fields.pop(name, None) for name in ("webhook_url", "webhook_secret"))
-    hook = jobs_of(request).hook(None if url == "" else url, None if secret == "" else secret)  # "" is an empty field
+    hook = jobs_of(request).hook(url, secret)
     service = request.app.state.service
-    job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings))
+    job = requests.parse_job(fields, not form, requests.limits(service.spec, service.settings), _HOOKS)
     row = await add(request, job, native.PREVIEWS_SENT * previews, hook)
     return await _state(request, row, 202)
 
@@ -129,8 +129,10 @@ async def _stream(request: Request, job_id: str, after: int) -> AsyncIterator[st
         row = await jobs.get(job_id, owner)
         if row.finished is None:
             return  # the server ends; the client asks again
-        last = f"id: {jobs.last_event(row)}\n"
+        if row.state != "succeeded":  # else an error is not the job's, and its client may ask again
+            last = f"id: {jobs.last_event(row)}\n"
         answer = await stored.answer(request, row)
+        last = f"id: {jobs.last_event(row)}\n"
     except ImageGenError as error:
         yield last + server_sent("error", json.dumps(error.body()))
     else:

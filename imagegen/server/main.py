@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from imagegen import __version__, logs
@@ -28,9 +29,9 @@ from imagegen.errors import ConfigurationError, ImageGenError, InvalidInput
 from imagegen.jobs.jobs import Jobs
 from imagegen.server import bfl, document, http, native, openai, status
 from imagegen.server import jobs as jobs_routes
+from imagegen.server.connection_limits import Limits
 from imagegen.server.guard import Guard
-from imagegen.server.page import FILES_PATH, PageFiles
-from imagegen.server.protocol import Limits
+from imagegen.server.page import FILES_PATH, page_files
 from imagegen.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -93,19 +94,28 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
     async def framework_error(request: Request, error: HTTPException) -> Response:
         answer = http.error_response(http.framework_error(error, request.url.path), request.url.path)
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:  # Starlette knows the methods of the first route alone
+            answer.headers["Allow"] = ", ".join(_methods(app, request))
         return answer
 
     @app.exception_handler(RequestValidationError)
     async def query_error(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:]) or "request"
-        return http.error_response(InvalidInput(f"{name}: {first['msg']}", name), request.url.path)
+        return http.error_response(InvalidInput(f"{name}: {http.what_is_wrong(first)}", name), request.url.path)
 
     for module in (status, native, jobs_routes, bfl, openai):
         app.include_router(module.router)
-    app.mount(FILES_PATH, PageFiles())
+    app.mount(FILES_PATH, page_files())
     app.openapi = document.openapi(app, service)  # type: ignore[method-assign]
     return app
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """The methods of a path. HEAD is as GET (`Guard`)."""
+    scopes = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
+    found = [name for name in scopes if any(route.matches(scopes[name])[0] == Match.FULL for route in app.routes)]
+    return sorted([*found, "HEAD"] if "GET" in found else found)
 
 
 def _log_failure(loading: Future[Any]) -> None:

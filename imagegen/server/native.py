@@ -39,10 +39,13 @@ def body(schema: type[GenerateRequest] | type[EditRequest]) -> dict[str, Any]:
     form["properties"]["loras"] = {"type": "string", "description": "The list's JSON."}
     form["additionalProperties"] = True  # `image` and `image[]` are names for `images`
     if schema is EditRequest:
-        fields["properties"]["images"]["items"]["format"] = "image"
-        form["properties"]["mask"] = {"type": "string", "format": "binary"}
-        form["properties"]["expand"] = {"type": "string", "description": "The object's JSON."}
-        form["properties"]["images"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+        image = {"type": "string", "format": "image", "minLength": 1}
+        fields["properties"]["images"]["items"] = image
+        fields["properties"]["mask"]["anyOf"][0] = image
+        file = {"type": "string", "format": "binary"}
+        form["properties"]["mask"] = file
+        del form["examples"]  # a file is no text
+        form["properties"]["images"] |= {"items": file}
     content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -123,10 +123,10 @@ def _openapi(edit: bool) -> dict[str, Any]:
     if not edit:
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
     form = {**schema, "required": ["prompt", "image"]}
-    image = {"type": "string", "format": "image", "description": "Base64, a data: URI or a URL."}
+    image = {"type": "string", "format": "image", "minLength": 1, "description": "Base64, a data: URI or a URL."}
     wrapped = {"type": "object", "required": ["image_url"], "properties": {"image_url": image}}
     images = {"type": "array", "items": {"anyOf": [image, wrapped]}, "minItems": 1, "maxItems": 4}
-    others = {name: value for name, value in properties.items() if name != "image"} | {"mask": {"type": "string"}}
+    others = {name: value for name, value in properties.items() if name != "image"} | {"mask": image}
     fields = {**schema, "required": ["prompt", "images"], "properties": {**others, "images": images}}
     content = {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}

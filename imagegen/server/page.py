@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fastapi import Response
 from fastapi.responses import FileResponse
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 _FOLDER = Path(__file__).parent / "studio"
 #: Where the page's files are, beside the page itself.
@@ -26,8 +27,13 @@ def page() -> Response:
     return FileResponse(_FOLDER / "index.html", headers=headers)
 
 
-class PageFiles(StaticFiles):
-    """The page's modules and styles. A browser asks whether they have changed, so that it never mixes two versions."""
+def page_files() -> ASGIApp:
+    """The page's modules and styles, compressed for browsers that take that: all of them do."""
+    return GZipMiddleware(_PageFiles())
+
+
+class _PageFiles(StaticFiles):
+    """A browser asks whether files have changed, so that it never mixes two versions."""
 
     def __init__(self) -> None:
         super().__init__(directory=_FOLDER)

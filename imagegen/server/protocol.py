@@ -8,10 +8,8 @@ says why. For uvicorn's command line: `--http imagegen.server.protocol:Protocol 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
-import resource
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, cast
@@ -22,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from imagegen.errors import ImageGenError, InvalidInput, NotReady
 from imagegen.server.access import HEALTH_PATHS, network_of
+from imagegen.server.connection_limits import Limits
 from imagegen.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,37 +33,15 @@ _HEAD_SECONDS = 10.0
 _MIN_RATE = 1000
 #: Seconds over which the rate is measured. A client that reads slowly takes bytes in bursts of its receive buffer.
 _BODY_WINDOW, _ANSWER_WINDOW = 10.0, 20.0
-#: Bytes of headers, and of everything else in a request that is not its body, beyond as many as the body has.
-_MAX_OVERHEAD = 65536
+#: Bytes of a request's line and headers, as in Node.js. Some headers are parsed in quadratic time.
+_MAX_HEAD = 16_384
+#: Bytes of everything in a request that is not its body, beyond as many as the body has.
+_MAX_OVERHEAD = 65_536
 #: A refused body is thrown away without being parsed for so many seconds and bytes; then the connection is reset.
 #: Closing at once would reset it, and the client could lose the answer.
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 8_000_000
 #: Connections beyond the cap, for nothing but health checks, where every other one is at work.
 _RESERVE = 32
-
-
-class Limits:
-    """How many connections there may be at one time.
-
-    Args:
-        settings: of the process; each waiting job needs a connection.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        wanted = max(512, 2 * settings.max_queue)
-        self.total = wanted if files == resource.RLIM_INFINITY else max(16, min(wanted, files // 2))
-        #: A trusted proxy brings many clients from one address, and is limited by the total alone.
-        self.per_address = self.total // 2
-        self._proxies = [ipaddress.ip_network(proxy) for proxy in settings.proxies]
-
-    def of(self, address: str) -> int:
-        """The most connections from this peer."""
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return self.total  # a Unix socket
-        return self.total if any(parsed in proxy for proxy in self._proxies) else self.per_address
 
 
 class Protocol(HttpToolsProtocol):
@@ -111,14 +88,23 @@ class Protocol(HttpToolsProtocol):
             if self._received > (_LINGER_BYTES if self._lingering is not None else _MAX_OVERHEAD):
                 self.close_now("it sends more than was asked for")
             return
+        self._parse(data)
+        if self._received - self._body_bytes > _MAX_OVERHEAD + self._body_bytes:
+            self._refuse(InvalidInput("the request has too many headers, or too small chunks"), 431)
+
+    def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(InvalidInput(f"the request is not valid HTTP: {error}"), 400)
-        if self._received - self._body_bytes > _MAX_OVERHEAD + self._body_bytes:
-            self._refuse(InvalidInput("the request has too many headers, or too small chunks"), 431)
+            cause: BaseException | str = error
+            if isinstance(error.__context__, ValueError):  # of a method of this class
+                cause = error.__context__
+            elif isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+                cause = "its URL cannot be read"
+            status = 431 if self._head_bytes > _MAX_HEAD else 400
+            self._refuse(InvalidInput(f"the request is not valid HTTP: {cause}"), status)
 
     def resume_writing(self) -> None:
         """The client has read what was buffered."""
@@ -147,15 +133,29 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        """A part of the URL."""
+        self._count_head(len(url))
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; one after the body (a trailer) would be taken for a header by the application."""
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_done or self._head_bytes > _MAX_OVERHEAD:
-            raise ValueError("trailers" if self._head_done else "too many headers")
+        if self._head_done:
+            raise ValueError("trailers are not allowed")
+        self._count_head(len(name) + len(value) + 4)
+        if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise ValueError("Transfer-Encoding may be chunked alone")
         super().on_header(name, value)
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > _MAX_HEAD:
+            raise ValueError(f"its line and headers have more than {_MAX_HEAD} bytes")
 
     def on_headers_complete(self) -> None:
         """The headers are complete; a request for an upgrade is `_upgrade`'s."""
+        if (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
+            raise ValueError(f"HTTP/{version} was received; HTTP/1.1 and HTTP/1.0 are served")
         self._head_done = True
         if self.parser.should_upgrade():
             return
@@ -189,7 +189,7 @@ class Protocol(HttpToolsProtocol):
         head = b"\r\n".join([self.parser.get_method() + b" " + self.url + b" HTTP/1.1", *kept, b"", b""])
         self.parser = httptools.HttpRequestParser(self)
         self._received -= len(rest)
-        self.parser.feed_data(head)
+        self._parse(head)
         self.data_received(rest)
 
     # ---- Answers
@@ -197,7 +197,7 @@ class Protocol(HttpToolsProtocol):
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, where an answer that goes out before the body has come closes the connection."""
         cycle = self.cycle
-        scope["state"]["unread_bytes"] = self._unread_bytes
+        scope["state"].update(unread_bytes=self._unread_bytes, is_crowded=self._is_crowded)
 
         async def closing(message: Message) -> None:
             if message["type"] == "http.response.start" and cycle.more_body:
@@ -234,7 +234,7 @@ class Protocol(HttpToolsProtocol):
         content = json.dumps({"error": error.body()}).encode()
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+            f"Content-Length: {len(content)}\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + content)
         self._linger()
@@ -268,6 +268,12 @@ class Protocol(HttpToolsProtocol):
             and other.cycle is not None
             and caller in (None, other.cycle.scope["state"].get("caller"))
         )
+
+    def _is_crowded(self, caller: str) -> bool:
+        """Whether a caller has as many connections at work as one may, so that some are left for others."""
+        others = [other for other in self.connections if isinstance(other, Protocol) and other.at_work]
+        of_caller = sum(other.cycle.scope["state"].get("caller") == caller for other in others)
+        return bool(of_caller > self._limits.per_caller)
 
     def _make_room(self) -> None:
         """Closes another connection if there are too many: of those not at work, the one that waits longest.

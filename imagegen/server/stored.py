@@ -32,8 +32,9 @@ KEY = [Depends(documented_key)]
 
 
 def idempotency_key(request: Request) -> str | None:
-    """The request's Idempotency-Key: its job is in the store then, and the same request gives the same job."""
-    return request.headers.get("idempotency-key")
+    """The request's Idempotency-Key: its job is in the store then, and the same request gives the same job. Two are one
+    with a comma between them, as HTTP has it."""
+    return ", ".join(request.headers.getlist("idempotency-key")) if "idempotency-key" in request.headers else None
 
 
 def jobs_of(request: Request) -> Jobs:

@@ -129,6 +129,9 @@ class Metrics:
 
         # 5. Stored jobs
         self.stored_waiting = Gauge("imagegen_stored_jobs_waiting", "Jobs of /jobs that wait.", registry=registry)
+        self.stored_limit = Gauge(
+            "imagegen_stored_jobs_limit", "Jobs of /jobs that may wait (IMAGEGEN_JOBS_MAX_WAITING).", registry=registry
+        )
         self.stored_bytes = Gauge(
             "imagegen_stored_bytes", "Bytes of the references and images of stored jobs.", registry=registry
         )

@@ -65,11 +65,12 @@ def close() -> None:
 
 @contextmanager
 def request(name: str, headers: Mapping[str, str], kind: str, **attributes: str) -> Iterator[Span]:
-    """A span for a request from outside; what runs in it, and in the tasks that are begun in it, is its part.
+    """A span for a request or a stored job; what runs in it, and in the tasks that are begun in it, is its part.
 
     Args:
         headers: of the request; `traceparent` and `tracestate` name the trace that it belongs to.
-        kind: "server" for a request that waits for its answer, "consumer" for a job of a queue.
+        kind: "server" for a request that waits for its answer, "consumer" for a job of a queue, "client" for a request
+            of this server's own.
         attributes: what is known of it.
     """
     if _Tracing.provider is None:
@@ -84,6 +85,20 @@ def request(name: str, headers: Mapping[str, str], kind: str, **attributes: str)
         name, parent, kind=trace.SpanKind[kind.upper()], attributes=attributes, record_exception=False
     ) as span:
         yield Span(span)
+
+
+def current() -> str | None:
+    """The `traceparent` of the span that is open here, to be kept with what goes on later; None for none."""
+    if _Tracing.provider is None:
+        return None
+    from opentelemetry import trace
+
+    return Span(trace.get_current_span()).headers.get("traceparent")
+
+
+def carrier(traceparent: str | None) -> dict[str, str]:
+    """What `current` gave, as the headers for `request`."""
+    return {} if traceparent is None else {"traceparent": traceparent}
 
 
 class Span:

@@ -26,7 +26,7 @@ ROWS = [
     "text to image, 4 steps, bf16, 128x128",
     "model FLOPs used",
     "repeated prompt",
-    "load to card",
+    "load to GPU",
     "24 GB, 4 references",
     "text to image, 4 steps, fp8, 128x128",
     "fp8 on the GPU against bf16 with model offload",

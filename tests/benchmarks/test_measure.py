@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.measure import Device
 from benchmarks.random_model import write_outline
-from imagegen.memory.plan import CONTEXT, Card
+from imagegen.memory.plan import CONTEXT, Gpu
 from imagegen.models import get_model
 
 
@@ -19,7 +19,7 @@ def test_a_cap_is_set_on_a_gpu_by_its_index(monkeypatch, name, index):
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"total_memory": 80 * 2**30})
     )
-    with Device(name).capped(Card(24 * 2**30 + CONTEXT, (9, 0))):
+    with Device(name).capped(Gpu(24 * 2**30 + CONTEXT, (9, 0))):
         assert limits == [(pytest.approx(0.3), index)]
     assert limits[1:] == [(1.0, index)]
 

@@ -143,6 +143,22 @@ def test_an_unknown_command_is_one_line(command, name):
     assert (status, out, error.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["health", "--port", "0"], 2, "argument --port: '0' is not a port; allowed are 1 to 65535"),
+        (["worker", "--rp_serve_api", "--rp_api_port", "65536"], 2, "argument --rp_api_port: '65536' is not a port"),
+        (["serve", "--model", "nope"], 1, "IMAGEGEN_MODEL: no model is called 'nope'; known are klein-9b"),
+        (["inspect", "nothing.png"], 1, "nothing.png: cannot be read (FileNotFoundError)"),
+        (["loras", "check"], 2, "check needs FILE, and list takes none"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(command, arguments, status, says):
+    ended, out, error = command(*arguments)
+    assert (ended, out, error.count("\n")) == (status, "", 1)
+    assert error.startswith(f"error: {says}")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_wrong_setting_is_one_line_of_every_command_that_reads_them(command, monkeypatch, name):
     monkeypatch.setenv("PORT", "abc")

@@ -5,6 +5,7 @@ from torch import nn
 from torch.fx.experimental import _config as shapes
 
 from imagegen.compat import torch as compat
+from imagegen.model import quantization
 
 
 class Layer(nn.Module):
@@ -60,3 +61,30 @@ def test_sizes_that_are_equal_once_are_one_graph_with_those_that_are_not(monkeyp
     add(torch.ones(4), torch.ones(5))
     torch._dynamo.reset()
     assert len(graphs) == 1
+
+
+def test_pinned_memory_of_torch_211_is_given_back_by_its_older_name(monkeypatch):
+    """torch 2.11 has no torch.accelerator.empty_host_cache."""
+    freed = []
+    monkeypatch.delattr(torch.accelerator, "empty_host_cache")
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: freed.append(True), raising=False)
+    compat.empty_host_cache()
+    assert freed == [True]
+
+
+def test_integers_are_multiplied_exactly():
+    one, other = (torch.randint(-128, 128, size, dtype=torch.int8) for size in ((20, 64), (64, 16)))
+    product = compat.multiply_integers(one, other)
+    assert product.dtype == torch.int32
+    assert torch.equal(product.long(), one.long() @ other.long())
+
+
+def test_a_quantised_tensor_is_made_of_others_and_made_again_of_them():
+    config = quantization.layer_config(quantization.recipe("transformer", "int8"), "transformer_blocks.0.attn.to_q")
+    weight = quantization.quantize(torch.randn(64, 64, dtype=torch.bfloat16), config)
+    inner, rebuild = compat.inner_tensors(weight)
+    assert {type(one) for one in inner.values()} == {torch.Tensor}
+    copied = rebuild({name: one.clone() for name, one in inner.items()})
+    assert type(copied) is type(weight)
+    assert torch.equal(copied.dequantize(), weight.dequantize())
+    assert compat.inner_tensors(torch.ones(2)) is None

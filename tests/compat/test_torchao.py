@@ -13,6 +13,9 @@ def test_a_weight_comes_back_as_it_was(precision):
     weight = quantization.quantize(torch.randn(64, 64, dtype=torch.bfloat16), config)
     tensors, record = torchao.flatten("block.weight", weight)
     assert all(type(tensor) is torch.Tensor for tensor in tensors.values())
+    names = torchao.tensor_names("block.weight", record["block.weight"])
+    assert sorted(names) == sorted(tensors)
+    assert tensors[torchao.values_name("block.weight")].shape == weight.shape
     back = torchao.unflatten("block.weight", tensors, record["block.weight"])
     assert type(back) is type(weight)
     assert torch.equal(back.dequantize(), weight.dequantize())

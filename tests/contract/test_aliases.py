@@ -29,7 +29,7 @@ def test_null_and_empty_mean_not_given(field, empty):
 
 
 def test_null_and_empty_inside_of_objects_and_lists():
-    assert parse_job({"prompt": "x", "images": [None, ""]}) == parse_job({"prompt": "x"})
+    assert parse_job({"prompt": "x", "images": [None, ""], "loras": [None, {}]}) == parse_job({"prompt": "x"})
     assert parse_job({"prompt": "x", "image": "a", "expand": {"left": 16, "top": None}}).expand.left == 16
     with pytest.raises(InvalidInput, match=r"images\[1\]: must be a string, and not null"):
         parse_job({"prompt": "x", "images": ["a", None]})
@@ -63,6 +63,8 @@ def test_whole_numbers_are_integers(field):
         ({"size": "512x768"}, {"width": 512, "height": 768}),
         ({"size": "512*768"}, {"width": 512, "height": 768}),
         ({"size": "auto", "n": 1}, {}),
+        ({"size": " AUTO ", "aspect_ratio": "Auto"}, {}),
+        ({"size": "512X768 "}, {"width": 512, "height": 768}),
         ({"image_size": {"width": 512, "height": 768}}, {"width": 512, "height": 768}),
         ({"image_size": "landscape_16_9"}, {"width": 1024, "height": 576}),
         ({"image": ["a", "b"]}, {"images": ["a", "b"]}),
@@ -119,7 +121,8 @@ def test_an_object_without_an_image_is_named():
         ({"steps": 51}, "steps: 51 is out of bounds (1 to 50)"),
         ({"guidance": "2"}, "guidance: must be a number, and not '2'"),
         ({"image_format": "gif"}, "image_format: 'gif' is not known; allowed are 'png', 'jpeg' or 'webp'"),
-        ({"response_format": "png"}, "response_format: 'png' is not known; allowed are b64_json and url"),
+        ({"response_format": "png"}, "response_format: 'png' is not known; allowed are b64_json and url (with"
+         " an object store)"),
         ({"output_compression": 101}, "output_compression: 101 is out of bounds (0 to 100)"),
         ({"background": "transparent"}, "background: 'transparent' cannot be honoured here; allowed are auto"
          " and opaque"),

@@ -49,7 +49,7 @@ def planned(spec=KLEIN, reference=None, seed=7, **fields):
         ({"prompt": "x", "num_inference_steps": 51}, "num_inference_steps", ["51", "1 to 50"]),
         ({"prompt": "x", "num_images": 0}, "num_images", ["0", "1 to 8"]),
         ({"prompt": "x", "seed": -2}, "seed", ["-2", "0 to 9007199254740991"]),
-        ({"prompt": "x", "seed": True}, "seed", ["integer", "True"]),
+        ({"prompt": "x", "seed": True}, "seed", ["integer", "true"]),
         ({"prompt": "x", "guidance_scale": 21}, "guidance_scale", ["21", "0"]),
         ({"prompt": "x", "output_format": "gif"}, "output_format", ["'gif'", "png", "webp"]),
         ({"prompt": "x", "timeout": 0}, "timeout", ["0", "3600"]),
@@ -146,6 +146,13 @@ def test_fit_keeps_the_bounds(size):
     assert width % 16 == height % 16 == 0
     assert min(width, height) >= 64
     assert width * height <= MEGAPIXEL
+
+
+def test_fit_of_the_longest_shapes_keeps_to_few_pixels():
+    for across, down in ((512, 64), (64, 512), (8272, 64), (2.0, 4000.0)):
+        width, height = fit(across, down, 64, 1024, 128**2)
+        assert min(width, height) >= 64
+        assert width * height <= 128**2
 
 
 @pytest.mark.parametrize("high", [1024, 2048, 4096])

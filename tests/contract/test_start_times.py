@@ -44,6 +44,7 @@ def test_loading_fills_its_stages():
     assert times.first_picture == 0
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_the_stages_add_up_to_the_start():
     """From the process's beginning to the loaded model: no second is counted twice, and few are in no stage."""
     code = (

@@ -30,7 +30,9 @@ def known():
     service = Service(settings())
     nvml = Nvml()
     nvml.events = [(pynvml.nvmlEventTypeXidCriticalError, 79)]
-    service.metrics.watch(GpuDevice(nvml, UUID))
+    device = GpuDevice(nvml, UUID)
+    until(lambda: device.state.utilization is not None)  # which another thread asks the driver for
+    service.metrics.watch(device)
     lines = service.metrics_text().decode().splitlines()
     service.close()
     names = {line.split()[2] for line in lines if line.startswith("# TYPE")}

@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from imagegen.memory.plan import Card
+from imagegen.memory.plan import Gpu
 from imagegen.model.loading import choose_model, plan
 from imagegen.models import MODELS
 from imagegen.runpod import handler
@@ -19,7 +19,7 @@ HUB = Hub.model_validate_json((FOLDER / "hub.json").read_text())
 TESTS = HubTests.model_validate_json((FOLDER / "tests.json").read_text())
 INPUTS = {variable.key: variable.input for variable in HUB.config.env}
 #: GB and compute capability of the least GPU in each pool that the form names.
-CARDS = {"ADA_24": (24, (8, 9)), "ADA_32_PRO": (32, (12, 0)), "ADA_48_PRO": (48, (8, 9)), "ADA_80_PRO": (80, (9, 0))}
+GPUS = {"ADA_24": (24, (8, 9)), "ADA_32_PRO": (32, (12, 0)), "ADA_48_PRO": (48, (8, 9)), "ADA_80_PRO": (80, (9, 0))}
 OFFERED = [option.value for option in INPUTS["IMAGEGEN_PRECISION"].options]
 
 
@@ -75,20 +75,20 @@ def test_what_is_offered_has_a_plan_on_each_gpu_without_what_the_image_leaves_ou
     """The Hub builds the Dockerfile, and that has no bitsandbytes."""
     assert not re.search("^bitsandbytes==", (FOLDER.parent / "locks" / "worker.txt").read_text(), re.MULTILINE)
     settings = read(monkeypatch, {"IMAGEGEN_MODEL": model, "IMAGEGEN_PRECISION": precision})
-    card = Card.of(*CARDS[pool])
-    chosen = plan(MODELS[model], settings, None, card, nf4=False)
-    assert chosen.fits(card)
+    gpu = Gpu.of(*GPUS[pool])
+    chosen = plan(MODELS[model], settings, None, gpu, nf4=False)
+    assert chosen.fits(gpu)
     assert precision in ("auto", chosen.transformer)
 
 
 @pytest.mark.parametrize("preset", HUB.config.presets, ids=lambda preset: preset.name)
 def test_a_preset_has_room_on_the_gpus_that_it_names(monkeypatch, preset):
-    gigabytes = int(re.search(r"cards of (\d+) GB", preset.name)[1])
-    named = [Card.of(*card) for card in CARDS.values() if card[0] >= gigabytes]
+    gigabytes = int(re.search(r"GPUs of (\d+) GB", preset.name)[1])
+    named = [Gpu.of(*gpu) for gpu in GPUS.values() if gpu[0] >= gigabytes]
     assert "A100" not in preset.name  # the form's GPUs are those of all presets, and an A100 has no fp8
-    for card in named:
+    for gpu in named:
         settings = read(monkeypatch, preset.defaults)
-        chosen = plan(MODELS[settings.model], settings, None, card, nf4=False)
+        chosen = plan(MODELS[settings.model], settings, None, gpu, nf4=False)
         assert chosen.offload in ("none", "embeddings")
 
 

@@ -119,12 +119,10 @@ def command_line(tmp_path, job, *before, **changes):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # a process for each, which loads the model
 @pytest.mark.parametrize(
     ("level", "log_format"),
-    [
-        ("DEBUG", "plain"),
-        *(pytest.param(level, "json", marks=pytest.mark.slow) for level in ("DEBUG", "INFO", "WARNING", "ERROR")),
-    ],
+    [("DEBUG", "plain"), *((level, "json") for level in ("DEBUG", "INFO", "WARNING", "ERROR"))],
 )
 def test_a_job_of_the_command_line(tmp_path, level, log_format):
     fields = {"prompt": "a red circle", "image": picture(), "embed_prompt": True}

@@ -28,6 +28,7 @@ def handler_py(*arguments, cwd=ROOT, **environment):
     )
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_bare_it_generates_what_test_input_asks_for(tmp_path):
     """With --test_input too: below, where a person watches, and in tests/docs."""
     done = handler_py(IMAGEGEN_OUTPUT_DIR=tmp_path)
@@ -63,6 +64,7 @@ def test_an_edit_from_a_file(tmp_path):
     assert len(re.findall(r"^outputs/micro-\d\.png  128x128  seed \d$", done.stdout, re.MULTILINE)) == 2
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_a_person_who_watches_sees_bars(tmp_path):
     here, there = pty.openpty()
     termios.tcsetwinsize(there, (24, 100))

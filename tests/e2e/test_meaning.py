@@ -6,25 +6,16 @@ combinations that it never saw.
 
 import asyncio
 
-import httpx
 import pytest
 
 from imagegen.builder.micro.measure import background_colour, find_shapes, shows, untouched_difference
 from imagegen.builder.micro.scenes import COLOURS, SHAPES, SIZES, Scene, Shape, place
 from imagegen.runpod import handler
-from tests.server.conftest import serving
 from tests.support.images import from_base64, to_base64
 
 
-@pytest.fixture(scope="module")
-def url():
-    with serving() as (url, service):
-        service.start().result()
-        yield url
-
-
-@pytest.fixture(params=["handler", "HTTP"])
-def draw(request, service, monkeypatch, url):
+@pytest.fixture(params=["handler", pytest.param("HTTP", marks=pytest.mark.slow)])
+def draw(request, service, monkeypatch):
     """An image of a prompt and references, with its warnings, through RunPod's handler and through the server."""
 
     def through_the_handler(job):
@@ -32,7 +23,8 @@ def draw(request, service, monkeypatch, url):
         return asyncio.run(handler.handler({"id": "a", "input": job}))
 
     def through_http(job):
-        return httpx.post(f"{url}/{'edit' if 'images' in job else 'generate'}", json=job, timeout=60).json()
+        client = request.getfixturevalue("client")
+        return client.post("/edit" if "images" in job else "/generate", json=job).json()
 
     def drawn(prompt, *references, **fields):
         job = {"prompt": prompt, "seed": 1, **fields}

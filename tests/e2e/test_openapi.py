@@ -15,8 +15,9 @@ from hypothesis.errors import Unsatisfiable
 from PIL import Image
 from schemathesis import GenerationMode
 from schemathesis.core.failures import AcceptedNegativeData, FailureGroup
-from schemathesis.openapi.checks import RejectedPositiveData
-from schemathesis.transport.serialization import Binary
+from schemathesis.specs.openapi.checks import _form_body_is_valid_as_sent
+from schemathesis.specs.openapi.negative import _strip_binary
+from schemathesis.transport.serialization import Binary, contains_binary
 
 from tests.server.conftest import serving
 
@@ -24,36 +25,53 @@ pytestmark = pytest.mark.slow  # schemathesis sends thousands of requests
 
 #: Cases of each route, valid and invalid ones each; cases in all.
 CASES, LEAST = 80, 2000
-#: Routes of which the document does not say all that their fields demand of each other (a mask has its image's shape,
-#: a larger canvas its bounds): what it allows may still be refused there.
-UNTOLD = ("POST /edit", "POST /jobs", "POST /v1/images/edits", "POST /v1/flux-2-klein-9b", "POST /v1/flux-2-klein-4b")
 
 
 def _picture():
-    """Half black and half white, so that it is a mask too."""
-    image = Image.new("RGB", (64, 64))
-    image.paste((255, 255, 255), (0, 0, 32, 64))
+    """Half black and half white, so that it is a mask too; of a shape that no aspect_ratio is."""
+    image = Image.new("RGB", (80, 64))
+    image.paste((255, 255, 255), (0, 0, 40, 64))
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
 PICTURE = _picture()
-# What no schema can say: a string that is an image.
+# What no schema can say: a string that is an image; a URL that leads to a web server.
 schemathesis.openapi.format("image", strategies.just(base64.b64encode(PICTURE).decode()))
 schemathesis.openapi.format("binary", strategies.just(Binary(PICTURE)))
+schemathesis.openapi.format("web-url", strategies.just("https://example.com/hook"))
 
 
 def bounded(case):
-    """What is valid is made cheap: this is about answers, and not about minutes of generating."""
+    """What is valid is made cheap: this is about answers, and not about minutes of generating. A key that came before
+    belongs to another body."""
     if case.headers and "Idempotency-Key" in case.headers:
-        case.headers["Idempotency-Key"] = uuid.uuid4().hex  # one that came before belongs to another body
-    if isinstance(case.body, dict):
-        case.body.pop("loras", None)  # no schema says which LoRAs there are
-        for name, most in (("num_inference_steps", 1), ("num_images", 1), ("n", 1), ("width", 64), ("height", 64)):
-            value = case.body.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > most:
-                case.body[name] = most
+        case.headers["Idempotency-Key"] = uuid.uuid4().hex
+    if not isinstance(case.body, dict):
+        return
+    sizes = [(case.body, name) for name in ("width", "height")]
+    if isinstance(case.body.get("expand"), dict):  # a canvas may have 36 megapixels, its photo included
+        sizes += [(case.body["expand"], side) for side in case.body["expand"]]
+    for fields, name in sizes:
+        value = fields.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 64:
+            fields[name] = 64
+
+
+def is_valid_as_text(failure, case, response):
+    """Whether a form that schemathesis calls invalid is valid as it was sent: an object for a prompt is its JSON.
+
+    It looks at that itself (`_body_negation_becomes_valid_after_serialization`), but its validator cannot take its own
+    wrapper of a file's bytes, and it then calls the form invalid (4.32). So it looks once more, without the bytes.
+    """
+    if not isinstance(failure, AcceptedNegativeData) or not contains_binary(case.body):
+        return False
+    body, case.body = case.body, _strip_binary(case.body)
+    try:
+        return _form_body_is_valid_as_sent(response, case, case.media_type)
+    finally:
+        case.body = body
 
 
 def ask_all(operation, mode, seen, failures):
@@ -73,10 +91,8 @@ def ask_all(operation, mode, seen, failures):
                 case.validate_response(response)
         except FailureGroup as group:
             for failure in group.exceptions:
-                if isinstance(failure, RejectedPositiveData) and operation.label in UNTOLD:
+                if is_valid_as_text(failure, case, response):
                     continue
-                if isinstance(failure, AcceptedNegativeData) and case.media_type == "multipart/form-data":
-                    continue  # a form is text: an object for a prompt is its JSON
                 failures.setdefault((operation.label, type(failure).__name__), f"{failure}\n{case.as_curl_command()}")
 
     with contextlib.suppress(Unsatisfiable):
@@ -85,9 +101,9 @@ def ask_all(operation, mode, seen, failures):
 
 def test_every_answer_is_in_the_document():
     seen, failures = Counter(), {}
-    with serving(max_body_mb=5) as (url, service):
+    with serving(max_body_mb=5, max_steps=4, max_images=2) as (url, service):
         service.start().result()
-        document = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        document = schemathesis.openapi.from_url(f"{url}/openapi.json", timeout=120)
         for result in document.get_all_operations():
             for mode in GenerationMode:
                 ask_all(result.ok(), mode, seen, failures)

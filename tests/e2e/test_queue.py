@@ -9,12 +9,12 @@ import runpod
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.support import until
-from tests.support.faulty_gpu import DEAD, HANGS, NOISE, TOO_LARGE
+from tests.support.faulty_gpu import DEAD, HANGS, NOISE, SLOW, TOO_LARGE
 from tests.support.images import from_base64, scene, to_base64
 from tests.support.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background"}
-LONG = {**PROMPT, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
+LONG = {**PROMPT, "num_inference_steps": 50, "num_images": 8, "seed": SLOW}  # 40 seconds
 FAULTY = ("-m", "tests.support.faulty_gpu")
 
 
@@ -36,7 +36,7 @@ def steps_file(log):
 
 @pytest.fixture(scope="module")
 def worker(queue, log, steps_file):
-    """One for all tests that end none; its card fails by the seed."""
+    """One for all tests that end none; its GPU fails by the seed."""
     with queue.worker(log, *FAULTY, STEPS_FILE=str(steps_file), IMAGEGEN_STALL_TIMEOUT="60") as running:
         queue.run(PROMPT).wait()
         yield running
@@ -215,7 +215,7 @@ def test_the_log_says_where_the_weights_are_and_nothing_of_the_jobs(queue, worke
 def test_sigterm_loses_no_job_that_was_taken(queue, tmp_path, busy):
     with RunPodQueue(poll=300) as alone, alone.worker(tmp_path / "log") as worker:
         alone.run(PROMPT).wait()
-        jobs = [alone.run({**PROMPT, "width": 512, "height": 512}) for _ in range(6 * busy)]
+        jobs = [alone.run({**PROMPT, "width": 256, "height": 256}) for _ in range(6 * busy)]
         if busy:
             until(lambda: jobs[1].taken)
         else:  # the last one comes during the shutdown, into the request that is open
@@ -261,6 +261,7 @@ def test_a_gpu_that_hangs_ends_the_worker_too(tmp_path):
         assert len(queue.pings) == pings  # the heartbeat is a process of its own, and has ended with it
 
 
+@pytest.mark.slow  # a worker of its own, and a wait of seconds
 def test_a_gpu_that_hangs_is_seen_where_no_job_waits_for_it_any_more(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="5") as worker:
         job = queue.run({**PROMPT, "seed": HANGS, "timeout": 1}).wait()
@@ -337,6 +338,7 @@ def test_a_stream_shows_the_image_as_it_forms(tmp_path):
         assert worker.process.wait(60) == 1
 
 
+@pytest.mark.slow  # a worker of its own
 def test_python_m_imagegen_finds_the_queue_by_itself_and_http_when_told(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", "-m", "imagegen"):
         assert queue.run(PROMPT).wait().status == "COMPLETED"

@@ -49,10 +49,11 @@ def running(tmp_path, *command, health="/health", **environment):
         process.wait()
 
 
+@pytest.mark.slow  # a process of its own that loads the model; the next test does too
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(["-m", "imagegen"], marks=pytest.mark.slow),  # as most of those below
+        ["-m", "imagegen"],
         [
             "-m",
             "uvicorn",
@@ -79,7 +80,7 @@ def test_it_serves(tmp_path, command):
 def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
     with running(tmp_path, "-m", "imagegen") as (process, url):
         answers = []
-        job = {**PROMPT, "num_images": 4, "width": 512, "height": 512}
+        job = {**PROMPT, "num_images": 4, "num_inference_steps": 8, "width": 256, "height": 256}
         asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/generate", json=job, timeout=60)))
         asking.start()
         until(lambda: httpx.get(f"{url}/health").json()["status"] == "busy")
@@ -92,6 +93,7 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
             httpx.get(f"{url}/health")
 
 
+@pytest.mark.slow  # a process of its own that loads the model
 def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -129,6 +131,7 @@ def test_a_dead_gpu_is_answered_and_ends_the_process(tmp_path, seed, says):
         assert says in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow  # a process of its own that loads the model; tests/e2e/test_canaries.py looks for more
 def test_the_log_holds_no_prompt_no_image_and_no_key(tmp_path):
     with running(tmp_path, "-m", "imagegen", IMAGEGEN_API_KEY="canary-key-of-a-caller", LOG_LEVEL="DEBUG") as (_, url):
         key = {"Authorization": "Bearer canary-key-of-a-caller"}

@@ -21,6 +21,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from imagegen.contract import aliases
 from imagegen.contract.schemas import GenerateRequest
 from tests.docs.test_pages import PAGES, commands
 from tests.support import ROOT
@@ -69,6 +70,18 @@ print(json.dumps([work, benchmark.endpoint, benchmark.make_benchmark_payload().g
     assert found[1] == "/generate"
     assert found[3] == ["/edit", "/generate"]
     GenerateRequest(**found[2])
+
+
+def test_the_work_of_a_job_does_not_depend_on_its_fields_names():
+    """Each name by which the server takes a reference, a size, a number of images or of steps counts alike."""
+    values = {"num_inference_steps": 8, "num_images": 2, "width": "1024x2048", "images": "a"}
+    others = {name: values[alias.field] for name, alias in aliases.ALIASES.items() if alias.field in values}
+    lists = {name: ["a", None] for name, alias in aliases.ALIASES.items() if alias.field == "images"}
+    jobs = [{"prompt": "x", name: value} for name, value in [*others.items(), *lists.items()]]
+    odd = [{"image_url": None, "images": []}, {"steps": 4.0}, {"steps": 8, "num_steps": 8}, {"size": "big"}, {"n": "2"}]
+    two = [{"input_image": "a", "input_image_2": "b"}, {"image_urls": ["a", "b"], "mask": "c"}]
+    works = ask(f"print(json.dumps([worker.workload(job) for job in {[*jobs, *odd, *two]!r}]))")
+    assert works == [200] * len(jobs) + [100] * len(odd) + [300] * len(two)
 
 
 class Vast:

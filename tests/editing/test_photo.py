@@ -147,6 +147,15 @@ def test_limits_name_their_field():
         editing.plan_edit(request(mask="x", num_images=4), large, large.convert("L"), KLEIN)
 
 
+def test_a_photo_may_be_as_long_and_thin_as_a_reference():
+    for spec in (MICRO, KLEIN):
+        for size in ((64, 512), (512, 64), (2000, 250)):
+            edit = editing.plan_edit(request(mask="x"), photo(*size), Image.new("L", size, 255), spec)
+            assert edit.region.size[0] * edit.region.size[1] <= spec.size**2
+    with pytest.raises(InvalidInput, match="^expand: 8272x64 is too long and thin; at most 8:1 is allowed$"):
+        editing.plan_edit(request(expand={"left": 8192}), photo(80, 64), None, MICRO)
+
+
 def test_preserve_keeps_what_has_not_changed():
     picture = photo(200, 200, 5)
     edit = editing.plan_edit(request(preserve="auto"), picture, None, MICRO)

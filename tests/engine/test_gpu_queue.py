@@ -25,10 +25,14 @@ class Pipeline:
     def __init__(self, failure=None):
         self.order, self.release, self.failure = [], threading.Event(), failure
 
-    def prepare(self, references, *, seeds, **_):
+    @property
+    def preparation(self):
+        return self
+
+    def inputs(self, references, *, seeds, **_):
         self.order.append("prepared by the GPU's thread" if "gpu" in threading.current_thread().name else "prepared")
 
-    def tokenize(self, _): ...
+    def tokens(self, _): ...
 
     def gpu_memory(self): ...
 

@@ -131,7 +131,7 @@ def test_what_cannot_be_used_is_a_typed_error_and_the_next_job_is_as_ever(worker
     ("loras", "field", "message"),
     [
         (3, "loras", "must be a list, and not 3"),
-        ("{", "loras", "is not a JSON list"),
+        ("{", "loras", "is not JSON, such as"),
         ([{"scale": 1}], "loras[0]", "has a name or a url"),
         ([{"name": "a", "url": "b"}], "loras[0]", "has a name or a url, and not both"),
         ([{"name": "a", "scale": 4.5}], "loras[0].scale", "4.5 is out of bounds (-4 to 4)"),

@@ -22,12 +22,15 @@ KLEIN = get_model("klein-9b")
 
 
 def test_the_page_has_the_figures_of_the_default_settings():
-    page = (ROOT / "docs" / "operations.md").read_text()
-    table = page.split("| what | GB | less of it |")[1].split("\n\n")[0]
+    text = (ROOT / "docs" / "operations.md").read_text()
+    page = " ".join(text.split())
+    table = text.split("| what | GB | less of it |")[1].split("\n\n")[0]
     rows = dict(re.findall(r"^\| ([A-Za-z ]+) \| ([\d.]+) \|", table, re.MULTILINE))
     bound = memory_bound(settings(), KLEIN)
     assert rows == {name: f"{size / 1e9:.1f}" for name, size in bound.items()}
     small = sum(memory_bound(settings(max_queue=4, max_images=2, max_body_mb=30), KLEIN).values())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"use at most {sum(bound.values()) / 1e9:.1f} GB of main memory beside its model" in readme
     assert f"the sum is {small / 1e9:.1f} GB instead of {sum(bound.values()) / 1e9:.1f} GB" in page
 
 

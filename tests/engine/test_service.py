@@ -17,7 +17,7 @@ from imagegen.errors import (
     ResultTooLarge,
 )
 from imagegen.inputs.decoding import Reference
-from imagegen.memory.plan import RESERVE, Card
+from imagegen.memory.plan import RESERVE, Gpu
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
 from tests.support import settings
@@ -192,8 +192,8 @@ def test_a_wrong_size_does_not_wait_for_the_model(monkeypatch):
 
 def test_an_image_that_cannot_fit_is_refused_before_the_gpu_works_for_it(service, monkeypatch):
     pipeline = service.start().result()
-    plan = choose(get_model("klein-9b"), Card.of(24, (8, 9)))
-    small = replace(plan, card=Card(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))
+    plan = choose(get_model("klein-9b"), Gpu.of(24, (8, 9)))
+    small = replace(plan, gpu=Gpu(plan.peak_of((800, 800), []) + RESERVE, (8, 9)))
     monkeypatch.setattr(pipeline, "config", replace(pipeline.config, plan=small))
     monkeypatch.setattr(service.executor, "run", None)  # nothing comes as far as the GPU's queue
     with pytest.raises(OutOfMemory) as caught:

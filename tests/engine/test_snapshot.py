@@ -9,6 +9,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow  # a process that loads the model twice
+
 
 @pytest.fixture(scope="module")
 def worker():

@@ -274,8 +274,8 @@ def test_what_a_decoder_sends_is_not_trusted(behaves, monkeypatch):
     monkeypatch.setattr(module, "SECONDS", 2.0)
     made = Decoders()
     with a_decoder_that(behaves) as connection, module.shared_memory(PNG) as memory:
-        with pytest.raises(module.BROKEN_ANSWER):
-            made._exchange(connection, memory, b"{}", "images[1]", "reference")
+        with pytest.raises(module.BROKEN_ANSWER), contextlib.ExitStack() as room:
+            made._exchange(connection, memory, b"{}", "images[1]", "reference", room)
         with pytest.raises(PermissionError):  # which a decoder could try too
             os.ftruncate(memory, 0)
     with made._room.hold(module.MAX_MEMORY):  # what it had was given back
@@ -306,3 +306,16 @@ def test_large_images_are_decoded_one_after_another():
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(hold, [640, 160, 160, 810] * 4))
     assert max(most) <= 1000 and set(most) & {320, 800, 960}
+
+
+def test_memory_is_others_once_its_decoder_has_ended(decoders, monkeypatch):
+    """And not while the killed process may still have it."""
+    taken, end = [], module._Server.end
+
+    def ending(self, number):
+        taken.append(module.MAX_MEMORY - decoders._room._left)
+        return end(self, number)
+
+    monkeypatch.setattr(module._Server, "end", ending)
+    load(decoders, PNG)
+    assert taken[0] > 0 and decoders._room._left == module.MAX_MEMORY

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import random
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -48,6 +49,10 @@ def test_base64_is_taken_in_both_alphabets_and_with_any_padding(padding):
     assert load(base64.urlsafe_b64encode(PNG).decode().rstrip("=") + padding).tobytes() == PICTURE.tobytes()
     assert load("data:image/png;base64," + to_base64(PNG).rstrip("=") + padding).tobytes() == PICTURE.tobytes()
     assert set("-_") <= set(base64.urlsafe_b64encode(PNG).decode())
+
+
+def test_base64_of_a_data_uri_may_be_percent_encoded():
+    assert load("data:image/png;base64," + quote(to_base64(PNG), safe="")).tobytes() == PICTURE.tobytes()
 
 
 def test_base64_may_be_wrapped_in_lines():

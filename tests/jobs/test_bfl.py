@@ -12,7 +12,7 @@ from PIL import Image
 from tests.jobs.test_jobs import ended
 from tests.server.conftest import serving
 from tests.support import until
-from tests.support.images import scene, to_base64
+from tests.support.images import scene, to_base64, to_bytes
 from tests.support.webhook_receiver import receiving
 
 KEY = "a-key-of-the-tests"
@@ -45,9 +45,11 @@ def poll(polling_url, headers=None):
 
 
 def test_a_program_of_bfls_documentation(url):
-    accepted = ask(url, seed=42, safety_tolerance=2, output_format="png", webhook_url=None).json()
+    accepted = ask(
+        url, seed=42, safety_tolerance=2, output_format="png", webhook_url=None, transparent_bg=False, input_image=""
+    ).json()
     assert set(accepted) >= {"id", "polling_url"}
-    assert accepted["warnings"] == ["safety_tolerance: changes nothing; this server has no filter"]
+    assert accepted["warnings"] == ["safety_tolerance: changes nothing here"]
     result = poll(accepted["polling_url"])
     assert (result["id"], result["result"]["seed"]) == (accepted["id"], 42)
     assert result["result"]["prompt"] == "a red circle on a blue background"
@@ -76,9 +78,13 @@ def test_a_sample_needs_its_signature(url):
     ("fields", "field"),
     [
         ({"width": 100}, "width"),
-        ({"safety_tolerance": 9}, "safety_tolerance"),
-        ({"safety_tolerance": "2"}, "safety_tolerance"),
-        ({"prompt_upsampling": True}, "prompt_upsampling"),
+        ({"transparent_bg": True}, "transparent_bg"),
+        ({"steps": 60}, "steps"),
+        ({"num_images": 2}, "num_images"),
+        ({"n": 2}, "n"),
+        ({"raw": True}, "raw"),
+        ({f"input_image_{i}": "AAAA" for i in range(2, 7)}, "input_image_2"),
+        ({"webhook_url": 0}, "webhook_url"),
         ({"output_format": "gif"}, "output_format"),
         ({"prompt": None}, "prompt"),
         ({"webhook_url": "http://10.0.0.1/"}, "webhook_url"),
@@ -92,9 +98,32 @@ def test_what_cannot_be_honoured_is_named(url, fields, field):
     assert answer.json()["detail"][0]["loc"] == ["body", field]
 
 
-def test_a_failed_job_says_why(url):
-    result = poll(ask(url, input_image="AAAA").json()["polling_url"])
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"prompt_upsampling": True}, "prompt_upsampling: changes nothing here"),
+        ({"disable_pup": False}, "disable_pup: changes nothing here"),
+        ({"safety_tolerance": "strict"}, "safety_tolerance: changes nothing here"),
+    ],
+)
+def test_what_changes_nothing_is_warned_of(url, fields, warning):
+    assert ask(url, **fields).json()["warnings"] == [warning]
+
+
+@pytest.mark.parametrize("field", ["input_image", "input_image_2"])
+def test_a_failed_job_says_why_and_names_the_callers_field(url, field):
+    circle = {} if field == "input_image" else {"input_image": to_base64(scene("circle", "red", "blue"))}
+    result = poll(ask(url, **circle, **{field: "AAAA"}).json()["polling_url"])
     assert (result["status"], result["details"]["code"]) == ("Error", "bad_reference")
+    assert result["details"]["field"] == field
+    assert result["details"]["message"].startswith(f"{field}: ")
+
+
+def test_a_form_is_taken_too(url):
+    fields = {"prompt": "a red circle", "width": "128", "height": "128", "seed": "7"}
+    files = {"input_image": ("a.png", to_bytes(scene("circle", "red", "blue")), "image/png")}
+    answer = httpx.post(f"{url}/v1/flux-2-klein-4b", headers={"x-key": KEY}, data=fields, files=files)
+    assert poll(answer.json()["polling_url"])["result"]["seed"] == 7
 
 
 def test_what_is_not_there(url):
@@ -109,7 +138,9 @@ def test_what_is_not_there(url):
 
 def test_its_webhook_is_signed_with_a_secret_of_any_kind(url):
     with receiving(b"my-secret") as (hook, receiver):
-        job = ask(url, webhook_url=hook, webhook_secret="my-secret").json()["id"]
+        accepted = ask(url, webhook_url=hook, webhook_secret="my-secret").json()
+        job = accepted["id"]
+        assert accepted["warnings"][0].startswith("webhook_url: is told as the Standard Webhooks specification")
         with httpx.Client(base_url=url, headers={"x-key": KEY}) as client:
             ended(client, job)
         until(lambda: receiver.came)

@@ -38,6 +38,10 @@ class Archive:
     async def end(self, row, state, **_):
         self.ended.append(state)
 
+    async def request_of(self, row):
+        self._fail()
+        return row.id
+
 
 def runner(archive):
     made = Runner(archive, SimpleNamespace(fatal=None), Signal())
@@ -50,6 +54,17 @@ def test_an_image_is_stored_once_the_store_works_again(monkeypatch):
     archive = Archive(failures=4)  # two tries to store it, and two to make room for it
     asyncio.run(runner(archive)._save(ROW, SimpleNamespace()))
     assert archive.saved == [ROW.id]
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_references_that_cannot_be_read_for_a_moment_are_read_again(monkeypatch, failures):
+    monkeypatch.setattr(runner_module, "_READ_AGAIN", (0.001, 0.001))
+    reading = runner(Archive(failures))._request_of(ROW)
+    if failures < 3:
+        assert asyncio.run(reading) == ROW.id
+    else:
+        with pytest.raises(StoreFailed):
+            asyncio.run(reading)
 
 
 @pytest.mark.parametrize(("taken_over", "ended"), [(True, []), (False, ["cancelled"])])
@@ -76,7 +91,7 @@ def test_an_address_that_is_none_is_an_error_without_a_part_of_its_password():
     assert caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize("secret", ["\ud800", "", 3, "x" * 10_000])
+@pytest.mark.parametrize("secret", ["\ud800", 3, False, "x" * 10_000])
 def test_a_secret_that_is_none_is_an_error_of_its_field(secret):
     with pytest.raises(InvalidInput, match="webhook_secret: must be a text"):
         secret_of(secret)

@@ -101,6 +101,22 @@ def test_a_failed_job_is_the_same_failed_job(client):
     assert answers[0].json()["error"]["field"] == "images[0]"
 
 
+def test_two_keys_of_one_request_are_one_key(client):
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    job = client.post("/jobs", json=BODY, headers=headers).json()["id"]
+    assert client.post("/jobs", json=BODY, headers={"Idempotency-Key": "a, b"}).json()["id"] == job
+
+
+def test_the_same_body_in_another_form_is_the_same_job(client):
+    key, written = {"Idempotency-Key": "forms"}, {"Content-Type": "application/json", "Idempotency-Key": "forms"}
+    text = f'{{ "height": 128.0,\n "width":128, "seed": null, "prompt": "{PROMPT}" }}'
+    answers = [client.post("/jobs", json=BODY, headers=key), client.post("/jobs", content=text, headers=written)]
+    form = {name: (None, str(value)) for name, value in BODY.items()}
+    answers.append(client.post("/jobs", files=form, headers=key))
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\tin it"])
 def test_a_key_that_is_none_is_refused(client, key):
     answer = client.post("/jobs", json=BODY, headers={"Idempotency-Key": key})

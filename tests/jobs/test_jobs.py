@@ -35,7 +35,7 @@ def ended(client, job_id):
         state = client.get(f"/jobs/{job_id}").json()
         return state if state["status"] not in ("queued", "running") else None
 
-    return until(look)
+    return until(look, every=0.05)
 
 
 def post(client, **fields):
@@ -125,6 +125,33 @@ def test_a_bad_job_is_refused_at_once_and_a_failed_one_says_why(client):
     assert client.get(f"/jobs/{job['id']}/images/0").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"image_url": "AAAA"}, "image_url"),
+        ({"image_urls": ["AAAA"]}, "image_urls[0]"),
+        ({"input_image": to_base64(scene("circle", "red", "blue")), "input_image_2": "AAAA"}, "input_image_2"),
+        ({"size": "100x100"}, "size"),
+        ({"response_format": "url"}, "response_format"),
+    ],
+)
+def test_an_error_has_the_callers_name_of_the_field_early_and_late(client, fields, named):
+    body = {"prompt": "a red circle", **fields}
+    answer = client.post("/jobs", json=body)
+    error = (ended(client, answer.json()["id"]) if answer.status_code == 202 else answer.json())["error"]
+    assert error["field"] == named
+    assert error["message"].startswith(f"{named}: ")
+    # The same job by a connection that waits for it
+    route = "/edit" if "image" in named else "/generate"
+    waited = client.post(route, json=body, headers={"Idempotency-Key": named})
+    assert waited.json()["error"] == error
+
+
+def test_a_warning_has_the_callers_name_of_the_field(client):
+    (warning,) = ended(client, post(client, guidance=3.5)["id"])["result"]["warnings"]
+    assert warning.startswith("guidance: ")
+
+
 def test_a_job_is_cancelled_while_it_waits_while_it_runs_and_deleted_when_it_has_ended(client):
     slow = [post(client, num_inference_steps=50, num_images=8) for _ in range(4)]
     waits = client.get(f"/jobs/{slow[3]['id']}").json()
@@ -161,7 +188,7 @@ def test_an_id_that_is_none_is_not_found(client, job_id):
 
 
 def test_an_error_names_the_bounds_of_this_server():
-    with serving(max_steps=8) as (url, _):
+    with serving(max_steps=8, preload_models=False) as (url, _):
         answer = httpx.post(f"{url}/jobs", json={**JOB, "num_inference_steps": 99})
     assert "1 to 8" in answer.json()["error"]["message"]
 

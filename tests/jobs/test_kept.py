@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import sqlite3
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
+from imagegen.contract.requests import parse_job
 from imagegen.jobs import database, expiry, files, jobs, runner
+from imagegen.jobs.archive import Archive
+from imagegen.jobs.rows import NewJob, Room
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
-from tests.support import until
+from tests.support import settings, until
 from tests.support.images import to_base64
 
 #: A reference of about 200 KB as it is sent.
@@ -104,6 +109,7 @@ def test_a_full_disk_refuses_new_jobs_and_loses_none(tmp_path, monkeypatch):
         service.start().result()
         refused = client.post("/jobs", json={**JOB, "images": [LARGE]})
         assert (refused.status_code, refused.json()["error"]["code"]) == (507, "store_failed")
+        assert "disk of the store of jobs is full" in refused.json()["error"]["message"]
         job = post(client)["id"]
         until(lambda: tries > 4)  # its image is there, and cannot be stored
         assert client.get(f"/jobs/{job}").json()["status"] == "running"
@@ -115,6 +121,29 @@ def test_a_full_disk_refuses_new_jobs_and_loses_none(tmp_path, monkeypatch):
             steps = [line for line in stream.iter_lines() if line == "event: drawn"]
         assert len(steps) == 1  # generated once
         assert client.get(done["result"]["urls"][0]).status_code == 200
+
+
+@pytest.mark.slow  # starts a server
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), FileNotFoundError()], ids=["io", "gone"])
+def test_a_reference_that_cannot_be_read_is_read_again_and_named_in_the_end(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(runner, "_READ_AGAIN", (0.01, 0.01))
+    failures, opened = 0, Path.open
+
+    def failing(self, *args, **kwargs):
+        nonlocal failures
+        if ".in.images.1" in self.name and failures:
+            failures -= 1
+            raise error
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with served(jobs_dir=tmp_path) as (url, service), httpx.Client(base_url=url, timeout=60) as client:
+        service.start().result()
+        for failures, status in ((2, "succeeded"), (3, "failed")):  # noqa: B007 - `failing` counts it down
+            job = ended(client, post(client, input_image=LARGE, input_image_2=LARGE)["id"])
+            assert job["status"] == status, job
+        assert (job["error"]["code"], job["error"]["field"]) == ("store_failed", "input_image_2")
+        assert job["error"]["retryable"]
 
 
 @pytest.mark.slow  # starts a server
@@ -143,6 +172,24 @@ def test_references_of_jobs_that_were_never_accepted_go_at_the_next_start(tmp_pa
     with served(jobs_dir=tmp_path) as (url, _):
         assert httpx.get(f"{url}/jobs").json()["jobs"] == []
         assert not left.exists()
+
+
+def test_images_of_a_start_that_was_killed_go_with_their_job(tmp_path):
+    """They were stored, and their job's row was not: it waits again, and is cancelled."""
+    identity, other = "a" * 32, "a" * 31 + "b"
+    archive = Archive(settings(jobs_dir=tmp_path))
+    folder = files.FolderFiles(tmp_path)
+    for name in (files.image_name(identity, 0, "png"), files.image_name(other, 0, "png")):
+        folder.write(name, b"x")
+    (tmp_path / "images" / "aa" / f"{identity}.1.png.part").write_bytes(b"x")
+
+    async def cancel():
+        row, _ = await archive.add(NewJob(identity, "alice", 1), parse_job(JOB), Room(9, 9, 1), None)
+        await archive.end(row, "cancelled")
+
+    asyncio.run(cancel())
+    archive.close()
+    assert [path.name for path in (tmp_path / "images" / "aa").iterdir()] == [f"{other}.0.png"]
 
 
 @pytest.mark.slow  # starts a server

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from imagegen.errors import ConfigurationError
-from imagegen.jobs import keys, limits
+from imagegen.jobs import keys
 from imagegen.server.main import create_app
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
@@ -55,7 +55,7 @@ def server(tmp_path_factory):
 def _same_window(monkeypatch):
     """No test crosses the border of two minutes or days."""
     now = time.time() // 60 * 60 + 1
-    monkeypatch.setattr(limits.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
 
 
 def test_another_keys_job_does_not_exist(server):
@@ -111,6 +111,21 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(server, monkeyp
         assert alice.post("/jobs", json=JOB).json()["error"]["field"] == "megapixels_per_day"
         write(file)
         post(alice)
+
+
+@pytest.mark.slow  # waits for several jobs
+def test_jobs_of_a_key_that_is_taken_away_are_done_and_seen_once_it_is_back(server, monkeypatch):
+    monkeypatch.setattr(keys, "_LOOK", 0.0)
+    url, file = server
+    with callers(url) as (alice, bob, _):
+        jobs = [post(alice, num_inference_steps=20)["id"] for _ in range(3)]
+        text = file.read_text()
+        file.write_text(text[text.index("[bob]") :])
+        assert alice.get(f"/jobs/{jobs[0]}").status_code == 401
+        assert bob.get(f"/jobs/{jobs[0]}").status_code == 404
+        ended(bob, post(bob)["id"])
+        file.write_text(text)
+        assert [ended(alice, job)["status"] for job in jobs] == ["succeeded"] * 3
 
 
 @pytest.mark.slow  # starts two servers
@@ -171,6 +186,7 @@ def test_a_caller_with_many_jobs_does_not_keep_another_waiting(tmp_path):
         (f'["a b"]\nsha256 = "{"0" * 64}"\n', "is no name"),
         (f'[alice]\nsha256 = "{"0" * 64}"\nrequests = 1\n', "requests"),
         (f'[alice]\nsha256 = "{"0" * 64}"\nrequests_per_minute = 0\n', "requests_per_minute"),
+        (f'[alice]\nsha256 = "{"0" * 64}"\njobs_waiting = true\n', "jobs_waiting"),
         (f'[alice]\nsha256 = "{"0" * 64}"\n[bob]\nsha256 = "{"0" * 64}"\n', "the same key"),
         (f'[root]\nsha256 = "{"0" * 64}"\n', "root"),
     ],

@@ -14,7 +14,7 @@ from imagegen.jobs.postgres import PostgresDatabase
 from imagegen.jobs.rows import NewJob, Room
 from imagegen.jobs.store import Store
 from imagegen.server.main import create_app
-from tests.jobs import test_store
+from tests.jobs import test_expiry, test_store
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
 from tests.support import settings, until
@@ -36,6 +36,7 @@ def url(server):
     database = PostgresDatabase(server[0])
     for table in ("jobs", "idempotency", "used", "workers"):
         database.execute(f"DELETE FROM {table}")
+    database.execute("DELETE FROM meta WHERE name <> 'version'")
     database.close()
     return server[0]
 
@@ -57,6 +58,8 @@ def jobs(url):
         test_store.test_a_place_is_never_less_than_what_comes_before,
         test_store.test_how_many_may_wait,
         test_store.test_a_job_ends_once,
+        test_expiry.test_a_caller_with_many_bytes_makes_room,
+        test_expiry.test_a_callers_waiting_references_do_not_fill_the_store,
     ],
 )
 def test_the_statements_are_the_same(jobs, test):
@@ -100,6 +103,25 @@ def test_two_servers_share_their_jobs(url, tmp_path):
         assert [second.delete(f"/jobs/{job}").status_code for job in slow] == [200] * 4
         assert {ended(first, job)["status"] for job in slow} == {"cancelled"}
         until(lambda: not any(service.admission.running for service in services))
+
+
+def test_a_server_with_another_folder_is_refused(url, tmp_path):
+    with serving(**both(url, tmp_path / "shared"), preload_models=False):
+        with pytest.raises(ConfigurationError, match="IMAGEGEN_JOBS_DIR: is not the folder of the jobs"):
+            create_app(settings(**both(url, tmp_path / "another")))
+        create_app(settings(**both(url, tmp_path / "shared")))
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_expiry.test_a_caller_with_many_keys_forgets_its_own,
+        test_expiry.test_a_caller_with_many_expired_jobs_forgets_its_own,
+        test_store.test_a_clock_that_is_set_back_keeps_no_webhook_and_no_job_of_a_dead_server,
+    ],
+)
+def test_what_is_forgotten_is_the_same(jobs, monkeypatch, test):
+    test(jobs, monkeypatch)
 
 
 def test_the_jobs_of_a_server_that_died_are_taken_over(url, tmp_path, monkeypatch):

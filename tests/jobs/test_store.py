@@ -14,10 +14,13 @@ import pytest
 
 from imagegen.errors import ConfigurationError, IdempotencyKeyReuse, LimitExceeded, Overloaded, StoreFailed
 from imagegen.jobs import schema, store
+from imagegen.jobs.archive import Archive
 from imagegen.jobs.database import SqliteDatabase
+from imagegen.jobs.deliveries import Deliveries
 from imagegen.jobs.files import FolderFiles, input_name
 from imagegen.jobs.rows import NewJob, Room
 from imagegen.jobs.store import Store
+from tests.support import settings
 
 ROOM = Room(1000, 750, 1)
 
@@ -103,8 +106,24 @@ def test_an_idempotency_key_is_its_owners_and_is_kept_for_a_day(jobs, monkeypatc
     # A full queue does not keep anyone from what is there already.
     assert add(jobs, "alice", 3, Room(1, 1, 1), key=("k", "body")).id == first.id
     later = time.time() + store.KEY_SECONDS + 1
-    monkeypatch.setattr(store.time, "time", lambda: later)
+    monkeypatch.setattr(jobs._database, "now", lambda: later)
     assert add(jobs, "alice", 4, key=("k", "another")).id == "alice4"
+
+
+def test_a_clock_that_is_set_back_keeps_no_webhook_and_no_job_of_a_dead_server(jobs, monkeypatch):
+    add(jobs, "alice", 0, webhook_url="https://example.com/")
+    add(jobs, "bob", 0)
+    later, deliveries = time.time() + 3 * 86_400, Deliveries(jobs._database)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs._database, "now", lambda: later)
+        assert jobs.beat() == set()
+        assert {jobs.claim({}, {}, False).id for _ in range(2)} == {"alice0", "bob0"}
+        jobs.finish("alice0", "succeeded")
+        deliveries.note("alice0", "pending", "its host answered 500, and not 2xx", 60.0)
+        assert deliveries.due(4, 4) == []
+        assert jobs.recover(shared=True) == 0
+    assert [row.id for row in deliveries.due(4, 4)] == ["alice0"]
+    assert jobs.recover(shared=True) == 1
 
 
 def test_a_job_ends_once(jobs):
@@ -149,6 +168,32 @@ def test_each_version_is_brought_to_this_one_with_its_jobs(tmp_path, version):
         assert database.execute(statement) == fresh.execute(statement)
 
 
+def test_a_migration_that_ends_at_any_statement_is_made_anew(tmp_path, monkeypatch):
+    """kill -9 leaves what a transaction without COMMIT leaves."""
+    execute, ended = SqliteDatabase.execute, 0
+    for last in range(1, 100):
+        folder, count = database_of_version(tmp_path / str(last), 1), 0
+
+        def ending(self, statement, values=(), last=last):
+            nonlocal count
+            count += 1
+            if count == last:
+                raise StoreFailed("it ends here")
+            return execute(self, statement, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteDatabase, "execute", ending)
+            try:
+                SqliteDatabase(folder).close()
+                break
+            except ConfigurationError:
+                ended += 1
+        database = SqliteDatabase(folder)
+        assert Store(database, "here").recover() == 1
+        database.close()
+    assert ended > len(schema.MIGRATIONS)
+
+
 def test_a_version_that_was_released_is_never_changed():
     """A change of the tables is a new version at the end of MIGRATIONS; its fingerprint is added here."""
     assert [fingerprint(migration) for migration in schema.MIGRATIONS] == FINGERPRINTS
@@ -159,7 +204,7 @@ def fingerprint(migration):
 
 
 #: Of each version.
-FINGERPRINTS = ["e725a138e8324c31", "ffbaa548077a9925", "3e37d1aaa2942f17"]
+FINGERPRINTS = ["e725a138e8324c31", "ffbaa548077a9925", "3e37d1aaa2942f17", "d2d1663672c8b66c", "8fe3e33c71c58160"]
 
 
 def test_a_newer_version_is_refused(tmp_path):
@@ -182,7 +227,47 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "jobs.sqlite3").read_bytes() == b"something else" * 100
 
 
+def damaged(path, damage):
+    """A folder of three hundred jobs, whose database has suffered."""
+    database = SqliteDatabase(path)
+    for i in range(300):
+        add(Store(database, "here"), "alice", i, fields=json.dumps({"prompt": "x" * 500}))
+    database.close()
+    file = path / "jobs.sqlite3"
+    data = bytearray(file.read_bytes())
+    if damage == "header":
+        data[:100] = b"?" * 100
+    elif damage == "middle":
+        data[len(data) // 4 :] = b"?" * (len(data) - len(data) // 4)
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    file.write_bytes(data)
+    if damage in ("version", "tables"):
+        connection = sqlite3.connect(file)
+        connection.execute("UPDATE meta SET value = 'x'" if damage == "version" else "DROP TABLE jobs")
+        connection.commit()
+        connection.close()
+    return path
+
+
+@pytest.mark.parametrize("damage", ["header", "middle", "cut", "version", "tables"])
+def test_a_damaged_database_is_refused_at_the_start(tmp_path, damage):
+    with pytest.raises(ConfigurationError, match="damaged"):
+        Archive(settings(jobs_dir=damaged(tmp_path / "jobs", damage)))
+    SqliteDatabase(tmp_path / "another").close()
+
+
+def test_a_database_that_is_damaged_while_it_is_used_is_said_to_be(tmp_path):
+    database = SqliteDatabase(tmp_path)
+    database.execute("DROP TABLE jobs")
+    with pytest.raises(StoreFailed, match="is damaged"):
+        Store(database, "here").waiting()
+
+
 def test_a_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "images").write_text("")
+    with pytest.raises(ConfigurationError, match="IMAGEGEN_JOBS_DIR"):
+        FolderFiles(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="IMAGEGEN_JOBS_DIR"):
         SqliteDatabase(tmp_path / "file")
@@ -216,7 +301,7 @@ def test_a_full_database_refuses_and_keeps_what_it_has(tmp_path):
         for i in range(700):
             add(jobs, "bob", i, fields=json.dumps({"prompt": "x" * 4000}))
 
-    with pytest.raises(StoreFailed) as refused:
+    with pytest.raises(StoreFailed, match="disk of the store of jobs is full") as refused:
         fill()
     assert refused.value.retry_after
     assert jobs.get("alice0").state == "queued"

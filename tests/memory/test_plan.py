@@ -6,13 +6,13 @@ import torch
 from imagegen.errors import ConfigurationError, OutOfMemory
 from imagegen.memory import plan as memory_plan
 from imagegen.memory.footprint import activations, part_bytes
-from imagegen.memory.plan import CONTEXT, RESERVE, Card, gib
+from imagegen.memory.plan import CONTEXT, RESERVE, Gpu, gib
 from imagegen.memory.planner import choose
 from imagegen.models import get_model
 
 KLEIN = get_model("klein-9b")
 SQUARE = (1024, 1024)
-ADA_24 = choose(KLEIN, Card.of(24, (8, 9)))
+ADA_24 = choose(KLEIN, Gpu.of(24, (8, 9)))
 
 
 def test_four_references_on_24_gb():
@@ -25,21 +25,21 @@ def test_four_references_on_24_gb():
 
 
 def test_a_part_that_waits_for_its_turn_is_in_the_peak_of_its_turn_alone():
-    plans = {offload: choose(KLEIN, Card.of(80, (9, 0)), offload=offload) for offload in ("none", "model", "group")}
+    plans = {offload: choose(KLEIN, Gpu.of(80, (9, 0)), offload=offload) for offload in ("none", "model", "group")}
     needs = activations(KLEIN, SQUARE, [SQUARE] * 4, compiled=True)
     parts = plans["model"].parts
     assert plans["none"].peak == CONTEXT + parts.total + needs.denoise
     assert plans["model"].peak == CONTEXT + parts.transformer + parts.vae + needs.denoise
     assert plans["model"].peak_of(SQUARE, []) < CONTEXT + parts.transformer + needs.denoise
     assert CONTEXT + needs.denoise < plans["group"].peak < plans["model"].peak / 2
-    turn = choose(KLEIN, Card.of(16, (8, 9)))
+    turn = choose(KLEIN, Gpu.of(16, (8, 9)))
     assert turn.offload == "text_encoder"
     assert turn.peak == CONTEXT + turn.resident + turn.parts.text_encoder + needs.encode_prompt
 
 
 def test_the_path_with_a_cache_of_references_fits_one_on_24_gb_and_two_with_an_fp8_text_encoder():
     kv = get_model("klein-9b-kv")
-    bf16 = choose(kv, Card.of(24, (8, 9)))
+    bf16 = choose(kv, Gpu.of(24, (8, 9)))
     fp8 = replace(bf16, text_encoder="fp8", parts=part_bytes(kv, "fp8", "fp8"))
     assert [bf16.kv_fits(SQUARE, [SQUARE] * n) for n in (0, 1, 2)] == [True, False, False]
     assert [fp8.kv_fits(SQUARE, [SQUARE] * n) for n in (1, 2, 3)] == [True, True, False]
@@ -58,11 +58,11 @@ def test_what_has_been_seen_not_to_fit_is_promised_no_more():
 
 
 def test_a_plan_that_fits_compiled_alone_promises_fewer_references_where_nothing_compiles():
-    assert ADA_24.card is not None
-    tight = replace(ADA_24, card=replace(ADA_24.card, bytes=ADA_24.peak + RESERVE))
-    assert not tight.fits(tight.card)
+    assert ADA_24.gpu is not None
+    tight = replace(ADA_24, gpu=replace(ADA_24.gpu, bytes=ADA_24.peak + RESERVE))
+    assert not tight.fits(tight.gpu)
     assert tight.eager().references == 1
-    assert tight.eager().fits(tight.card)
+    assert tight.eager().fits(tight.gpu)
 
 
 def test_an_image_that_fits_is_let_through():
@@ -96,7 +96,7 @@ def test_the_largest_size_that_fits_is_of_the_same_shape_and_smaller(size):
 
 
 @pytest.fixture
-def card(monkeypatch):
+def gpu(monkeypatch):
     """A GPU with 24 GB free, of which the CPU plays the part; torch holds 1 GB of it, half of that for nothing."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24_000_000_000, 25_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1_000_000_000)
@@ -105,12 +105,12 @@ def card(monkeypatch):
     return monkeypatch
 
 
-def test_what_can_be_had_of_a_gpu(card):
+def test_what_can_be_had_of_a_gpu(gpu):
     assert memory_plan.available_bytes("cuda") == 25_000_000_000 + CONTEXT
 
 
-def test_out_of_memory_on_the_gpu_names_the_largest_size_that_should_fit_now(card):
-    card.setattr(memory_plan, "available_bytes", lambda device: ADA_24.peak_of((800, 800), []) + RESERVE)
+def test_out_of_memory_on_the_gpu_names_the_largest_size_that_should_fit_now(gpu):
+    gpu.setattr(memory_plan, "available_bytes", lambda device: ADA_24.peak_of((800, 800), []) + RESERVE)
     error = memory_plan.out_of_memory(ADA_24, SQUARE, [], "cuda")
     assert error.message == "width: 1024x1024 does not fit the GPU's memory; 800x800 does"
     assert error.field == "width"
@@ -120,13 +120,13 @@ def test_out_of_memory_on_the_gpu_names_the_largest_size_that_should_fit_now(car
     assert error.message == "1024x1024 does not fit the GPU's memory; ask for a smaller size"
 
 
-def test_a_gpu_is_read_after_a_calculation_on_it(card):
+def test_a_gpu_is_read_after_a_calculation_on_it(gpu):
     ones = torch.ones
-    card.setattr(torch, "ones", lambda *size, device: ones(*size))
-    assert memory_plan.read_card("cuda:1") == Card(25_000_000_000 + CONTEXT, (8, 9))
-    assert memory_plan.read_card("cpu") is None
+    gpu.setattr(torch, "ones", lambda *size, device: ones(*size))
+    assert memory_plan.read_gpu("cuda:1") == Gpu(25_000_000_000 + CONTEXT, (8, 9))
+    assert memory_plan.read_gpu("cpu") is None
 
 
 def test_a_gpu_that_does_not_work_is_named_before_the_weights_are_read():
     with pytest.raises(ConfigurationError, match=r"the GPU does not work \(\w+\).*driver"):
-        memory_plan.read_card("cuda")
+        memory_plan.read_gpu("cuda")

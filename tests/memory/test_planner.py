@@ -3,7 +3,7 @@ import json
 import pytest
 
 from imagegen.errors import ConfigurationError
-from imagegen.memory.plan import RESERVE, Card
+from imagegen.memory.plan import RESERVE, Gpu
 from imagegen.memory.planner import candidates, choose, stored_precisions
 from imagegen.models import MICRO_PATH, get_model
 
@@ -28,25 +28,25 @@ ADA, AMPERE = (8, 9), (8, 6)
     ],
 )
 def test_what_a_gpu_gets(gigabytes, capability, expected):
-    plan = choose(KLEIN, Card.of(gigabytes, capability))
+    plan = choose(KLEIN, Gpu.of(gigabytes, capability))
     assert f"{plan.transformer} {plan.text_encoder} {plan.offload}" == expected
-    assert plan.fits(plan.card)
+    assert plan.fits(plan.gpu)
 
 
 def test_without_bitsandbytes_no_gpu_gets_nf4_and_who_asks_for_it_is_told():
-    plan = choose(KLEIN, Card.of(12, ADA), nf4=False)
+    plan = choose(KLEIN, Gpu.of(12, ADA), nf4=False)
     assert (plan.transformer, plan.text_encoder, plan.offload) == ("bf16", "bf16", "group")
-    plan = choose(KLEIN, Card.of(12, ADA), references=1, nf4=False)
+    plan = choose(KLEIN, Gpu.of(12, ADA), references=1, nf4=False)
     assert (plan.transformer, plan.text_encoder, plan.offload) == ("fp8", "fp8", "model")
     with pytest.raises(ConfigurationError, match=r"nf4 needs bitsandbytes.*pip install 'bitsandbytes>=0\.50'"):
-        choose(KLEIN, Card.of(12, ADA), precision="nf4", nf4=False)
+        choose(KLEIN, Gpu.of(12, ADA), precision="nf4", nf4=False)
 
 
 def test_the_plan_is_the_first_candidate_that_fits():
-    card = Card.of(16, ADA)
-    plans = [choose(KLEIN, Card.of(1000, ADA), precision=t, offload=o, stored=(t, e)) for t, e, o in candidates(ADA)]
-    first = next(plan for plan in plans if plan.fits(card))
-    chosen = choose(KLEIN, card)
+    gpu = Gpu.of(16, ADA)
+    plans = [choose(KLEIN, Gpu.of(1000, ADA), precision=t, offload=o, stored=(t, e)) for t, e, o in candidates(ADA)]
+    first = next(plan for plan in plans if plan.fits(gpu))
+    chosen = choose(KLEIN, gpu)
     assert (chosen.transformer, chosen.text_encoder, chosen.offload) == (
         first.transformer,
         first.text_encoder,
@@ -55,9 +55,9 @@ def test_the_plan_is_the_first_candidate_that_fits():
 
 
 def test_fewer_references_leave_room_for_more():
-    assert choose(KLEIN, Card.of(24, ADA), references=1).offload == "none"
-    assert choose(KLEIN, Card.of(24, ADA), references=4).offload == "embeddings"
-    assert choose(KLEIN, Card.of(24, ADA), references=0, size=(2048, 2048)).text_encoder == "fp8"
+    assert choose(KLEIN, Gpu.of(24, ADA), references=1).offload == "none"
+    assert choose(KLEIN, Gpu.of(24, ADA), references=4).offload == "embeddings"
+    assert choose(KLEIN, Gpu.of(24, ADA), references=0, size=(2048, 2048)).text_encoder == "fp8"
 
 
 @pytest.mark.parametrize(
@@ -74,84 +74,86 @@ def test_fewer_references_leave_room_for_more():
     ],
 )
 def test_the_settings_force_the_plan(forced, expected):
-    plan = choose(KLEIN, Card.of(24, ADA), **forced)
+    plan = choose(KLEIN, Gpu.of(24, ADA), **forced)
     assert f"{plan.transformer} {plan.text_encoder} {plan.offload}" == expected
-    assert plan.why.startswith("as IMAGEGEN_")
+    assert plan.why.startswith("chosen by IMAGEGEN_")
 
 
 def test_a_forced_plan_that_cannot_fit_says_what_it_needs_and_the_nearest_that_fits():
     with pytest.raises(ConfigurationError) as caught:
-        choose(KLEIN, Card.of(24, ADA), precision="bf16", offload="none")
+        choose(KLEIN, Gpu.of(24, ADA), precision="bf16", offload="none")
     assert str(caught.value) == (
         "IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=none: klein-9b needs 32.4 GiB of the GPU's memory for 1024x1024 "
-        "with 4 references, and 23.5 GiB can be had; IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=embeddings needs 23.3 GiB"
+        "with 4 references, and 23.5 GiB is available; "
+        "IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=embeddings needs 23.3 GiB"
     )
     with pytest.raises(ConfigurationError, match=r"; .* or IMAGEGEN_MAX_REFERENCES=3 needs 12\.7 GiB$"):
-        choose(KLEIN, Card.of(13, ADA), offload="none")
-    with pytest.raises(ConfigurationError, match=r"klein-9b needs .* and 2\.0 GiB can be had; choose a larger GPU"):
-        choose(KLEIN, Card.of(2, ADA))
+        choose(KLEIN, Gpu.of(13, ADA), offload="none")
+    with pytest.raises(ConfigurationError, match=r"klein-9b needs .* and 2\.0 GiB is available; choose a larger GPU"):
+        choose(KLEIN, Gpu.of(2, ADA))
 
 
 @pytest.mark.parametrize(("gigabytes", "advised"), [(12, 1), (12.3, 2), (12.6, 2), (13, 3)])
 def test_the_advised_number_of_references_is_the_largest_that_fits(gigabytes, advised):
-    card = Card.of(gigabytes, ADA)
+    gpu = Gpu.of(gigabytes, ADA)
     with pytest.raises(ConfigurationError, match=rf" or IMAGEGEN_MAX_REFERENCES={advised} needs "):
-        choose(KLEIN, card, offload="none")
-    choose(KLEIN, card, offload="none", references=advised)
+        choose(KLEIN, gpu, offload="none")
+    choose(KLEIN, gpu, offload="none", references=advised)
     with pytest.raises(ConfigurationError):
-        choose(KLEIN, card, offload="none", references=advised + 1)
+        choose(KLEIN, gpu, offload="none", references=advised + 1)
 
 
 def test_the_nearest_plan_of_an_error_can_be_asked_for():
-    card = Card.of(24, ADA)
-    nearest = choose(KLEIN, card, precision="fp8", offload="embeddings")
-    assert nearest.peak + RESERVE <= card.bytes
+    gpu = Gpu.of(24, ADA)
+    nearest = choose(KLEIN, gpu, precision="fp8", offload="embeddings")
+    assert nearest.peak + RESERVE <= gpu.bytes
     with pytest.raises(ConfigurationError, match=r"; IMAGEGEN_PRECISION=bf16 IMAGEGEN_OFFLOAD=group needs"):
-        choose(KLEIN, Card.of(12, ADA), offload="none", nf4=False)
+        choose(KLEIN, Gpu.of(12, ADA), offload="none", nf4=False)
     with pytest.raises(ConfigurationError, match=r"; IMAGEGEN_PRECISION=fp8 IMAGEGEN_OFFLOAD=group needs"):
-        choose(KLEIN, Card.of(12, ADA), offload="none", stored=("fp8", None), nf4=False)
+        choose(KLEIN, Gpu.of(12, ADA), offload="none", stored=("fp8", None), nf4=False)
 
 
 def test_fp8_is_refused_where_the_gpu_cannot_multiply_it():
     with pytest.raises(ConfigurationError, match=r"fp8 needs compute capability 8\.9, and the GPU has 8\.6; int8"):
-        choose(KLEIN, Card.of(24, AMPERE), precision="fp8")
+        choose(KLEIN, Gpu.of(24, AMPERE), precision="fp8")
 
 
 @pytest.mark.parametrize("precision", ["auto", "int8", "fp8"])
 def test_weights_in_fp8_are_refused_there_with_what_to_do_whatever_the_setting(precision):
     with pytest.raises(ConfigurationError) as caught:
-        choose(KLEIN, Card.of(24, AMPERE), precision=precision, stored=("fp8", None))
+        choose(KLEIN, Gpu.of(24, AMPERE), precision=precision, stored=("fp8", None))
     assert str(caught.value) == (
         "fp8 needs compute capability 8.9, and the GPU has 8.6; these weights are stored in fp8: use an image with "
         "PRECISION=int8, or the weights as published"
     )
-    assert choose(KLEIN, Card.of(24, AMPERE), stored=("int8", None)).transformer == "int8"
+    assert choose(KLEIN, Gpu.of(24, AMPERE), stored=("int8", None)).transformer == "int8"
 
 
 def test_weights_that_are_quantised_already_stay_so():
-    plan = choose(KLEIN, Card.of(80, (9, 0)), stored=("fp8", None))
+    plan = choose(KLEIN, Gpu.of(80, (9, 0)), stored=("fp8", None))
     assert (plan.transformer, plan.text_encoder, plan.offload) == ("fp8", "bf16", "none")
-    plan = choose(KLEIN, Card.of(80, (9, 0)), stored=("int8", "int8"))
+    plan = choose(KLEIN, Gpu.of(80, (9, 0)), stored=("int8", "int8"))
     assert (plan.transformer, plan.text_encoder) == ("int8", "int8")
     with pytest.raises(
-        ConfigurationError, match="IMAGEGEN_PRECISION=bf16 cannot be had: .* transformer fp8, text encoder"
+        ConfigurationError, match="IMAGEGEN_PRECISION=bf16 is not possible: .* transformer fp8, text encoder"
     ):
-        choose(KLEIN, Card.of(80, (9, 0)), precision="bf16", stored=("fp8", None))
+        choose(KLEIN, Gpu.of(80, (9, 0)), precision="bf16", stored=("fp8", None))
 
 
 def test_a_cpu_has_room_for_everything_in_float32():
     plan = choose(get_model("micro"), None)
-    assert (plan.transformer, plan.offload, plan.card) == ("bf16", "none", None)
-    assert plan.parts.total == 2 * choose(get_model("micro"), Card.of(24, ADA)).parts.total
+    assert (plan.transformer, plan.offload, plan.gpu) == ("bf16", "none", None)
+    assert plan.parts.total == 2 * choose(get_model("micro"), Gpu.of(24, ADA)).parts.total
     assert str(plan).startswith("micro on the CPU: float32, 13 MiB of weights")
     assert choose(get_model("micro"), None, precision="int8").transformer == "int8"
 
 
 def test_the_line_of_a_plan():
-    assert str(choose(KLEIN, Card.of(24, ADA))) == (
+    assert str(choose(KLEIN, Gpu.of(24, ADA))) == (
         "klein-9b: transformer fp8 8.8 GiB, text encoder bf16 9.7 GiB, embeddings 1.2 GiB, VAE 160 MiB, "
-        "all on the GPU but the embeddings; peak 21.3 GiB of 23.5 GiB for 1024x1024 with 4 references; "
-        "the best that fits; the next better one (transformer fp8, text encoder bf16, offload none) would need 24.4 GiB"
+        "all on the GPU but the embeddings; peak 21.3 GiB for 1024x1024 with 4 references, 23.3 GiB with the "
+        "reserve, of 23.5 GiB that a process can use; the next better plan (transformer fp8, text encoder bf16, all on "
+        "the GPU) needs 24.4 GiB with the reserve"
     )
 
 

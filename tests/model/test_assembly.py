@@ -202,15 +202,6 @@ def test_a_weight_that_was_not_loaded_is_an_error_of_the_load(monkeypatch):
     assert "was not loaded" in str(caught.value.__cause__)
 
 
-def test_pinned_memory_of_torch_211_is_given_back_by_its_older_name(monkeypatch):
-    """torch 2.11 has no torch.accelerator.empty_host_cache."""
-    freed = []
-    monkeypatch.delattr(torch.accelerator, "empty_host_cache")
-    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: freed.append(True), raising=False)
-    assembly._empty_host_cache()
-    assert freed == [True]
-
-
 def test_weights_that_wait_are_pinned_one_after_another_in_blocks_of_a_size(monkeypatch):
     empty, blocks, alive = torch.empty, [], []
 

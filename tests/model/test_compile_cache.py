@@ -10,7 +10,7 @@ import torch
 
 from imagegen.model.compile_cache import CompileCache, compile_key
 
-KEY = {"torch": "2.13.0", "card": "NVIDIA H100 80GB HBM3/x", "model": "klein-9b"}
+KEY = {"torch": "2.13.0", "gpu": "NVIDIA H100 80GB HBM3/x", "model": "klein-9b"}
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_the_key_names_what_compiled_code_depends_on(pipeline):
     key = compile_key(pipeline._pipe, pipeline.config.spec)
     assert key["torch"] == torch.__version__
     assert (key["model"], key["weights"], key["attention"]) == ("micro", "Tensor-float32", "default")
-    assert set(key) == {"torch", "triton", "diffusers", "card", "model", "weights", "attention", "loras"}
+    assert set(key) == {"torch", "triton", "diffusers", "gpu", "model", "weights", "attention", "loras"}
 
 
 _COMPILED = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagegen.memory.plan import Card
+from imagegen.memory.plan import Gpu
 from imagegen.model import loading
 from imagegen.model.compile_cache import CompileCache
 from imagegen.model.pipeline import FluxPipeline
@@ -26,7 +26,7 @@ print(len(output["images"]), constants.HF_HUB_OFFLINE)
 def loaded(monkeypatch):
     """A GPU, by name: what `load` makes of the settings for it, without loading anything there."""
     done = []
-    monkeypatch.setattr(loading, "read_card", lambda device: Card.of(24, (9, 0)) if device != "cpu" else None)
+    monkeypatch.setattr(loading, "read_gpu", lambda device: Gpu.of(24, (9, 0)) if device != "cpu" else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(FluxPipeline, "load", lambda self: done.append("load"))
     monkeypatch.setattr(loading, "warm_up", lambda pipeline: done.append("warm up"))

@@ -21,14 +21,15 @@ def difference(picture):
 @pytest.mark.parametrize("steps", [1, 4, 50])
 def test_the_noise_levels_are_the_usual_ones_times_the_strength(pipeline, steps):
     how = {"width": 128, "height": 128, "guidance_scale": 1.0, "seeds": [3], "num_inference_steps": steps}
-    usual = pipeline.prepare(References([SOURCE]), **how)
+    usual = pipeline.preparation.inputs(References([SOURCE]), **how)
     assert usual.sigmas[0] == 1
     for strength in (0.001, 0.3, 0.999):
-        inputs = pipeline.prepare(References([SOURCE]), strength=strength, **how)
+        inputs = pipeline.preparation.inputs(References([SOURCE]), strength=strength, **how)
         assert inputs.sigmas.numpy() == pytest.approx(strength * usual.sigmas.numpy(), rel=1e-5)
         assert inputs.timesteps.numpy() == pytest.approx(1000 * inputs.sigmas[:-1].numpy(), rel=1e-5)
 
 
+@pytest.mark.slow  # 108 edits
 def test_more_is_more(pipeline):
     """Nine strengths, over edits of several kinds. Where nearly every edit is made, more strength adds hardly anything:
     there the mean may fall by what single edits scatter, a fiftieth."""

@@ -122,6 +122,26 @@ def from_job(**changes):
             None,
             ("https://s3.cn-north-1.amazonaws.com.cn", "pics", "cn-north-1", "virtual"),
         ),
+        (
+            f"https://pics.{'0a' * 16}.eu.r2.cloudflarestorage.com",
+            None,
+            (f"https://{'0a' * 16}.eu.r2.cloudflarestorage.com", "pics", "us-east-1", "virtual"),
+        ),
+        (
+            "https://pics.storage.googleapis.com",
+            "pics",
+            ("https://storage.googleapis.com", "pics", "us-east-1", "virtual"),
+        ),
+        (
+            "https://pics.sos-de-fra-1.exo.io",
+            None,
+            ("https://sos-de-fra-1.exo.io", "pics", "de-fra-1", "virtual"),
+        ),
+        (
+            "https://tenancy.compat.objectstorage.us-phoenix-1.oraclecloud.com",
+            "pics",
+            ("https://tenancy.compat.objectstorage.us-phoenix-1.oraclecloud.com", "pics", "us-phoenix-1", "path"),
+        ),
         ("http://127.0.0.1:9000", "pics", ("http://127.0.0.1:9000", "pics", "us-east-1", "path")),
         ("http://[::1]:9000/pics", None, ("http://[::1]:9000", "pics", "us-east-1", "path")),
         ("https://minio.s3.my-company.com", "pics", ("https://minio.s3.my-company.com", "pics", "us-east-1", "path")),
@@ -165,6 +185,13 @@ def test_the_workers_own_store_is_whole_or_not_there():
         ObjectStore.from_settings(settings(bucket_endpoint_url="https://pics.s3.amazonaws.com"))
     with pytest.raises(ConfigurationError, match="^BUCKET_ENDPOINT_URL: is missing"):
         ObjectStore.from_settings(settings(bucket_name="pics"))
+
+
+def test_null_and_empty_are_not_given():
+    for empty in (None, "", [], {}):
+        store = from_job(endpointUrl="https://pics.s3.amazonaws.com", bucketName=empty, region=empty)
+        assert (store.bucket, store.region) == ("pics", "us-east-1")
+    assert from_job(bucketName="pics", region=" EU-Central-1 ").region == "eu-central-1"
 
 
 def test_no_store_shows_its_keys():

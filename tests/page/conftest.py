@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import base64
 import shutil
+import sys
+from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
 from tests.server.conftest import serving, unused_port  # noqa: F401 - tests here use that fixture too
 from tests.support.images import from_base64
+
+#: npm's packages and node (`make slow` installs them).
+TOOLS = Path(sys.prefix) / "lint"
 
 DROP = """([data, name]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -29,10 +35,19 @@ def browser():
 
 
 @pytest.fixture(scope="package")
-def url():
+def server():
     with serving() as (base, service):
         service.start().result()
         yield base
+
+
+@pytest.fixture
+def url(server):
+    """Of a server that keeps no job: a browser without a history would be given those of the tests before."""
+    while jobs := httpx.get(f"{server}/jobs?limit=100").json()["jobs"]:
+        for job in jobs:
+            httpx.delete(f"{server}/jobs/{job['id']}")
+    return server
 
 
 @pytest.fixture
@@ -90,3 +105,13 @@ def colours(page):
     """The background's and the shape's colour of the chosen image on the canvas."""
     image = from_base64(base64.b64encode(saved(page, "Download")[1]).decode())
     return background_colour(image), shape_colour(image)
+
+
+def violations(page):
+    """What axe finds on the page as it is, by rule and element."""
+    # As the browser's own, and not as a script of the page, whose policy would refuse it.
+    page.context.new_cdp_session(page).send(
+        "Runtime.evaluate", {"expression": (TOOLS / "node_modules/axe-core/axe.min.js").read_text()}
+    )
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [(rule["id"], node["target"], node["failureSummary"]) for rule in found for node in rule["nodes"]]

@@ -2,33 +2,19 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.page.conftest import DROP, generate, tiles, watch
+from tests.page.conftest import DROP, TOOLS, generate, tiles, violations, watch
 from tests.support.images import scene, to_base64
 
 pytestmark = pytest.mark.slow
 
-#: npm's packages and node (`make slow` installs them).
-TOOLS = Path(sys.prefix) / "lint"
-
-
-def violations(page):
-    """What axe finds on the page as it is, by rule and element."""
-    # As the browser's own, and not as a script of the page, whose policy would refuse it.
-    page.context.new_cdp_session(page).send(
-        "Runtime.evaluate", {"expression": (TOOLS / "node_modules/axe-core/axe.min.js").read_text()}
-    )
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    return [(rule["id"], node["target"], node["failureSummary"]) for rule in found for node in rule["nodes"]]
-
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_axe_finds_no_violation_in_any_state(browser, url, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = context.new_page()
@@ -57,6 +43,16 @@ def test_axe_finds_no_violation_in_any_state(browser, url, width, scheme):
     page.keyboard.press("Escape")
     page.get_by_role("radio", name="Only new canvas").check()
     page.get_by_role("button", name="Pull the frame").click()
+    assert violations(page) == []
+    page.keyboard.press("Escape")
+    page.get_by_role("radio", name="The whole image").check()
+    page.get_by_role("radio", name="Auto").check()
+    generate(page, "make the background green")
+    page.get_by_role("button", name="Before and after").click()
+    assert violations(page) == []
+    page.get_by_role("button", name="Compare two").click()
+    assert violations(page) == []
+    page.get_by_role("button", name="Clear").click()
     assert violations(page) == []
     context.close()
 

@@ -155,3 +155,27 @@ def test_what_the_edit_does_not_change_is_kept(page, photo):
     expect(page.get_by_role("radio", name="16:9")).to_be_disabled()
     generate(page, "make the circle green")
     assert (result(page) == photo).all(axis=2).mean() > 0.3
+
+
+def test_strength_says_how_much_of_the_reference_may_change(page, photo):
+    strength = page.get_by_label("Strength")
+    expect(strength).to_have_value("1")
+    strength.fill("0")
+    expect(page.get_by_role("radio", name="16:9")).to_be_disabled()
+    generate(page, "make the circle green")
+    assert (result(page) == photo).all()
+    strength.fill("0.8")
+    generate(page)
+    assert (result(page) != photo).any()
+    page.get_by_role("radio", name="Only new canvas").check()
+    expect(strength).to_have_count(0)  # there, nothing is there to begin at
+    page.get_by_role("radio", name="Only a painted area").check()
+    expect(strength).to_have_value("0.8")
+    page.get_by_role("button", name="Paint the area").click()
+    stroke(page, page.locator(".paint canvas"), (0.2, 0.5), (0.8, 0.5))
+    page.get_by_role("button", name="Use this mask").click()
+    generate(page)
+    assert (result(page)[:64] == photo[:64]).all()
+    strength.fill("0.2")
+    page.get_by_role("button", name="Reuse settings").click()
+    expect(strength).to_have_value("0.8")

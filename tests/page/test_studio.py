@@ -4,6 +4,7 @@ import io
 import re
 import zipfile
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -183,3 +184,20 @@ def test_what_the_model_can_do_is_offered(page):
     assert warning["y"] + warning["height"] <= image["y"]
     page.get_by_role("button", name="Use as reference").click()
     expect(page.get_by_role("button", name="make the background green")).to_be_visible()
+
+
+def test_a_base_model_is_given_guidance_and_what_not_to_show(page, url):
+    """No base model runs here: the page is told that this one is, and what it then sends is looked at."""
+    expect(page.get_by_label("Guidance")).to_be_hidden()
+
+    def as_base_model(route):
+        known = route.fetch().json()
+        route.fulfill(json={**known, "defaults": {**known["defaults"], "guidance_scale": 4.0}})
+
+    page.route("**/capabilities", as_base_model)
+    page.reload()
+    page.get_by_label("Guidance").fill("3.5")
+    page.get_by_label("What it should not show").fill("7")
+    generate(page, "a red circle on a blue background")
+    sent = httpx.get(f"{url}/jobs").json()["jobs"][0]["input"]
+    assert (sent["guidance_scale"], sent["negative_prompt"]) == (3.5, "7")

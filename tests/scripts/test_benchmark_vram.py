@@ -33,10 +33,10 @@ def test_the_table_in_the_benchmarks_is_the_estimate():
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "micro"])
 def test_the_bars_of_the_chart_add_up_to_the_peak_and_fit_the_gpu(name):
     estimated = estimate(get_model(name))
-    for row in estimated["cards"]:
+    for row in estimated["gpus"]:
         sizes = [size for _, size in segments(row, estimated["context"])]
         assert min(sizes) >= 0
-        assert sum(sizes) == row["plan"]["peak"] < row["card"]
+        assert sum(sizes) == row["plan"]["peak"] < row["gpu"]
 
 
 def run(monkeypatch, *arguments):

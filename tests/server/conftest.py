@@ -7,7 +7,6 @@ import json
 import socket
 import threading
 
-import httpx
 import pytest
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
@@ -63,17 +62,3 @@ def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def ready():
-    """(base URL, service) of a server that has loaded its model."""
-    with serving(max_body_mb=3) as (url, service):
-        service.start().result()
-        yield url, service
-
-
-@pytest.fixture(scope="module")
-def client(ready):
-    with httpx.Client(base_url=ready[0], timeout=60) as open_client:
-        yield open_client

@@ -12,7 +12,7 @@ from PIL import Image
 from imagegen.server.main import create_app
 from tests.server.conftest import running, serving
 from tests.support import settings, until
-from tests.support.images import scene, to_base64
+from tests.support.images import scene, to_base64, to_bytes
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 LONG = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
@@ -141,7 +141,7 @@ def test_a_full_queue_refuses_at_once():
 def test_other_origins_are_let_in_only_where_they_are_named(client):
     origin = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client.options("/generate", headers=origin).headers
-    with serving(cors_origins="https://a.example, https://b.example") as (url, _):
+    with serving(cors_origins="https://a.example, https://b.example", preload_models=False) as (url, _):
         allowed = httpx.options(f"{url}/generate", headers=origin)
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
 
@@ -165,7 +165,7 @@ def test_head_is_get_without_a_body(client):
 
 def test_a_page_may_send_any_header():
     """OpenAI's client sends a dozen of its own."""
-    with serving(cors_origins="https://a.example") as (url, _):
+    with serving(cors_origins="https://a.example", preload_models=False) as (url, _):
         asked = {
             "Origin": "https://a.example",
             "Access-Control-Request-Method": "POST",
@@ -176,3 +176,50 @@ def test_a_page_may_send_any_header():
         allowed = answer.headers["access-control-allow-headers"].lower()
         assert all(name in allowed for name in asked["Access-Control-Request-Headers"].split(","))
         assert httpx.options(f"{url}/generate", headers={**asked, "Origin": "https://b.example"}).status_code == 400
+
+
+def test_a_slash_at_the_end_of_a_path_means_nothing(client):
+    for path in ("/health", "/ping", "/capabilities", "/v1/models", "/v1/models/micro", "/jobs", "/openapi.json"):
+        with_slash = client.get(f"{path}/")
+        assert (with_slash.status_code, with_slash.content) == (200, client.get(path).content), path
+    assert client.post("/generate/", json=PROMPT).status_code == 200
+    assert client.post("/v1/images/generations/", json={"prompt": "x"}).status_code == 200
+
+
+def test_another_method_is_answered_with_those_of_the_path(client):
+    for path, allowed in (("/jobs", "GET, HEAD, POST"), ("/generate", "POST"), ("/health", "GET, HEAD")):
+        for method in ("OPTIONS", "PUT"):
+            answer = client.request(method, path)
+            assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+
+def test_a_mistake_in_a_query_is_in_plain_words(client):
+    for query, message in (
+        ("/jobs?limit=0", "limit: '0' is out of bounds (at least 1)"),
+        ("/jobs?limit=101", "limit: '101' is out of bounds (at most 100)"),
+        ("/jobs?limit=many", "limit: must be an integer, and not 'many'"),
+    ):
+        assert client.get(query).json()["error"]["message"] == message
+    answer = client.post("/generate?previews=maybe", json=PROMPT)
+    assert answer.json()["error"]["message"] == "previews: must be true or false, and not 'maybe'"
+    assert client.get("/v1/get_result").json()["detail"][0]["msg"] == "id: is missing"
+
+
+def test_a_form_as_javascript_and_php_write_it(client):
+    picture = ("a.png", to_bytes(RED_ON_BLUE))
+    unset = {name: (None, text) for name, text in (("seed", "null"), ("mask", "undefined"), ("expand", "{}"))}
+    form = {"prompt": (None, "make the circle green"), "image[0]": picture, "image[1]": picture, **unset}
+    assert len(client.post("/edit", files=form).json()["images"]) == 1
+    twice = [
+        ("prompt", (None, "make the circle green")),
+        ("image", ("", b"")),
+        ("image", ("", b"")),
+        ("image", picture),
+    ]
+    assert client.post("/edit", files=twice).status_code == 200
+    answer = client.post("/edit", files={"prompt": (None, "x"), "imagee": picture})
+    text = "imagee: is not a field that takes a file; the nearest that does is image"
+    assert answer.json()["error"]["message"] == text
+    for given, message in (('{"left": "16"}', "expand.left: must be an integer, and not '16'"), ("[1", "such as")):
+        answer = client.post("/edit", files={"prompt": (None, "x"), "image": picture, "expand": (None, given)})
+        assert message in answer.json()["error"]["message"]

@@ -119,8 +119,8 @@ def test_the_most_wanted_type_that_can_be_made(client, accept, kind):
 
 
 def test_the_service_information_the_page_and_the_capabilities(client):
-    card = client.get("/").json()
-    assert (card["name"], card["model"]) == ("image-gen", "micro")
+    info = client.get("/").json()
+    assert (info["name"], info["model"]) == ("image-gen", "micro")
     page = client.get("/", headers={"Accept": "text/html,*/*"})
     assert page.headers["content-type"].startswith("text/html")
     assert "http://" not in page.text

@@ -55,5 +55,11 @@ def test_no_file_of_the_page_names_another_server():
         assert set(found) <= {"http://www.w3.org/2000/svg"}, name
 
 
-def test_the_first_load_is_under_150_kilobytes():
-    assert sum((FOLDER / name).stat().st_size for name in FILES) < 150e3
+@pytest.mark.parametrize(("encoding", "kilobytes"), [("gzip", 75), ("identity", 150)])
+def test_all_files_of_the_page_are_small(browser, encoding, kilobytes):
+    size = 0
+    for name in FILES:
+        with browser.stream("GET", f"/studio/{name}", headers={"Accept-Encoding": encoding}) as answer:
+            assert answer.headers.get("Content-Encoding", "identity") in (encoding, "identity")
+            size += sum(len(part) for part in answer.iter_raw())
+    assert size < kilobytes * 1e3

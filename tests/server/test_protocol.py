@@ -10,8 +10,8 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from imagegen.server import protocol
-from imagegen.server.protocol import Limits
+from imagegen.server import connection_limits, protocol
+from imagegen.server.connection_limits import Limits
 from tests.server.conftest import running, serving
 from tests.support import settings, until
 
@@ -81,6 +81,21 @@ def one_answer(client):
         b"GET /health" + HEAD + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
         b"GET /health" + HEAD + b"a:b\r\n" * 20_000 + b"\r\n",
         b"GET /" + b"a" * 70_000 + HEAD + b"\r\n",
+        b"GET /" + b"a" * 17_000 + HEAD + b"\r\n",
+        b"GET /health" + HEAD + b"X: " + b"a" * 17_000 + b"\r\n\r\n",
+        b"GET /health" + HEAD + b"a:\r\n" * 4000 + b"\r\n",
+        b"GET /health" + HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\nX: " + b"a" * 17_000 + b"\r\n\r\n",
+        b"GET /health\r\n\r\n",
+        b"GET /health HTTP/0.9\r\n\r\n",
+        b"GET /health HTTP/2.0\r\nHost: localhost\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"POST /generate" + HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST /generate" + HEAD + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /generate" + HEAD + b"Transfer-Encoding: identity\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /generate" + HEAD + CHUNKED + b"2;a\nb\r\n{}\r\n0\r\n\r\n",
+        b"POST /generate" + HEAD + CHUNKED + b"10000000000000002\r\n{}\r\n0\r\n\r\n",
+        b"POST /generate" + HEAD + b"Content-Length: +2\r\n\r\n{}",
+        b"GET http://[/health" + HEAD + b"\r\n",
     ],
     ids=lambda data: repr(data[:12] + data[-40:]),
 )
@@ -90,6 +105,8 @@ def test_what_is_not_plain_http_is_refused_and_closed(url, data, caplog):
     status, body = received.split(b" ", 2)[1], received.partition(b"\r\n\r\n")[2]
     assert status in (b"400", b"431")
     assert json.loads(body)["error"]["code"] == "invalid_input"
+    assert "callback error" not in body.decode()
+    assert b"nosniff" in received
     assert "Traceback" not in caplog.text
 
 
@@ -255,7 +272,7 @@ def test_where_all_are_at_work_health_is_still_answered(monkeypatch):
 
 
 def test_the_cap_leaves_files_for_the_rest(monkeypatch):
-    monkeypatch.setattr(protocol.resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(connection_limits.resource, "getrlimit", lambda _: (1024, 4096))
     assert Limits(settings()).total == 512
     assert Limits(settings(max_queue=10_000)).total == 512
     limits = Limits(settings(trusted_proxies="10.0.0.0/8"))

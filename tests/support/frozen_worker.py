@@ -12,18 +12,19 @@ import os
 import random
 import secrets
 
+import numpy as np
 import psutil
 import torch
 
 from imagegen.contract.schemas import EditRequest
-from imagegen.engine.service import Service
+from imagegen.engine.service import Service, seed_anew
 from tests.support import settings
 from tests.support.images import scene, to_base64
 
 
 def draws() -> list[float | str]:
     """Of every generator of random numbers that a job, or a library that it uses, may ask."""
-    return [random.random(), float(torch.rand(1)), secrets.token_hex(8)]
+    return [random.random(), float(torch.rand(1)), float(np.random.rand()), secrets.token_hex(8)]
 
 
 def main() -> None:
@@ -43,8 +44,7 @@ def main() -> None:
     for _ in range(2):
         reading, writing = os.pipe()
         if os.fork() == 0:
-            random.seed()
-            torch.seed()
+            seed_anew()
             os.write(writing, json.dumps(draws()).encode())
             os._exit(0)
         os.close(writing)

@@ -5,7 +5,7 @@ import { beforeOf } from "./before.js";
 import { copy } from "./clipboard.js";
 import * as form from "./form.js";
 import { linkTo } from "./link.js";
-import { fileName } from "./names.js";
+import { fileName, hasReferences } from "./entry.js";
 import * as references from "./references.js";
 import { curl, javascript, python, runpod } from "./snippets.js";
 import { service } from "./service.js";
@@ -33,17 +33,19 @@ export function renderActions(studio) {
   const download = button(t("download"), () => save(one().blob, one().name));
   const before = button(t("before_after"), () => toggle(before, entry), { "aria-pressed": "false" });
   const seed = entry.answer.seeds[shown.index];
+  const many = (service.capabilities?.limits.num_images ?? 1) >= 4;
+  const whole = hasReferences(entry);
   $("actions").replaceChildren(
     ...[
       button(t("full_screen"), () => view(entry, shown.index)),
       download,
       entry.images.length > 1 && button(t("download_all_n", { n: entry.images.length }), () => saveAll([entry])),
-      button(t("use_as_reference"), () => references.add(one().blob, one().name)),
+      button(t("use_as_reference"), () => references.add(one())),
       entry.references.length > 0 && before,
-      (service.capabilities?.limits.num_images ?? 1) >= 4 && button(t("four_variations"), () => studio.vary(entry)),
+      whole && many && button(t("four_variations"), () => studio.vary(entry)),
       button(t("seed_n", { seed }), () => form.setSeed(seed), { title: t("keep_seed") }),
       button(t("settings_again"), () => studio.again(entry)),
-      copyMenu(entry),
+      whole && copyMenu(entry),
       button(t("forget"), () => studio.forget(entry)),
     ].filter(Boolean),
   );

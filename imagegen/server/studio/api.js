@@ -13,11 +13,25 @@ export class ApiError extends Error {
 /** The server cannot be reached, or went away in the middle of an answer. */
 export class Unreachable extends Error {}
 
+let kept = "";
+
+/** Kept for this tab alone, so that a reload does not ask again; a browser that keeps nothing has it as long as the page. */
 export const key = {
-  /** Kept for this tab alone, so that a reload does not ask again. */
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => sessionStorage.setItem(KEY, value),
+  get: () => kept,
+  set(value) {
+    kept = value;
+    try {
+      sessionStorage.setItem(KEY, value);
+    } catch {
+      // The browser keeps nothing of this page.
+    }
+  },
 };
+try {
+  kept = sessionStorage.getItem(KEY) ?? "";
+} catch {
+  // As above.
+}
 
 /**
  * Calls the API.
@@ -30,7 +44,8 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
   if (body) sent["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers: sent, body: body && JSON.stringify(body), signal });
+    const init = { method, headers: sent, body: body && JSON.stringify(body), signal };
+    response = await fetch(path, { ...init, keepalive: method === "DELETE" }); // also where the page is being closed
   } catch (error) {
     throw error.name === "AbortError" ? error : new Unreachable(error.message);
   }

@@ -19,7 +19,7 @@ export function node(tag, attributes = {}, ...children) {
 }
 
 const PATHS = {
-  die: "M5 4h14v16H5zM9 8h.01M15 8h.01M12 12h.01M9 16h.01M15 16h.01",
+  die: "M7 3h10a4 4 0 0 1 4 4v10a4 4 0 0 1-4 4H7a4 4 0 0 1-4-4V7a4 4 0 0 1 4-4zM8 8h.01M16 8h.01M12 12h.01M8 16h.01M16 16h.01",
   open: "M6 11h12v9H6zM8 11V8a4 4 0 0 1 7.5-2",
   locked: "M6 11h12v9H6zM8 11V8a4 4 0 0 1 8 0v3",
   zoom: "M11 5a6 6 0 1 0 0 12 6 6 0 0 0 0-12zM20 20l-4.5-4.5M11 8.500v5M8.500 11h5",

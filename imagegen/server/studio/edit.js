@@ -9,7 +9,7 @@ import { urlOf } from "./store.js";
 import { t } from "./text.js";
 
 /** way: "all", "auto" (what does not change is kept), "mask" or "expand". */
-const state = { way: "all", mask: null, expand: null, strength: null, first: null };
+const state = { way: "all", mask: null, expand: null, strength: 1, first: null };
 
 const ways = () => [
   "all",
@@ -18,13 +18,19 @@ const ways = () => [
   ...(has("edit", "expand") ? ["expand"] : []),
 ];
 
+/** Where there is new canvas, nothing is there to begin at. */
+const hasStrength = () => has("edit", "strength") && state.way !== "expand";
+
+/** What is edited at its own size has the reference's shape. */
+const keepsShape = () => ["auto", "mask"].includes(state.way) || (hasStrength() && state.strength < 1);
+
 const fault = (field, message) => Object.assign(new Error(message), { field });
 
 /** The fields of an edit; throws an error with its field where something is to be painted or pulled first. */
 export function editFields() {
   const { way, expand, strength } = state;
   const shape = document.querySelector("[name=shape]:checked")?.value ?? "";
-  const fields = strength === null ? {} : { strength };
+  const fields = hasStrength() && strength < 1 ? { strength } : {};
   if (way === "auto") return { ...fields, preserve: "auto" };
   if (way === "mask" && !state.mask) throw fault("mask", t("paint_first"));
   if (way === "expand" && expand) return { ...fields, expand };
@@ -36,7 +42,7 @@ export const mask = () => (state.way === "mask" ? state.mask : null);
 
 /** Takes the settings of an entry of the history up again; its references are there already. */
 export function restore({ fields, mask: kept }) {
-  const { expand = null, fit, preserve = "off", strength = null } = fields;
+  const { expand = null, fit, preserve = "off", strength = 1 } = fields;
   const way = kept ? "mask" : expand || fit ? "expand" : preserve === "auto" ? "auto" : "all";
   Object.assign(state, { way, mask: kept, expand, strength });
   render();
@@ -48,17 +54,17 @@ export function render() {
   if (first !== state.first) {
     const again = state.first === null;
     Object.assign(state, { first, ...(!again && { mask: null, expand: null }) });
-    if (!first) Object.assign(state, { way: "all", mask: null, expand: null });
+    if (!first) Object.assign(state, { way: "all", mask: null, expand: null, strength: 1 });
   }
   $("edit").hidden = !first || (ways().length === 1 && !has("edit", "strength"));
-  $("shape-field").disabled = Boolean(first) && ["auto", "mask"].includes(state.way);
+  $("shape-field").disabled = Boolean(first) && keepsShape();
   if (!first) return;
   const chosen = node("div", { className: "chosen" });
   if (state.way === "mask") chosen.append(...maskTools());
   if (state.way === "expand") chosen.append(...frameTools());
   const legend = node("legend", {}, t("change"));
   const list = ways().length > 1 ? [node("fieldset", {}, legend, ...ways().map(choice)), chosen] : [];
-  $("edit").replaceChildren(...list, ...(has("edit", "strength") ? [strengthRange()] : []));
+  $("edit").replaceChildren(...list, ...(hasStrength() ? [strengthRange()] : []));
 }
 
 function choice(way) {
@@ -99,10 +105,11 @@ function frameTools() {
 }
 
 function strengthRange() {
-  const shown = node("output", {}, state.strength === null ? t("default") : state.strength.toFixed(2));
+  const shown = node("output", {}, state.strength.toFixed(2));
   const change = (event) => {
     state.strength = Number(event.target.value);
     shown.textContent = state.strength.toFixed(2);
+    $("shape-field").disabled = keepsShape();
   };
   const range = {
     type: "range",
@@ -110,7 +117,7 @@ function strengthRange() {
     min: 0,
     max: 1,
     step: 0.05,
-    value: state.strength ?? 1,
+    value: state.strength,
     oninput: change,
   };
   const label = node("label", { htmlFor: "strength" }, t("strength"), " ", shown);

@@ -6,6 +6,8 @@ import { service } from "./service.js";
 import { t } from "./text.js";
 
 const NUMBERS = ["num_images", "num_inference_steps", "seed"];
+/** Of models that are not distilled. */
+const GUIDED = ["guidance_scale", "negative_prompt"];
 const SIDES = ["width", "height"];
 /** What a random seed is below, as the server's own. */
 const SEEDS = 2 ** 32;
@@ -14,23 +16,33 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 
 
 const shape = () => document.querySelector("[name=shape]:checked:enabled")?.value ?? "";
 
-/** Fills in what this server can do. */
+const narrow = matchMedia("(max-width: 760px)");
+
+/** Whether canvas and settings are below each other. */
+export const isNarrow = () => narrow.matches;
+
+/** Fills in what this server can do; what was chosen stays, where it is still there. */
 export function offer() {
   const { aspect_ratios, sizes, defaults, limits, output_formats } = service.capabilities;
+  const chosen = shape();
+  const format = $("output_format").value;
   const ratios = aspect_ratios.filter((ratio) => ratio.includes(":"));
   $("shapes").replaceChildren(...["", ...ratios, "custom"].map(shapeChoice));
-  choose("");
+  choose(chosen);
   for (const side of SIDES) Object.assign($(side), { min: sizes.min, max: sizes.good, placeholder: sizes.default });
   Object.assign($("num_inference_steps"), {
     max: limits.num_inference_steps,
     placeholder: defaults.num_inference_steps,
   });
   $("num_images").max = limits.num_images;
-  $("prompt").maxLength = limits.prompt;
+  $("guidance-field").hidden = defaults.guidance_scale <= 1;
+  $("guidance_scale").placeholder = defaults.guidance_scale;
   $("output_format").replaceChildren(
     ...output_formats.map((name) => node("option", { value: name, textContent: name.toUpperCase() })),
   );
+  if (output_formats.includes(format)) $("output_format").value = format;
   offerLoras();
+  $("settings").classList.add("known");
 }
 
 function shapeChoice(value) {
@@ -45,9 +57,10 @@ function shapeChoice(value) {
 }
 
 function choose(value) {
-  const input = [...document.querySelectorAll("[name=shape]")].find((one) => one.value === value);
+  const inputs = [...document.querySelectorAll("[name=shape]")];
+  const input = inputs.find((one) => one.value === value) ?? inputs[0];
   if (input) input.checked = true;
-  $("sides").hidden = value !== "custom";
+  $("sides").hidden = input?.value !== "custom";
 }
 
 /** The fields of the settings that were changed from the server's own; a number that is none stays as it was typed. */
@@ -55,9 +68,10 @@ export function read() {
   const fields = { prompt: $("prompt").value };
   const chosen = shape();
   if (chosen.includes(":")) fields.aspect_ratio = chosen;
-  for (const name of [...(chosen === "custom" ? SIDES : []), ...NUMBERS]) {
+  const shown = [...(chosen === "custom" ? SIDES : []), ...NUMBERS, ...($("guidance-field").hidden ? [] : GUIDED)];
+  for (const name of shown) {
     const text = $(name).value.trim();
-    if (text) fields[name] = Number.isNaN(Number(text)) ? text : Number(text);
+    if (text) fields[name] = name === "negative_prompt" || Number.isNaN(Number(text)) ? text : Number(text);
   }
   if ($("output_format").value !== "png") {
     fields.output_format = $("output_format").value;
@@ -77,7 +91,8 @@ export function badSize(fields) {
 export function write(fields) {
   $("prompt").value = fields.prompt ?? "";
   choose(fields.width || fields.height ? "custom" : (fields.aspect_ratio ?? ""));
-  for (const name of [...SIDES, ...NUMBERS]) $(name).value = fields[name] ?? (name === "num_images" ? 1 : "");
+  for (const name of [...SIDES, ...NUMBERS, ...GUIDED])
+    $(name).value = fields[name] ?? (name === "num_images" ? 1 : "");
   $("output_format").value = fields.output_format ?? "png";
   $("output_quality").value = fields.output_quality ?? 90;
   writeLoras(fields.loras);
@@ -95,9 +110,10 @@ export function showError(error) {
   const name = (error.field ?? "").replace(/[[.].*/, "");
   const place = $(`${name}-error`) ?? $("error");
   place.textContent = error.message;
+  if ($("settings").contains(place)) unfold(true);
+  place.scrollIntoView({ block: "nearest" });
   const field = $(name);
   if (!field || !("value" in field)) return;
-  if ($("settings").contains(field)) unfold(true);
   if (SIDES.includes(name)) choose("custom");
   field.setAttribute("aria-invalid", "true");
   field.focus();
@@ -133,12 +149,11 @@ export function listen(shownSeed) {
   $("lock").onclick = () => setSeed($("seed").value.trim() ? null : (shownSeed() ?? randomSeed()));
   $("seed").oninput = showLock;
   $("output_format").onchange = showQuality;
-  const narrow = matchMedia("(max-width: 760px)");
-  unfold(!narrow.matches);
+  unfold(!isNarrow());
   $("fold").onclick = () => {
     const open = $("form").classList.contains("folded");
     unfold(open);
-    if (open && narrow.matches) $("settings").scrollIntoView();
+    if (open && isNarrow()) $("settings").scrollIntoView();
   };
   showLock();
 }

@@ -1,11 +1,12 @@
 // A link that opens the page with these settings. They are in the fragment, which no browser sends to a server.
 
-const TEXTS = ["prompt", "aspect_ratio", "output_format"];
-const NUMBERS = ["width", "height", "num_images", "num_inference_steps", "seed", "output_quality"];
+const TEXTS = ["prompt", "negative_prompt", "aspect_ratio", "output_format"];
+const NUMBERS = ["width", "height", "num_images", "num_inference_steps", "guidance_scale", "seed", "output_quality"];
 
 export function linkTo(fields) {
   const known = [...TEXTS, ...NUMBERS].filter((name) => fields[name] !== undefined);
   const query = new URLSearchParams(known.map((name) => [name, fields[name]]));
+  for (const { name, scale } of fields.loras ?? []) query.append("lora", `${scale}:${name}`);
   return `${location.href.replace(/#.*/, "")}#${query}`;
 }
 
@@ -17,5 +18,7 @@ export function fromLink() {
   for (const name of NUMBERS) {
     if (query.get(name) && Number.isFinite(Number(query.get(name)))) fields[name] = Number(query.get(name));
   }
+  const loras = query.getAll("lora").map((text) => /^([-+.\d]+):(.+)$/.exec(text));
+  if (loras.length) fields.loras = loras.filter(Boolean).map(([, scale, name]) => ({ name, scale: Number(scale) }));
   return Object.keys(fields).length ? fields : null;
 }

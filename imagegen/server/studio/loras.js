@@ -10,15 +10,17 @@ const MAX_SCALE = 4;
 /** The adapters of the server that can be used, as names; none where it has no such thing. */
 const names = () => (service.capabilities?.loras ?? []).filter((lora) => !lora.fault).map((lora) => lora.name ?? lora);
 
-const scaleId = (name) => `lora-${names().indexOf(name)}`;
+const boxes = () => [...document.querySelectorAll("[name=lora]")];
+
+const scaleOf = (box) => box.closest(".lora").querySelector("[type=number]");
 
 /** Shows the adapters, once it is known which there are. */
 export function offerLoras() {
   if (!names().length) return $("loras").replaceChildren();
+  const { loras: chosen } = readLoras();
   const items = names().map((name) => {
     const scale = node("input", {
       type: "number",
-      id: scaleId(name),
       min: -MAX_SCALE,
       max: MAX_SCALE,
       step: 0.1,
@@ -35,20 +37,21 @@ export function offerLoras() {
   });
   const error = node("p", { className: "error", id: "loras-error", role: "alert" });
   $("loras").replaceChildren(node("fieldset", {}, node("legend", {}, t("loras")), ...items, error));
+  writeLoras(chosen);
 }
 
 /** The chosen ones, as the request has them. */
 export function readLoras() {
-  const chosen = [...document.querySelectorAll("[name=lora]:checked")].map((box) => box.value);
-  const loras = chosen.map((name) => ({ name, scale: Number($(scaleId(name)).value) }));
+  const chosen = boxes().filter((box) => box.checked);
+  const loras = chosen.map((box) => ({ name: box.value, scale: Number(scaleOf(box).value || 1) }));
   return loras.length ? { loras } : {};
 }
 
 /** Takes a choice up again; an adapter that the server no longer has is left out. */
 export function writeLoras(loras = []) {
-  for (const box of document.querySelectorAll("[name=lora]")) {
+  for (const box of boxes()) {
     const used = loras.find((one) => one.name === box.value);
     box.checked = Boolean(used);
-    Object.assign($(scaleId(box.value)), { disabled: !used, value: used?.scale ?? 1 });
+    Object.assign(scaleOf(box), { disabled: !used, value: used?.scale ?? 1 });
   }
 }

@@ -4,19 +4,25 @@ import { renderActions, saveAll } from "./actions.js";
 import { ApiError, key } from "./api.js";
 import { $, button } from "./dom.js";
 import * as edit from "./edit.js";
+import { hasReferences } from "./entry.js";
 import { examplesFor } from "./examples.js";
 import * as form from "./form.js";
+import { restore } from "./history.js";
 import { fromLink } from "./link.js";
+import { ask } from "./question.js";
 import * as references from "./references.js";
 import { drop, run } from "./runner.js";
-import { refresh, service } from "./service.js";
+import { refresh, refused, service } from "./service.js";
 import { withImages } from "./snippets.js";
 import * as stage from "./stage.js";
 import * as store from "./store.js";
 import { isComparing, renderStrip, setComparing } from "./strip.js";
+import { follow, isFollowed } from "./tabs.js";
 import { speak, t } from "./text.js";
 
 const { shown } = stage;
+/** Seconds of a stage that are worth telling. */
+const SECONDS = 0.005;
 let running = null;
 
 /** Shows an entry of the history with its buttons. */
@@ -24,7 +30,7 @@ function open(entry, index = 0) {
   stage.showEntry(entry, index);
   render();
   const { answer } = entry;
-  const times = Object.entries(answer.timings).filter(([, seconds]) => seconds > 0);
+  const times = Object.entries(answer.timings).filter(([name, seconds]) => seconds >= SECONDS && name !== "total");
   const facts = [
     `${answer.width}×${answer.height}`,
     ...times.map(([name, s]) => `${name.replace("_", " ")} ${s.toFixed(2)} s`),
@@ -61,6 +67,7 @@ async function again(entry) {
   form.write({ ...entry.fields, seed: entry.answer.seeds[0] });
   await references.replace(entry.references);
   edit.restore(entry);
+  if (!hasReferences(entry)) return form.showError({ field: "images", message: t("references_gone") });
   $("prompt").focus();
 }
 
@@ -70,6 +77,7 @@ const vary = (entry) =>
 /** A new job of the settings as they are. */
 function submit() {
   form.clearErrors();
+  if (service.status === "locked") return $("key").focus();
   if (service.status === "failed") return form.showError({ message: service.health.message ?? t("status_failed") });
   const used = [...references.references.list];
   const fields = { mode: used.length ? "edit" : "generate", ...form.read() };
@@ -97,6 +105,8 @@ async function finish(entry) {
   setComparing(false);
   busy(new AbortController());
   stage.showProgress(undefined, t("sent"));
+  if (form.isNarrow()) $("stage").scrollIntoView();
+  follow(entry.key);
   try {
     const job = { id: entry.job, fields: await withImages(entry.fields, entry.references, entry.mask) };
     const answer = await run(job, running.signal, (state) => report(entry, state));
@@ -107,13 +117,16 @@ async function finish(entry) {
     failed(error);
   } finally {
     busy(null);
+    follow(null);
     refresh();
   }
 }
 
 function report(entry, state) {
-  if (state.name === "accepted") store.put(Object.assign(entry, { job: state.id }));
-  else stage.showProgress(...stage.describe(state));
+  if (state.name === "accepted") {
+    store.put(Object.assign(entry, { job: state.id }));
+    follow(entry.key);
+  } else stage.showProgress(...stage.describe(state));
   if (state.preview) stage.showPreview(state.preview);
 }
 
@@ -130,7 +143,7 @@ function failed(error) {
   else stage.showNothing();
   if (running.signal.aborted || error.code === "cancelled") return stage.showProgress(null, t("cancelled"));
   stage.showProgress(null, t("not_generated"));
-  if (error.code === "unauthorized") return refresh();
+  if (error.code === "unauthorized") return refused();
   form.showError(error instanceof ApiError ? error : { message: error.message });
 }
 
@@ -158,8 +171,33 @@ function serviceChanged() {
   const linked = fromLink();
   if (linked) form.write(linked);
   else if (capabilities.draws && !$("prompt").value) $("prompt").value = examplesFor(capabilities.model, 0)[0];
+  takeUp();
+}
+
+/** The job that this page, or one that was closed, had begun; or what the server keeps, where nothing is here. */
+async function takeUp() {
   const left = store.all().find((entry) => !entry.answer);
-  if (left) finish(left);
+  if (left && !(await isFollowed(left.key)) && !running) return finish(left);
+  restore(() => (shown.entry || running ? render() : open(store.all()[0])));
+}
+
+async function clear() {
+  const finished = store.all().filter((entry) => entry.images.length);
+  const n = finished.reduce((sum, entry) => sum + entry.images.length, 0);
+  if (!(await ask(t("clear_question", { n }), t("delete")))) return;
+  for (const entry of finished) {
+    if (entry.job) drop(entry.job);
+    await store.remove(entry);
+  }
+  if (!running) stage.showNothing();
+  render();
+}
+
+function useKey() {
+  const entered = $("key").value.trim();
+  if (entered === key.get()) return; // a wrong one is not sent twice: the server answers each later
+  key.set(entered);
+  refresh();
 }
 
 function chips() {
@@ -188,18 +226,15 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running) submit();
   };
   $("cancel").onclick = () => running?.abort();
-  $("key").onchange = () => {
-    key.set($("key").value.trim());
-    refresh();
+  $("key").onchange = $("use-key").onclick = useKey;
+  $("key").onkeydown = (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // no job is meant
+    useKey();
   };
   $("compare").onclick = () => setComparing(!isComparing());
   $("save-all").onclick = () => saveAll(store.all().filter((entry) => entry.images.length));
-  $("clear").onclick = async () => {
-    for (const { job } of store.all()) if (job) drop(job);
-    await store.clear();
-    stage.showNothing();
-    render();
-  };
+  $("clear").onclick = clear;
 }
 
 await speak();

@@ -19,29 +19,42 @@ function changed() {
 const say = (text) => ($("images-error").textContent = text);
 const most = () => service.capabilities?.limits.images ?? 4;
 
-/** Adds an image, unless there are too many or the browser cannot read it. */
-export async function add(blob, name) {
-  const image = node("img", { src: urlOf(blob) });
+/** What is wrong with an image: the browser cannot read it, or the server takes none so large; null for a good one. */
+async function faultOf(blob, name, image) {
+  const { reference_mb = Infinity, photo_megapixels = Infinity } = service.capabilities?.limits ?? {};
+  const rounded = (number) => Math.ceil(number * 10) / 10;
+  const megabytes = blob.size / 1e6;
+  if (megabytes > reference_mb) return t("too_many_bytes", { name, got: rounded(megabytes), most: reference_mb });
   try {
     await image.decode();
   } catch {
-    return say(t("not_an_image", { name }));
+    return t("not_an_image", { name });
   }
-  if (references.list.length >= most()) return say(t("too_many_references", { n: most() }));
-  say("");
-  references.list.push({ name, blob, width: image.naturalWidth, height: image.naturalHeight });
+  const megapixels = (image.naturalWidth * image.naturalHeight) / 1e6;
+  if (megapixels <= photo_megapixels) return null;
+  return t("too_many_pixels", { name, got: rounded(megapixels), most: photo_megapixels });
+}
+
+/** Adds images, {blob, name}; what is not added is said. */
+export async function add(...images) {
+  const faults = [];
+  for (const { blob, name } of images) {
+    const image = node("img", { src: urlOf(blob) });
+    const fault = await faultOf(blob, name, image);
+    if (fault) faults.push(fault);
+    else if (references.list.length >= most()) faults.push(t("too_many_references", { n: most() }));
+    else references.list.push({ name, blob, width: image.naturalWidth, height: image.naturalHeight });
+  }
+  say([...new Set(faults)].join(" "));
   changed();
 }
 
-export async function addFiles(files) {
-  for (const file of files) await add(file, file.name || t("pasted"));
-}
+const addFiles = (files) => add(...files.map((file) => ({ blob: file, name: file.name || t("pasted") })));
 
 /** Replaces all of them, as an entry of the history has them. */
 export async function replace(kept) {
   references.list = [];
-  for (const { blob, name } of kept) await add(blob, name);
-  if (!kept.length) changed();
+  await add(...kept);
 }
 
 function move(from, to) {
@@ -126,7 +139,7 @@ export function listen(draggedResult) {
     event.preventDefault();
     $("drop").classList.remove("over");
     const result = draggedResult();
-    if (result) add(result.blob, result.name);
+    if (result) add(result);
     else addFiles([...event.dataTransfer.files]);
   });
   document.addEventListener("paste", (event) => {

@@ -74,7 +74,7 @@ async function recover(error, { sent, isNew, signal, report }) {
     await ready(signal, () => report({ name: "lost" }));
   } else if (["overloaded", "limit_exceeded"].includes(error.code) && error.status === 429 && wait <= MAX_WAIT) {
     for (let left = wait; left > 0; left--) {
-      report({ name: "full", seconds: left });
+      report({ name: error.code === "overloaded" ? "full" : "limited", seconds: left });
       await sleep(1000, signal);
     }
   } else if (error.code === "not_ready") {

@@ -16,6 +16,8 @@ export const service = Object.assign(new EventTarget(), {
 });
 
 let timer = null;
+/** Whether the server may be another one than the one whose capabilities are known. */
+let stale = true;
 
 function set(status, health = {}) {
   Object.assign(service, { status, health });
@@ -29,12 +31,13 @@ async function ask() {
     health = await (await fetch("health", { headers, cache: "no-store" })).json();
     if (!health.status) throw new Error("not this server's answer");
   } catch {
+    stale = true;
     set("away");
     return AWAY_MS;
   }
-  if (!service.capabilities) {
+  if (stale || health.model !== service.capabilities.model) {
     try {
-      service.capabilities = await (await call("capabilities")).json();
+      learn(await (await call("capabilities")).json());
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) {
         service.wrongKey = key.get() !== "";
@@ -44,7 +47,19 @@ async function ask() {
     }
   }
   set(health.status, health);
-  return ["starting", "loading", "draining"].includes(health.status) || !service.capabilities ? LOADING_MS : IDLE_MS;
+  return stale || ["starting", "loading", "draining"].includes(health.status) ? LOADING_MS : IDLE_MS;
+}
+
+/** The same object for the same capabilities: who shows them need not do so again. */
+function learn(capabilities) {
+  stale = false;
+  if (JSON.stringify(capabilities) !== JSON.stringify(service.capabilities)) service.capabilities = capabilities;
+}
+
+/** The key was refused: asks again whether there is one that is not. */
+export function refused() {
+  stale = true;
+  return refresh();
 }
 
 /** Asks now, and then again by itself. */

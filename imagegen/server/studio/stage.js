@@ -1,7 +1,7 @@
 // The canvas: the images of one entry, the image that forms, two that are compared, or what the server waits for.
 
 import { $, node } from "./dom.js";
-import { fileName } from "./names.js";
+import { fileName } from "./entry.js";
 import { slider } from "./slider.js";
 import { service } from "./service.js";
 import { urlOf } from "./store.js";
@@ -83,8 +83,11 @@ function select(i) {
   $("view").dispatchEvent(new Event("selected"));
 }
 
-/** The image as it forms. */
+/** The image as it forms, in place of the one that the buttons are for. */
 export function showPreview(jpeg) {
+  $("actions").hidden = true;
+  $("facts").textContent = "";
+  warn([]);
   const image = $("view").querySelector(".preview") ?? node("img", { className: "preview", alt: t("preview") });
   image.src = `data:image/jpeg;base64,${jpeg}`;
   if (!image.isConnected) fill(image);
@@ -103,11 +106,14 @@ export function showProgress(share, text) {
   $("status").textContent = text;
 }
 
+/** What loading is doing, in the server's words, for behind a sentence. */
+const stageOf = (stage) => (stage ? `: ${stage}` : "");
+
 /** The words for what a job reports, and the share that is done; undefined where nobody knows. */
 export function describe(state) {
   const { status, health } = service;
   if (state.name === "queued" && ["starting", "loading"].includes(status)) {
-    return [undefined, t("begins_when_ready", { stage: health.stage ?? "" })];
+    return [undefined, t("begins_when_ready", { stage: stageOf(health.stage) })];
   }
   if (state.name === "queued") return [undefined, state.place > 0 ? t("waiting", { n: state.place }) : t("starting")];
   if (state.name === "references") return [undefined, t("reading_references")];
@@ -118,8 +124,9 @@ export function describe(state) {
   }
   if (state.name === "drawn") return [1, t("encoding")];
   if (state.name === "full") return [undefined, t("full", { n: state.seconds })];
+  if (state.name === "limited") return [undefined, t("limited", { n: state.seconds })];
   if (state.name === "lost") return [undefined, t("lost")];
-  if (state.name === "loading") return [undefined, t("begins_when_ready", { stage: state.stage ?? "" })];
+  if (state.name === "loading") return [undefined, t("begins_when_ready", { stage: stageOf(state.stage) })];
   return [undefined, t("sent")];
 }
 
@@ -127,14 +134,13 @@ export function describe(state) {
 export function showService() {
   const { status, health, wrongKey } = service;
   const moods = { idle: "good", ready: "good", busy: "busy", failed: "bad", away: "bad", locked: "bad" };
-  const words = status === "loading" ? t("loading", { stage: health.stage ?? "" }) : t(`status_${status}`);
   $("service").dataset.mood = moods[status] ?? "busy";
-  $("service").textContent = [health.model, health.device, words].filter(Boolean).join(" · ");
+  $("service").textContent = [health.model, health.device, t(`status_${status}`)].filter(Boolean).join(" · ");
   const notices = {
     failed: () => t("notice_failed", { message: health.message ?? "" }),
     away: () => t("notice_away"),
     draining: () => t("notice_draining"),
-    loading: () => t("notice_loading", { stage: health.stage ?? "" }),
+    loading: () => t("notice_loading", { stage: stageOf(health.stage) }),
     starting: () => t("notice_loading", { stage: "" }),
   };
   $("notice").textContent = notices[status]?.() ?? "";

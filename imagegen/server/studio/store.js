@@ -1,14 +1,16 @@
 // This visit's images, in the browser's own database: bounded, and kept over a reload.
 //
 // An entry is {key, made, job, fields, references: [{name, blob}], mask, answer, images: [Blob]}. `job` is its id at the
-// server; one that still runs there has no answer and no images yet. Where the browser keeps no database (a private window), the
-// entries live as long as the page.
+// server; one that still runs there has no answer and no images yet. Where the browser keeps no database (a private
+// window), or has no room, the entries live as long as the page.
 
 const MAX_ENTRIES = 60;
 const MAX_BYTES = 300e6;
 
 let database = null;
 let entries = [];
+/** Whether there was no room for the last entry. */
+let full = false;
 
 const done = (request) =>
   new Promise((resolve, reject) => {
@@ -16,15 +18,13 @@ const done = (request) =>
     request.onerror = () => reject(request.error);
   });
 
-const table = () => database.transaction("entries", "readwrite").objectStore("entries");
-
 /** Opens the database; gives its entries, the newest first. */
 export async function open() {
   try {
     const request = indexedDB.open("imagegen", 1);
     request.onupgradeneeded = () => request.result.createObjectStore("entries", { keyPath: "key" });
     database = await done(request);
-    entries = (await done(table().getAll())).reverse();
+    entries = (await done(database.transaction("entries").objectStore("entries").getAll())).reverse();
   } catch {
     database = null;
   }
@@ -32,7 +32,7 @@ export async function open() {
 }
 
 /** Whether entries outlive the page. */
-export const isKept = () => database !== null;
+export const isKept = () => database !== null && !full;
 
 export const all = () => entries;
 
@@ -45,11 +45,9 @@ export const bytesOf = (entry) =>
 
 /** Adds an entry or replaces it, and forgets the oldest ones beyond the bounds. */
 export async function put(entry) {
-  if (!entry.key) {
-    entry.key = Date.now() + Math.random(); // in the order of their making, and no other tab's
-    entries.unshift(entry);
-  }
-  await write((store) => store.put(entry));
+  entry.key ??= entry.made + Math.random(); // in the order of their making, and no other tab's
+  if (!entries.includes(entry)) entries = [entry, ...entries].sort((one, other) => other.key - one.key);
+  full = !(await write((store) => store.put(entry)));
   let bytes = 0;
   const over = entries.filter((one, i) => (bytes += bytesOf(one)) > MAX_BYTES || i >= MAX_ENTRIES);
   for (const old of over.filter((one) => one !== entry)) await remove(old);
@@ -60,18 +58,19 @@ export async function remove(entry) {
   await write((store) => store.delete(entry.key));
 }
 
-export async function clear() {
-  entries = [];
-  await write((store) => store.clear());
-}
-
 /** A full disk must not cost the image that is on the screen: what cannot be written lives as long as the page. */
 async function write(change) {
-  if (!database) return;
+  if (!database) return false;
   try {
-    await done(change(table()));
+    const transaction = database.transaction("entries", "readwrite");
+    const written = new Promise((resolve) => {
+      transaction.oncomplete = () => resolve(true);
+      transaction.onabort = () => resolve(false);
+    });
+    change(transaction.objectStore("entries"));
+    return await written;
   } catch {
-    database = null;
+    return false;
   }
 }
 

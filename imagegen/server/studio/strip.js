@@ -17,6 +17,7 @@ export function renderStrip(current, open, compare) {
   $("strip").replaceChildren(...finished.map((entry) => thumb(entry, current, open, compare)));
   $("clear").hidden = $("save-all").hidden = finished.length === 0;
   $("compare").hidden = finished.length < 2;
+  $("history-note").textContent = comparing ? t("choose_two") : isKept() ? "" : t("not_kept");
 }
 
 function thumb(entry, current, open, compare) {
@@ -44,7 +45,6 @@ function pick(entry, compare) {
 export function setComparing(on) {
   comparing = on ? [] : null;
   $("compare").setAttribute("aria-pressed", String(on));
-  $("history-note").textContent = on ? t("choose_two") : isKept() ? "" : t("not_kept");
   service.dispatchEvent(new Event("strip"));
 }
 
