@@ -113,8 +113,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _lora(text: str) -> dict[str, Any]:
     """An adapter of the command line: a name, or a URL, and behind a colon how strong it is."""
-    name, scale = re.fullmatch(r"(.*?)(?::(-?\d*\.?\d+))?", text, re.DOTALL).groups()
-    return {"url" if "://" in name else "name": name, **({} if scale is None else {"scale": float(scale)})}
+    scale = re.search(r":(-?\d*\.?\d+)$", text)
+    name = text[: scale.start()] if scale else text
+    return {"url" if "://" in name else "name": name, **({"scale": float(scale[1])} if scale else {})}
 
 
 def run_job(args: argparse.Namespace, fields: dict[str, Any]) -> int:

@@ -92,7 +92,9 @@ def _files(part: str, settings: Settings, spec: ModelSpec, fetch: bool) -> list[
                 log.warning("the LoRA %s is passed over: a name has letters, digits, '.', '_' and '-'", file.name)
         return [(n, f) for f in files if _NAME.fullmatch(n := f.name.removesuffix(_ENDING))]
     if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"IMAGEGEN_LORAS: {_shown(name)!r} is no name; it has letters, digits, '.', '_' and '-'")
+        raise ConfigurationError(
+            f"IMAGEGEN_LORAS: {_shown(name)!r} is no name; it has letters, digits, '.', '_' and '-'"
+        )
     if (hub := _HUB.fullmatch(source)) is not None:
         path = _from_hub(name, hub["repository"], hub["commit"], hub["file"], settings, spec, fetch)
     elif source.startswith(("s3://", "https://")):

@@ -154,7 +154,7 @@ def test_runpod_s_handler(server, monkeypatch, wanted):
 
 def command(*arguments):
     get_settings.cache_clear()
-    return main(["generate", JOB["prompt"], "--seed", "42", "--width", "64", "--height", "64", *arguments])
+    return main(["generate", str(JOB["prompt"]), "--seed", "42", "--width", "64", "--height", "64", *arguments])
 
 
 def test_the_command_line_at_a_server(server, tmp_path, monkeypatch, capsys, wanted):
