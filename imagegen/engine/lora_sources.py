@@ -8,7 +8,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from imagegen.errors import BadLora, BadReference, ConfigurationError, ImageGenError
 from imagegen.inputs import addresses
@@ -186,7 +186,8 @@ def _presigned(address: str, settings: Settings) -> tuple[str, Settings]:
     parts, store = urlsplit(address), ObjectStore.from_settings(settings)
     if store is None:
         raise ConfigurationError("IMAGEGEN_LORAS: s3:// needs an object store (BUCKET_ENDPOINT_URL)")
-    url = presign(replace(store, bucket=parts.netloc), parts.path.removeprefix("/"))
+    key = quote(address.removeprefix(f"s3://{parts.netloc}/"), safe="/-_.~")  # as it is, a "?" included
+    url = presign(replace(store, bucket=parts.netloc), key)
     place = urlsplit(url)
     trusted = f"{place.hostname}:{place.port or (443 if place.scheme == 'https' else 80)}"
     return url, settings.model_copy(update={"private_hosts": f"{settings.private_hosts},{trusted}"})

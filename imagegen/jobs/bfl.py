@@ -86,6 +86,7 @@ def result_of(row: Row, sample: str | None, step: tuple[int, int] | None) -> dic
             "seed": made["seeds"][0],
             "start_time": row.started,
             "end_time": row.finished,
+            **({"loras": made["loras"]} if made.get("loras") else {}),
             "duration": round(max(0.0, row.finished - row.started), 4),  # a clock may be set back
         }
     elif row.error:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from imagegen.contract.events import Step
 from imagegen.contract.fields import OutputFormat
+from imagegen.contract.loras import UsedLora
 from imagegen.contract.responses import ErrorObject, GenerateResponse, Timings
 from imagegen.errors import ImageGenError, Internal
 from imagegen.jobs.rows import Row
@@ -39,6 +40,7 @@ class JobResult(BaseModel):
     output_format: OutputFormat
     model: str
     timings: Timings
+    loras: list[UsedLora] = Field(default_factory=list, description="The LoRA adapters that were used.")
     warnings: list[str]
 
 

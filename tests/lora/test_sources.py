@@ -21,6 +21,7 @@ from imagegen.errors import BadLora, ConfigurationError, PayloadTooLarge
 from imagegen.lora import header
 from tests.support import settings
 from tests.support.hub import COMMIT, Hub, client_of, serve
+from tests.support.images import from_base64
 from tests.support.loopback import listening
 from tests.support.loras import MICRO, SHIPPED
 
@@ -48,10 +49,11 @@ def fault(loras, home, **changes):
 
 
 def image_of(home, lora, **changes):
-    """What a worker with this setting makes with an adapter, by its name or its URL."""
+    """The pixels that a worker with these settings makes with an adapter, by its name or its URL."""
     service = Service(settings(hf_home=home, **changes))
     try:
-        return asyncio.run(service.run(parse_job({**SMALL, "loras": [lora]}))).images
+        answer = asyncio.run(service.run(parse_job({**SMALL, "loras": [lora]})))
+        return from_base64(answer.images[0]).tobytes()
     finally:
         service.close()
 
@@ -137,11 +139,12 @@ def bucket():
 def test_an_adapter_of_the_store_is_fetched_once_and_used(bucket, tmp_path, wanted):
     url, client = bucket
     store = {"bucket_endpoint_url": url, "bucket_access_key_id": "id", "bucket_secret_access_key": SECRET}
-    client.put_object(Bucket="loras", Key="a b/ring.safetensors", Body=RING)
-    loras = "style=s3://loras/a b/ring.safetensors"
+    store["bucket_name"] = "pictures"  # the worker's own; adapters may be in another
+    client.put_object(Bucket="loras", Key="a b/ring+1?.safetensors", Body=RING)
+    loras = "style=s3://loras/a b/ring+1?.safetensors"
     assert found(loras, tmp_path, fetch=False, **store) == {}
     assert image_of(tmp_path, {"name": "style"}, loras=loras, **store) == wanted
-    client.delete_object(Bucket="loras", Key="a b/ring.safetensors")
+    client.delete_object(Bucket="loras", Key="a b/ring+1?.safetensors")
     assert found(loras, tmp_path, **store)["style"].file.read_bytes() == RING
     assert "its host answered 404, and not 200" in fault(loras, tmp_path / "other", **store)
     client.put_object(Bucket="loras", Key="large", Body=bytes(5_000_000))
