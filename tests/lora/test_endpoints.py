@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 
 import httpx
 import openai
@@ -15,6 +18,7 @@ from imagegen.settings import get_settings
 from tests.jobs.test_bfl import poll
 from tests.jobs.test_jobs import ended
 from tests.server.conftest import serving
+from tests.support import ROOT
 from tests.support.images import from_base64, scene, to_base64, to_bytes
 from tests.support.loras import SHIPPED
 
@@ -171,12 +175,28 @@ def test_the_command_line_at_a_server(server, tmp_path, monkeypatch, capsys, wan
     assert "loras[0].scale: 5.0 is out of bounds (-4 to 4)" in capsys.readouterr().err
 
 
-def test_the_command_line_with_a_model_of_its_own(tmp_path, monkeypatch, wanted):
-    monkeypatch.chdir(tmp_path)
-    for name, value in {"MODEL": "micro", "DEVICE": "cpu", "LORAS": str(SHIPPED), "LORA_RANK": "16"}.items():
-        monkeypatch.setenv(f"IMAGEGEN_{name}", value)
-    assert command("--lora", "frame:.75", "--lora", "ring:1", "-o", "a.png") == 0
-    with Image.open("a.png") as image:
+def test_the_command_line_with_a_model_of_its_own(tmp_path, wanted):
+    chosen = {"MODEL": "micro", "DEVICE": "cpu", "LORAS": str(SHIPPED), "LORA_RANK": "16", "OUTPUT_DIR": str(tmp_path)}
+    job = [
+        str(JOB["prompt"]),
+        "--seed",
+        "42",
+        "--width",
+        "64",
+        "--height",
+        "64",
+        "--lora",
+        "frame:.75",
+        "--lora",
+        "ring:1",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "imagegen", "generate", *job, "-o", tmp_path / "a.png"],
+        env={**os.environ, **{f"IMAGEGEN_{name}": value for name, value in chosen.items()}},
+        cwd=ROOT,
+        check=True,
+    )
+    with Image.open(tmp_path / "a.png") as image:
         assert pixels(image) == wanted["generate"]
 
 
