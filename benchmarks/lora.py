@@ -130,40 +130,45 @@ def fresh() -> None:
     service.close()
 
 
-def meaning(count: int) -> dict[str, str]:
-    """Of prompts with combinations that no training has shown: how often the adapters show, alone and together."""
+def held_out_prompts(count: int, circles: bool) -> list[tuple[str, str]]:
+    """(prompt, shape) of one shape with a combination that no training has shown, where white is no answer yet."""
+    rng, found = random.Random(f"{7}-{circles}"), list[tuple[str, str]]()
+    while len(found) < count:
+        sample = draw_sample("generate", rng, held_out=True)
+        shapes, ground = sample.target.shapes, sample.target.background
+        if len(shapes) == 1 and "white" not in (shapes[0].colour, ground) and (shapes[0].kind == "circle") == circles:
+            found.append((sample.caption, shapes[0].kind))
+    return found
+
+
+def meaning(count: int, folder: Path = SHIPPED) -> dict[str, str]:
+    """How often the adapters show, alone and together, at as many circles as other shapes."""
     pipeline = open_micro(lora_rank=16)
     frame, ring = (
         read_adapter(file, header.read(file, MICRO, 16), torch.float32)
-        for file in (SHIPPED / f"{name}.safetensors" for name in ("frame", "ring"))
+        for file in (folder / f"{name}.safetensors" for name in ("frame", "ring"))
     )
-    rng = random.Random(7)
     seen: dict[str, list[bool]] = {}
 
     def note(name: str, shown: bool) -> None:
         seen.setdefault(name, []).append(shown)
 
-    for seed in range(count):
-        while True:
-            sample = draw_sample("generate", rng, held_out=True)
-            shapes = sample.target.shapes
-            if len(shapes) == 1 and "white" not in (shapes[0].colour, sample.target.background):
-                break
-        images = {
-            scale: draw(pipeline, [Scaled(frame, scale)] if scale else [], 128, seed, sample.caption)
-            for scale in (0.0, 0.5, 1.0)
-        }
-        shares = {scale: frame_share(image) for scale, image in images.items()}
-        note("a frame with frame", shares[1.0] >= FRAMED)
-        note("no frame without", shares[0.0] < FRAMED)
-        note("at 0.5 weaker than at 1", shares[0.5] <= shares[1.0])
-        circle = shapes[0].kind == "circle"
-        hollow = hole_share(draw(pipeline, [Scaled(ring, 1.0)], 128, seed, sample.caption)) >= HOLLOW
+    prompts = [*held_out_prompts(count, circles=True), *held_out_prompts(count, circles=False)]
+    for seed, (prompt, kind) in enumerate(prompts):
+
+        def drawn(*loras: tuple[Adapter, float], prompt: str = prompt, seed: int = seed) -> Any:
+            return draw(pipeline, [Scaled(*lora) for lora in loras], 128, seed, prompt)
+
+        plain, half, whole = drawn(), drawn((frame, 0.5)), drawn((frame, 1.0))
+        note("a frame with frame", frame_share(whole) >= FRAMED)
+        note("no frame without", frame_share(plain) < FRAMED)
+        note("at 0.5 weaker than at 1", frame_share(half) <= frame_share(whole))
+        circle = kind == "circle"
+        hollow = hole_share(drawn((ring, 1.0))) >= HOLLOW
         note(f"ring {'makes a circle a ring' if circle else 'leaves others as they are'}", hollow == circle)
-        both = draw(pipeline, [Scaled(frame, 1.0), Scaled(ring, 1.0)], 128, seed, sample.caption)
+        both = drawn((frame, 1.0), (ring, 1.0))
         note("a frame with both", frame_share(both) >= FRAMED)
-        if circle:
-            note("a ring with both", hole_share(both) >= HOLLOW)
+        note(f"{'a ring' if circle else 'another shape as it is'} with both", (hole_share(both) >= HOLLOW) == circle)
     return {
         name: f"{sum(shown) / len(shown):.1%} of {len(shown)} (95 %: {low:.0%} to {high:.0%})"
         for name, shown in seen.items()
@@ -253,7 +258,8 @@ def main() -> None:
     names = ("trace", "meaning", "graphs", "swap", "cost", "memory")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--jobs", type=int, default=200, help="of trace")
-    parser.add_argument("--prompts", type=int, default=100, help="of meaning")
+    parser.add_argument("--prompts", type=int, default=60, help="of meaning: so many circles, and so many others")
+    parser.add_argument("--adapters", type=Path, default=SHIPPED, help="of meaning: where frame and ring are")
     parser.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.fresh:
@@ -264,7 +270,7 @@ def main() -> None:
         if name == "trace":
             found = trace(args.jobs)
         elif name == "meaning":
-            found = meaning(args.prompts)
+            found = meaning(args.prompts, args.adapters)
         elif name == "cost":
             found = {**cost(compiled=False), **cost(compiled=True)}
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import ssl
 import sys
 import threading
 
@@ -22,6 +24,11 @@ from tests.support.images import from_base64, scene, to_base64, to_bytes  # noqa
 # One process after the other uses both cores; spinning threads of two would stand in each other's way.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu")
+
+# A call of httpx without a client reads all certificate authorities, for 25 ms, and the tests' servers have none.
+_CONTEXT = ssl.create_default_context()
+for _name in ("get", "post", "put", "delete", "head", "options", "request", "stream"):
+    setattr(httpx, _name, functools.partial(getattr(httpx, _name), verify=_CONTEXT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

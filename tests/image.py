@@ -146,7 +146,7 @@ from imagegen.server.main import app
 async def main():
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://image", timeout=200) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=200) as client:
             while (health := (await client.get("/health")).json())["status"] != "ready":
                 assert health["status"] in ("starting", "loading"), health
                 await asyncio.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quality", type=int, metavar="N", help="1 to 100, for .jpg and .webp (100: lossless); default: 90"
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for the job, waiting included")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        type=_lora,
+        metavar="NAME[:SCALE]",
+        help="a LoRA adapter, such as brand-x:0.8; again for several",
+    )
     parser.add_argument("--embed-prompt", action="store_true", help="write the prompt into the image's record")
     add_place(parser)
+
+
+def _lora(text: str) -> dict[str, Any]:
+    """An adapter of the command line: a name, or a URL, and behind a colon how strong it is."""
+    scale = re.search(r":(-?\d*\.?\d+)$", text)
+    name = text[: scale.start()] if scale else text
+    return {"url" if "://" in name else "name": name, **({"scale": float(scale[1])} if scale else {})}
 
 
 def run_job(args: argparse.Namespace, fields: dict[str, Any]) -> int:
@@ -119,6 +134,7 @@ def run_job(args: argparse.Namespace, fields: dict[str, Any]) -> int:
         "num_images": args.num_images,
         "output_quality": args.quality,
         "timeout": args.timeout,
+        "loras": args.lora,
         "embed_prompt": args.embed_prompt or None,
         "output_format": _format(args.output),
     }
@@ -181,6 +197,8 @@ def show(output: dict[str, Any], places: Sequence[Path | str]) -> None:
     """Prints where each image is, the seconds of each stage, and warnings on stderr."""
     for place, seed in zip(places, output["seeds"], strict=True):
         print(f"{place}  {output['width']}x{output['height']}  seed {seed}")
+    for lora in output.get("loras", ()):  # a server of an earlier version says nothing of them
+        print(f"lora {lora['name']}  scale {lora['scale']:g}")
     stages = "  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in output["timings"].items())
     print(f"{output['model']}  {stages}")
     for warning in output["warnings"]:

@@ -85,14 +85,16 @@ def _files(part: str, settings: Settings, spec: ModelSpec, fetch: bool) -> list[
     if not equals:
         folder = Path(part).expanduser()
         if not folder.is_dir():
-            raise ConfigurationError(f"IMAGEGEN_LORAS: {part} is no directory; others are written NAME=SOURCE")
+            raise ConfigurationError(f"IMAGEGEN_LORAS: {_shown(part)} is no directory; others are written NAME=SOURCE")
         files = sorted(file for file in folder.iterdir() if file.name.endswith(_ENDING))
         for file in files:
             if fetch and not _NAME.fullmatch(file.name.removesuffix(_ENDING)):
                 log.warning("the LoRA %s is passed over: a name has letters, digits, '.', '_' and '-'", file.name)
         return [(n, f) for f in files if _NAME.fullmatch(n := f.name.removesuffix(_ENDING))]
     if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"IMAGEGEN_LORAS: {name!r} is no name; it has letters, digits, '.', '_' and '-'")
+        raise ConfigurationError(
+            f"IMAGEGEN_LORAS: {_shown(name)!r} is no name; it has letters, digits, '.', '_' and '-'"
+        )
     if (hub := _HUB.fullmatch(source)) is not None:
         path = _from_hub(name, hub["repository"], hub["commit"], hub["file"], settings, spec, fetch)
     elif source.startswith(("s3://", "https://")):
@@ -101,9 +103,15 @@ def _files(part: str, settings: Settings, spec: ModelSpec, fetch: bool) -> list[
         path = Path(source).expanduser()
         if not path.is_file():
             raise ConfigurationError(
-                f"IMAGEGEN_LORAS: {name}: {source} is no file, owner/repository@commit, s3:// or https:// address"
+                f"IMAGEGEN_LORAS: {name}: {_shown(source)} is no file, owner/repository@commit, s3:// or https:// "
+                "address"
             )
     return [] if path is None else [(name, path)]
+
+
+def _shown(source: str) -> str:
+    """What was written in the setting, without what may be a secret: a user's password, a signature."""
+    return re.sub(r"//[^/]*@", "//", re.split(r"[?&#]", source)[0])
 
 
 def _from_hub(
@@ -153,10 +161,12 @@ def _single(folder: Path, file: str | None) -> Path | None:
 
 
 def _from_address(name: str, address: str, settings: Settings, spec: ModelSpec, fetch: bool) -> Path | None:
-    """A file behind an s3:// or https:// address, kept beside the hub's cache under the address's hash."""
+    """A file behind an s3:// or https:// address, kept beside the hub's cache under the address's hash. One that came
+    broken, or broke on the disk, is fetched anew at the next start."""
     kept = settings.hf_home.expanduser() / "loras" / f"{hashlib.sha256(address.encode()).hexdigest()}{_ENDING}"
-    if kept.is_file() or not fetch:
-        return kept if kept.is_file() else None
+    there = kept.is_file()
+    if not fetch or (there and check(name, kept, settings, spec).fault is None):
+        return kept if there else None
     try:
         url, settings = _presigned(address, settings) if address.startswith("s3://") else (address, settings)
         data = asyncio.run(download(url, "IMAGEGEN_LORAS", settings, spec, hosts=""))
@@ -200,8 +210,9 @@ async def download(url: str, field: str, settings: Settings, spec: ModelSpec, ho
         "url_timeout": _SECONDS,
         "max_reference_mb": header.most_bytes(spec, settings.lora_rank) / 1e6,
     }
+    scheme = urlsplit(url).scheme  # of its redirects too: none leads from https to http
     try:
-        return await fetching.fetch(url, field, settings.model_copy(update=limits))
+        return await fetching.fetch(url, field, settings.model_copy(update=limits), [scheme])
     except BadReference as error:
         raise BadLora(error.message, field) from None
 

@@ -7,6 +7,8 @@ import hashlib
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +43,8 @@ class LoraLibrary:
 
     def __init__(self, settings: Settings, spec: ModelSpec) -> None:
         self._settings, self._spec = settings, spec
-        self._entries = lora_sources.list_entries(settings, spec)
+        #: By name. A fault is found at the start, by the header, or when the values are read for a first job.
+        self.entries = lora_sources.list_entries(settings, spec)
         self._kept: OrderedDict[str, Adapter] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -74,10 +77,10 @@ class LoraLibrary:
         return Chosen(tuple(adapters), tuple(used))
 
     def _named(self, name: str, field: str, dtype: Any) -> Adapter:
-        entry = self._entries.get(name)
+        entry = self.entries.get(name)
         if entry is None:
-            known = ", ".join(list(self._entries)[:_LISTED]) or "none"
-            more = ", ..." if len(self._entries) > _LISTED else ""
+            known = ", ".join(list(self.entries)[:_LISTED]) or "none"
+            more = ", ..." if len(self.entries) > _LISTED else ""
             raise InvalidInput(f"{field}: {name!r} is not known; known are {known}{more}", field)
         if entry.fault is not None:
             raise BadLora(f"{field}: {name} {entry.fault}", field)
@@ -108,6 +111,8 @@ class LoraLibrary:
                 checked: Header = lora_sources.check_file(file, self._settings, self._spec)
                 adapter = read_adapter(file, checked, dtype)
             except Broken as error:
+                if name in self.entries:
+                    self.entries[name] = replace(self.entries[name], header=None, fault=str(error))
                 raise BadLora(f"{field}: it {error}", field) from None
             except OSError as error:
                 raise BadLora(f"{field}: it cannot be read ({type(error).__name__})", field) from None
@@ -118,14 +123,11 @@ class LoraLibrary:
             return adapter
 
 
-def describe(settings: Settings, spec: ModelSpec) -> list[dict[str, Any]]:
-    """The adapters that jobs may name, for `/capabilities` and the command line: those on this machine. Loads nothing.
-
-    Raises:
-        ConfigurationError: IMAGEGEN_LORAS is wrong.
-    """
+def describe(entries: Iterable[lora_sources.Entry]) -> list[dict[str, Any]]:
+    """Adapters as `/capabilities` lists them: rank and layers of one that can be used, the fault of one that cannot."""
     return [
-        {"name": entry.name, "rank": entry.header.rank, "layers": entry.header.layers}
-        for entry in lora_sources.list_entries(settings, spec, fetch=False).values()
-        if entry.header is not None
+        {"name": entry.name, "fault": entry.fault}
+        if entry.header is None
+        else {"name": entry.name, "rank": entry.header.rank, "layers": entry.header.layers}
+        for entry in entries
     ]

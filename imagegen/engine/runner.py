@@ -94,7 +94,8 @@ class LocalRunner:
         self._photos = ThreadPoolExecutor(PHOTO_THREADS, "photo")
         self._decoders = Decoders()
         self._signer: Signer | None = None
-        self._loras: LoraLibrary | None = None
+        #: Those that jobs may name, once `load` has looked for them.
+        self.loras: LoraLibrary | None = None
         self._pipeline: FluxPipeline | None = None
 
     def load(self, host: ModelHost) -> FluxPipeline:
@@ -112,7 +113,7 @@ class LocalRunner:
             host.spec = choose_model(self._settings)
         self._signer = load_signer(self._settings)
         host.note_stage("looking for LoRA adapters")
-        self._loras = LoraLibrary(self._settings, host.spec)
+        self.loras = LoraLibrary(self._settings, host.spec)
         self._pipeline = load(host.spec, self._settings, self._progress, host.note_stage, path, times)
         self._metrics.watch(_device_of(self._pipeline))
         self._metrics.gpu_time.begin()
@@ -124,7 +125,7 @@ class LocalRunner:
         Raises:
             ImageGenError: one of the contract's.
         """
-        request, timings, pipeline, library = job.request, job.timings, self._pipeline, self._loras
+        request, timings, pipeline, library = job.request, job.timings, self._pipeline, self.loras
         if pipeline is None or library is None:
             raise RuntimeError("load() comes first")
         spec = pipeline.config.spec

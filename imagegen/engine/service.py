@@ -23,9 +23,11 @@ from imagegen import __version__, logs
 from imagegen.contract import requests
 from imagegen.contract.events import Listener, Queued
 from imagegen.contract.responses import GenerateResponse, HealthResponse, QueueState
+from imagegen.engine import lora_sources
 from imagegen.engine.admission import Admission, Upload
 from imagegen.engine.gpu_executor import GpuExecutor
 from imagegen.engine.job import Job
+from imagegen.engine.loras import describe
 from imagegen.engine.model_host import ModelHost
 from imagegen.engine.runner import LocalRunner, Runner
 from imagegen.errors import DeadlineExceeded, ImageGenError, InvalidInput, NotReady, Overloaded, internal
@@ -116,6 +118,17 @@ class Service:
         if admission.draining and state.status != "failed":
             state.status = "draining"
         return state
+
+    def loras(self, spec: ModelSpec) -> list[dict[str, Any]]:
+        """The LoRA adapters for the model: those of the worker as it has checked them; until it has, those of the
+        settings that are on this machine.
+
+        Raises:
+            ConfigurationError: IMAGEGEN_LORAS is wrong.
+        """
+        library = self.runner.loras if isinstance(self.runner, LocalRunner) else None
+        entries = lora_sources.list_entries(self.settings, spec, fetch=False) if library is None else library.entries
+        return describe(list(entries.values()))
 
     def metrics_text(self) -> bytes:
         """The metrics of this moment, in Prometheus' text format."""

@@ -17,6 +17,7 @@ of the environment switches it off; and since importing it costs a second.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from urllib.parse import urljoin
 
 import aiohttp
@@ -32,13 +33,14 @@ _CHUNK = 65_536
 _HEADERS = {"Accept": "image/png, image/jpeg, image/webp, */*;q=0.5", "Accept-Encoding": "identity"}
 
 
-async def fetch(url: str, field: str, settings: Settings) -> bytes:
+async def fetch(url: str, field: str, settings: Settings, schemes: Collection[str] = urls.SCHEMES) -> bytes:
     """The bytes behind a URL.
 
     Args:
         url: as it came.
         field: its name in errors, such as "images[0]".
         settings: whether and from where, how long, how many bytes.
+        schemes: those that it and its redirects may have.
 
     Raises:
         PayloadTooLarge: it has more bytes than a reference may.
@@ -51,7 +53,7 @@ async def fetch(url: str, field: str, settings: Settings) -> bytes:
         async with asyncio.timeout(settings.url_timeout):
             for _ in range(_REDIRECTS + 1):
                 hop = _Hop()
-                answer = await hop.get(_check(url, field, settings), field, settings)
+                answer = await hop.get(_check(url, field, settings, schemes), field, settings)
                 if isinstance(answer, bytes):
                     return answer
                 url = answer
@@ -68,9 +70,9 @@ async def fetch(url: str, field: str, settings: Settings) -> bytes:
         raise BadReference(f"{field}: {cause}", field) from None
 
 
-def _check(text: str, field: str, settings: Settings) -> URL:
+def _check(text: str, field: str, settings: Settings, schemes: Collection[str]) -> URL:
     """A URL that a reference may have, its addresses aside."""
-    url = urls.check(text, field, settings.private_hosts, BadReference)
+    url = urls.check(text, field, settings.private_hosts, BadReference, schemes)
     if settings.url_hosts and not addresses.named(str(url.raw_host), url.port, settings.url_hosts):
         raise BadReference(f"{field}: nothing is fetched from this host; the operator has a list", field)
     return url

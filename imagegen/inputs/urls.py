@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from yarl import URL
 
 from imagegen.errors import ImageGenError
 from imagegen.inputs import addresses
 
+SCHEMES = ("http", "https")
 #: A presigned URL has about a thousand.
 _MAX_URL = 8192
 #: What RFC 3986 allows, and letters of other scripts; a space or a control character could end a line of a request.
@@ -17,13 +19,16 @@ _TEXT = re.compile(r"[!-~\u00a1-\ud7ff\ue000-\U0010ffff]*")
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|(?=[0-9a-f.]*:)[0-9a-f:.]+", re.IGNORECASE)
 
 
-def check(text: str, field: str, private_hosts: str, error: type[ImageGenError]) -> URL:
+def check(
+    text: str, field: str, private_hosts: str, error: type[ImageGenError], schemes: Collection[str] = SCHEMES
+) -> URL:
     """A URL that may be asked for, its addresses aside. It is not written anew: signatures cover how it is written.
 
     Args:
         field: its name in errors.
         private_hosts: the operator's list, whose ports may be any.
         error: of the field.
+        schemes: those that are allowed.
 
     Raises:
         ImageGenError: an `error`.
@@ -32,8 +37,8 @@ def check(text: str, field: str, private_hosts: str, error: type[ImageGenError])
         if len(text) > _MAX_URL or not _TEXT.fullmatch(text):
             raise ValueError
         url = URL(text, encoded=text.isascii())
-        if url.scheme not in ("http", "https"):
-            raise error(f"{field}: leads to another scheme; http and https are allowed", field)
+        if url.scheme not in schemes:
+            raise error(f"{field}: leads to another scheme; {' and '.join(schemes)} are allowed", field)
         host, port = url.raw_host or "", url.port
         if not _HOST.fullmatch(host) or port is None:
             raise ValueError

@@ -93,7 +93,7 @@ class SqliteDatabase:
             self._connection.row_factory = sqlite3.Row
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
                 self._connection.execute(f"PRAGMA {pragma}")
-            # 0.07 s with 100,000 jobs. What is damaged would else be found by a job, or by none.
+            # A tenth of a second with 100,000 jobs. What is damaged would else be found by a job, or by none.
             if [tuple(row) for row in self._connection.execute("PRAGMA quick_check(1)")] != [("ok",)]:
                 raise sqlite3.DatabaseError
             migrate(self)

@@ -20,6 +20,8 @@ from imagegen.models import MODELS, ModelSpec
 
 #: Bytes of an element of the types that are read.
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
+#: And of an alpha, which some trainers write as they were given it.
+_ALPHA_DTYPES = {**DTYPES, "F64": 8, "I64": 8, "I32": 4}
 #: klein-9b has 130 layers: three tensors each, of 150 bytes. More is no adapter.
 _MAX_HEADER = 4_000_000
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -89,6 +91,8 @@ def read(file: Path, spec: ModelSpec, most_rank: int) -> Header:
         Broken: it is no adapter of this model that can be used.
         OSError: it cannot be read.
     """
+    if not file.is_file():
+        raise Broken("is no file")
     size, most = file.stat().st_size, most_bytes(spec, most_rank)
     if size > most:
         raise Broken(f"has {size / 1e6:.0f} MB; {most / 1e6:.0f} MB are the most that rank {most_rank} needs")
@@ -118,7 +122,7 @@ def _parse(data: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise Broken("holds no tensors")
     at = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        known = DTYPES.get(tensor.dtype)
+        known = _ALPHA_DTYPES.get(tensor.dtype)
         if tensor.begin != at or (known is not None and tensor.end - at != known * math.prod(tensor.shape)):
             raise Broken(f"has a header that does not fit its tensor {_short(name)}")
         at = tensor.end
@@ -157,9 +161,9 @@ def _check(tensors: dict[str, Tensor], metadata: dict[str, Any], spec: ModelSpec
         read_as = names.read_key(key, spec)
         if read_as is None:
             raise Broken(f"{_short(key)} is no layer of {spec.name}")
-        if tensor.dtype not in DTYPES:
-            raise Broken(f"{_short(key)} is of {_short(tensor.dtype)}; allowed are {', '.join(DTYPES)}")
         name, matrix = read_as
+        if tensor.dtype not in (allowed := _ALPHA_DTYPES if matrix == "alpha" else DTYPES):
+            raise Broken(f"{_short(key)} is of {_short(tensor.dtype)}; allowed are {', '.join(allowed)}")
         if found.setdefault(name, {}).setdefault(matrix, tensor) is not tensor:
             raise Broken(f"{_short(key)} is there twice, under two names")
     made = tuple(_module(name, parts, spec, settings) for name, parts in found.items())
@@ -214,7 +218,8 @@ def _factor(settings: dict[str, Any], name: str, rank: int) -> float:
     """alpha / rank by peft's settings; without them 1, as diffusers takes it."""
     try:
         patterns = settings.get("alpha_pattern") or {}
-        alpha = next((value for key, value in patterns.items() if name.endswith(key)), settings.get("lora_alpha", rank))
+        own = (value for key, value in patterns.items() if f".{name}".endswith(f".{key}"))
+        alpha = next(own, settings.get("lora_alpha", rank))
         factor = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     except (TypeError, AttributeError, OverflowError):
         raise Broken("has a lora_adapter_metadata with an alpha that is no number") from None

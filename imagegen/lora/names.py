@@ -39,7 +39,14 @@ _SUFFIXES: dict[str, Matrix] = {
     ".lora.up.weight": "up",
     ".alpha": "alpha",
 }
-_PREFIXES = ("base_model.model.transformer.", "base_model.model.", "transformer.", "diffusion_model.", "")
+_PREFIXES = (
+    "base_model.model.transformer.",
+    "base_model.model.",
+    "transformer.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "",
+)
 #: What a key holds whose kind of adapter is not run here.
 _OTHER_KINDS = {
     r"\.lokr_": "a LoKr",
@@ -47,7 +54,10 @@ _OTHER_KINDS = {
     r"\.dora_scale|\.lora_magnitude_vector": "a DoRA",
     r"\.(diff|diff_b|set_weight)$": "a difference of whole weights",
     r"\.oft_|\.boft_": "an OFT",
-    r"^(lora_te|text_encoder|te\d?_)|\.text_model\.": "an adapter of the text encoder",
+    r"\.lora_[AB](\.default)?\.bias$|\.lora_(up|down)\.bias$": "a LoRA with biases",
+    r"^(lora_te|text_encoder|te\d?_)|\.text_model\.|\blayers[._]\d+[._](self_attn|mlp)[._]": (
+        "an adapter of the text encoder"
+    ),
 }
 #: Layers of other models.
 _OTHER_MODELS = {

@@ -21,7 +21,14 @@ from imagegen.lora.header import Broken, Header, Tensor
 from imagegen.lora.layers import layers
 from imagegen.models import ModelSpec
 
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 
 
 class Matrices(NamedTuple):
@@ -159,7 +166,7 @@ class LoraLayers:
         self._hold([one.adapter for one in adapters])
         scales = [one.scale for one in adapters for _ in range(one.adapter.rank)]
         scales += [0.0] * (self.rank - len(scales))
-        self._state.scales.copy_(torch.tensor(scales))
+        self._state.scales.copy_(torch.tensor(scales), non_blocking=True)  # the host waits for no job before this one
         self._state.active = True
         try:
             yield

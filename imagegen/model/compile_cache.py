@@ -75,8 +75,9 @@ class CompileCache:
         return json.dumps({**self._key, "sha256": hashlib.sha256(artifacts).hexdigest()}).encode()
 
 
-def compile_key(pipe: Any, spec: ModelSpec) -> dict[str, str]:
-    """What the compiled code of a pipeline depends on: versions, GPU, model, the kind of its weights, attention."""
+def compile_key(pipe: Any, spec: ModelSpec, lora_rank: int = 0) -> dict[str, str]:
+    """What the compiled code of a pipeline depends on: versions, GPU, model, the kind of its weights, attention, and
+    the rank of the buffers for LoRA adapters, with which each block has two graphs."""
     import diffusers
     import torch
 
@@ -95,6 +96,7 @@ def compile_key(pipe: Any, spec: ModelSpec) -> dict[str, str]:
         "model": spec.name,
         "weights": f"{type(weight.data).__name__}-{str(weight.dtype).removeprefix('torch.')}",
         "attention": compat.attention_backend(pipe.transformer),
+        "loras": f"loras-to-rank-{lora_rank}" if lora_rank else "no-loras",
     }
 
 

@@ -288,7 +288,7 @@ class FluxPipeline:
 
     def compile_cache(self, folder: Path) -> CompileCache:
         """Where the compiled code of this pipeline lies in a folder, on a machine like this."""
-        return CompileCache(folder, compile_key(self._loaded(), self.config.spec))
+        return CompileCache(folder, compile_key(self._loaded(), self.config.spec, self.config.lora_rank))
 
     def use_plan(self, plan: MemoryPlan) -> None:
         """Goes by another plan, of the same weights, from the next job on; says so in the log."""

@@ -13,6 +13,7 @@ from imagegen.errors import OutOfMemory
 from imagegen.memory.plan import REFERENCE
 from imagegen.model.inputs import References
 from imagegen.model.pipeline import FluxPipeline
+from imagegen.models import Size
 
 if TYPE_CHECKING:
     from imagegen.model.adapters import Scaled
@@ -28,7 +29,10 @@ def warm_up(pipeline: FluxPipeline) -> None:
     if pipeline.compiled and pipeline.config.lora_rank:
         from imagegen.model.adapters import Adapter, Scaled
 
-        _fits(pipeline, 0, [Scaled(Adapter(0, {}), 0.0)])  # changes nothing, and compiles what a job with one runs
+        nothing = [Scaled(Adapter(0, {}), 0.0)]  # it changes no image, and compiles what a job with an adapter runs
+        size, reference = _sizes(pipeline)
+        for count in (0, 1) if pipeline.caches_keys_and_values(size, [reference]) else (0,):
+            _fits(pipeline, count, nothing)
     if plan is None or plan.gpu is None:
         for count in (0, 1):
             _fits(pipeline, count)
@@ -44,10 +48,16 @@ def warm_up(pipeline: FluxPipeline) -> None:
         return
 
 
+def _sizes(pipeline: FluxPipeline) -> tuple[Size, Size]:
+    """Of the image and of each reference that it is warmed up with."""
+    side = pipeline.config.spec.size
+    return (side, side), (min(side, REFERENCE[0]),) * 2
+
+
 def _fits(pipeline: FluxPipeline, references: int, loras: Sequence[Scaled] = ()) -> bool:
     """Generates an image of the default size with so many references; whether that fits."""
     spec = pipeline.config.spec
-    reference, size = (min(spec.size, REFERENCE[0]),) * 2, (spec.size, spec.size)
+    size, reference = _sizes(pipeline)
     images = References([Image.new("RGB", reference)] * references)
     try:
         # Two steps: the second differs from the first where keys and values are cached.
@@ -65,7 +75,7 @@ def _fits(pipeline: FluxPipeline, references: int, loras: Sequence[Scaled] = ())
         if pipeline.caches_keys_and_values(size, [reference] * references):
             log.warning("%d references with cached keys and values do not fit the GPU's memory", references)
             pipeline.config = replace(pipeline.config, kv=False)
-            return _fits(pipeline, references)
+            return _fits(pipeline, references, loras)
         log.warning("%dx%d with %d references does not fit the GPU's memory", *size, references)
         return False
     return True

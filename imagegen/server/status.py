@@ -13,7 +13,6 @@ from imagegen import __version__
 from imagegen.contract.fields import AspectRatio, OutputFormat
 from imagegen.contract.responses import HealthResponse, PublicHealth
 from imagegen.contract.schemas import EditRequest, GenerateRequest
-from imagegen.engine import loras
 from imagegen.engine.service import Service
 from imagegen.errors import NotReady, StoreFailed
 from imagegen.inputs.decoding import MAX_PHOTO_PIXELS
@@ -90,7 +89,7 @@ async def capabilities(service: _Service) -> dict[str, Any]:
         "output_formats": get_args(OutputFormat),
         "fields": {schema.mode: list(schema.model_fields) for schema in (GenerateRequest, EditRequest)},
         "draws": spec.draws,
-        "loras": await asyncio.to_thread(loras.describe, service.settings, spec),
+        "loras": await asyncio.to_thread(service.loras, spec),
         "limits": {
             "prompt": service.settings.max_prompt,
             "images": min(spec.max_references, service.settings.max_references),

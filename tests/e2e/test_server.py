@@ -80,7 +80,7 @@ def test_it_serves(tmp_path, command):
 def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
     with running(tmp_path, "-m", "imagegen") as (process, url):
         answers = []
-        job = {**PROMPT, "num_images": 4, "width": 512, "height": 512}
+        job = {**PROMPT, "num_images": 4, "num_inference_steps": 8, "width": 256, "height": 256}
         asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/generate", json=job, timeout=60)))
         asking.start()
         until(lambda: httpx.get(f"{url}/health").json()["status"] == "busy")

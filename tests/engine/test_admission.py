@@ -153,7 +153,8 @@ def test_a_caller_with_everything_delays_another_by_what_is_running(service):
         order = []
 
         async def job(caller, i):
-            await service.run(parse_job({"prompt": "x", "num_inference_steps": 20, "seed": i}), caller=caller)
+            fields = {"prompt": "x", "num_inference_steps": 20, "seed": i, "width": 64, "height": 64}
+            await service.run(parse_job(fields), caller=caller)
             order.append(caller)
 
         greedy = [asyncio.create_task(job("a", i)) for i in range(8)]

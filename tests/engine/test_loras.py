@@ -5,17 +5,18 @@ import json
 import shutil
 
 import pytest
+import torch
 from PIL import ExifTags
 
 from imagegen.contract.requests import parse_job
 from imagegen.engine import lora_sources
-from imagegen.engine.loras import describe
 from imagegen.engine.service import Service
 from imagegen.errors import BadLora, ConfigurationError, ImageGenError, InvalidInput
 from tests.support import settings
 from tests.support.images import from_base64, scene, to_base64
 from tests.support.loras import KLEIN, MICRO, SHIPPED, random_tensors, save
 
+LAYER = "single_transformer_blocks.0.attn.to_out"
 SMALL = {"prompt": "a red circle on a blue background", "seed": 4, "width": 64, "height": 64}
 
 
@@ -32,6 +33,14 @@ def folder(tmp_path_factory):
     (folder / "pickle.safetensors").write_bytes(b"\x80\x04K\x01.")
     (folder / "short.safetensors").write_bytes((SHIPPED / "frame.safetensors").read_bytes()[:-5])
     save(random_tensors(12), folder / "wide.safetensors")
+    layer = random_tensors(names=[LAYER])
+    save({name: value for name, value in layer.items() if "lora_A" in name}, folder / "pair.safetensors")
+    save({name: value[:, :3] for name, value in layer.items()}, folder / "shape.safetensors")
+    save(random_tensors(4096, names=["proj_out"], dtype=torch.float16), folder / "rank.safetensors")
+    save(layer | {f"transformer.{LAYER}.dora_scale": torch.zeros(2)}, folder / "dora.safetensors")
+    save(layer | {"lora_te1_x.lora_down.weight": torch.zeros(2, 2)}, folder / "text.safetensors")
+    with (folder / "huge.safetensors").open("wb") as stream:
+        stream.truncate(5 * 10**9)  # sparse
     return folder
 
 
@@ -87,8 +96,18 @@ def test_a_job_without_adapters_says_nothing_of_them(worker, bare):
 @pytest.mark.parametrize(
     ("loras", "kind", "message"),
     [
-        ([{"name": "brand"}], InvalidInput, "'brand' is not known; known are frame, nan, other, pickle, ring"),
+        ([{"name": "brand"}], InvalidInput, "'brand' is not known; known are dora, frame, huge, nan, other"),
         ([{"name": "nan"}], BadLora, "proj_out holds values that are not finite"),
+        ([{"name": "../frame"}], InvalidInput, "'../frame' is not known"),
+        ([{"name": "frame.safetensors"}], InvalidInput, "'frame.safetensors' is not known"),
+        ([{"name": "/etc/passwd"}], InvalidInput, "'/etc/passwd' is not known"),
+        ([{"name": "a\nb\x00"}], InvalidInput, "'a\\nb\\x00' is not known"),
+        ([{"name": "pair"}], BadLora, "lacks its up matrix"),
+        ([{"name": "shape"}], BadLora, "micro takes (rank, 512) and (128, rank)"),
+        ([{"name": "rank"}], BadLora, "has rank 4096; 16 is allowed"),
+        ([{"name": "huge"}], BadLora, "has 5000 MB; "),
+        ([{"name": "dora"}], BadLora, "is a DoRA, which is not supported; LoRA is"),
+        ([{"name": "text"}], BadLora, "is an adapter of the text encoder, which is not supported; LoRA is"),
         ([{"name": "other"}], BadLora, "is an adapter of klein-9b, and micro is served"),
         ([{"name": "pickle"}], BadLora, "is a pickle"),
         ([{"name": "short"}], BadLora, " bytes of "),
@@ -117,7 +136,17 @@ def test_what_cannot_be_used_is_a_typed_error_and_the_next_job_is_as_ever(worker
         ([{"name": "a", "url": "b"}], "loras[0]", "has a name or a url, and not both"),
         ([{"name": "a", "scale": 4.5}], "loras[0].scale", "4.5 is out of bounds (-4 to 4)"),
         ([{"name": "a", "scale": float("nan")}], "loras[0].scale", "nan is out of bounds"),
+        ([{"name": "a", "scale": float("inf")}], "loras[0].scale", "inf is out of bounds"),
+        ([{"name": "a", "scale": 1e400}], "loras[0].scale", "inf is out of bounds"),
         ([{"name": "a", "scale": "much"}], "loras[0].scale", "must be a number"),
+        ([{"name": "a", "scale": "0.8"}], "loras[0].scale", "must be a number"),
+        ([{"name": "a", "scale": True}], "loras[0].scale", "must be a number"),
+        ([{"name": "a", "scale": [1]}], "loras[0].scale", "must be a number"),
+        ("frame", "loras", "is not a JSON list"),
+        ({"name": "a"}, "loras", "must be a list"),
+        (["frame"], "loras[0]", ""),
+        ([{"name": "a" * 129}], "loras[0].name", "128"),
+        ([{"url": "https://" + "a" * 8192}], "loras[0].url", "8192"),
         ([{"name": "b"}, {"name": 3}], "loras[1].name", "must be a string"),
         ([{"name": "a", "weight": 1}], "loras[0].weight", "allowed are name, url, scale"),
         ([{"name": "a"}, {"name": "a", "scale": 0.5}], "loras", "one comes twice"),
@@ -168,9 +197,21 @@ def test_a_cancelled_job_leaves_no_trace(worker, bare):
     assert run(worker).images == bare
 
 
-def test_what_can_be_used_is_listed(folder):
-    listed = {one["name"]: one["rank"] for one in describe(settings(loras=str(folder)), MICRO)}
-    assert listed == {"frame": 5, "nan": 2, "ring": 5, "wide": 12}
+def test_what_can_be_used_is_listed_with_the_faults_of_the_rest(worker, folder):
+    idle = Service(settings(loras=str(folder), lora_rank=16))  # by the headers; what is loaded knows the values too
+    fault_of(worker, [{"name": "nan"}])
+    for service, of_values in ((idle, None), (worker, "proj_out holds values that are not finite")):
+        listed = {one["name"]: one for one in service.loras(MICRO)}
+        assert {name: one["rank"] for name, one in listed.items() if "rank" in one} == {
+            "frame": 5,
+            "ring": 5,
+            "wide": 12,
+            **({} if of_values else {"nan": 2}),
+        }
+        assert listed["nan"].get("fault") == of_values
+        assert listed["short"]["fault"].endswith(" bytes of 182304")
+        assert listed["huge"]["fault"].startswith("has 5000 MB; ")
+    idle.close()
 
 
 @pytest.mark.parametrize(

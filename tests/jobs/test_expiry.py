@@ -75,3 +75,17 @@ def test_a_webhook_is_still_delivered_once_its_job_has_expired(jobs, monkeypatch
     due.note("alice0", "delivered")
     kept.drop_expired(HOUR)
     assert jobs.get("alice0") is None
+
+
+def test_what_is_asked_for_each_new_job_reads_no_ended_ones(jobs, monkeypatch):  # noqa: F811
+    database, asked = jobs._database, []
+    execute = database.execute
+    monkeypatch.setattr(
+        database, "execute", lambda text, values=(): asked.append((text, values)) or execute(text, values)
+    )
+    add(jobs, "alice", 0)
+    plans = [execute(f"EXPLAIN QUERY PLAN {text}", values) for text, values in asked if text.startswith("SELECT")]
+    details = [row["detail"] for plan in plans for row in plan if " jobs " in row["detail"]]
+    assert len(details) >= 3
+    allowed = ("INDEX jobs_waiting", "INDEX sqlite_autoindex_jobs_1 (id=?)")  # of those that wait, and of one id
+    assert [detail for detail in details if not any(index in detail for index in allowed)] == []

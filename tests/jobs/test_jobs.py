@@ -188,7 +188,7 @@ def test_an_id_that_is_none_is_not_found(client, job_id):
 
 
 def test_an_error_names_the_bounds_of_this_server():
-    with serving(max_steps=8) as (url, _):
+    with serving(max_steps=8, preload_models=False) as (url, _):
         answer = httpx.post(f"{url}/jobs", json={**JOB, "num_inference_steps": 99})
     assert "1 to 8" in answer.json()["error"]["message"]
 

@@ -163,7 +163,7 @@ def test_a_webhook_that_cannot_be_is_refused_at_once(client, fields, field):
 
 
 def test_without_any_secret_a_webhook_is_refused():
-    with serving() as (url, _):
+    with serving(preload_models=False) as (url, _):
         answer = httpx.post(f"{url}/jobs", json={**JOB, "webhook_url": "https://example.com/"}, timeout=60)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "webhook_secret")
 

@@ -1,6 +1,7 @@
 """What is no adapter of the model is refused by its header, with the reason; nothing of it is loaded."""
 
 import json
+import os
 import pickle
 import struct
 
@@ -60,6 +61,16 @@ def test_a_rank_over_the_limit(tmp_path):
     assert fault_of(file) == "has rank 4096; 64 is allowed (IMAGEGEN_LORA_RANK)"
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32]
+)
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_an_alpha_is_one_number_of_any_type(tmp_path, dtype, shape):
+    tensors = random_tensors(names=[LAYER]) | {f"transformer.{LAYER}.alpha": torch.full(shape, 3, dtype=dtype)}
+    (module,) = header.read(save(tensors, tmp_path / "x"), MICRO, 64).modules
+    assert module.alpha.dtype in ("F32", "F16", "BF16", "F64", "I64", "I32")
+
+
 def test_an_alpha_that_is_not_one_number(tmp_path):
     tensors = random_tensors(names=[LAYER]) | {f"transformer.{LAYER}.alpha": torch.zeros(2)}
     assert "has an alpha of (2)" in fault_of(save(tensors, tmp_path / "x"))
@@ -70,6 +81,13 @@ def test_a_file_of_five_gigabytes_is_refused_by_its_size(tmp_path):
     with file.open("wb") as stream:
         stream.truncate(5 * 10**9)
     assert fault_of(file, KLEIN).startswith("has 5000 MB; ")
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")  # which would never answer
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("pipe", "folder"):
+        assert fault_of(tmp_path / f"{name}.safetensors") == "is no file"
 
 
 def test_a_truncated_file_and_one_that_goes_on(tmp_path):
@@ -138,6 +156,19 @@ def test_a_header_longer_than_any_adapter_s(tmp_path):
         ("transformer.x_embedder.dora_scale", "a DoRA"),
         ("transformer.x_embedder.lora_magnitude_vector", "a DoRA"),
         ("diffusion_model.img_in.diff", "a difference of whole weights"),
+        ("diffusion_model.img_in.diff_b", "a difference of whole weights"),
+        ("lora_unet_double_blocks_0_img_mlp_0.dora_scale", "a DoRA"),
+        ("diffusion_model.double_blocks.0.img_attn.proj.dora_scale", "a DoRA"),
+        ("diffusion_model.double_blocks.0.img_attn.proj.oft_blocks", "an OFT"),
+        ("transformer.x_embedder.lora_B.bias", "a LoRA with biases"),
+        ("diffusion_model.img_in.lora_up.bias", "a LoRA with biases"),
+        ("text_encoder.model.layers.0.self_attn.q_proj.lora_A.weight", "an adapter of the text encoder"),
+        (
+            "text_encoders.qwen3_8b.transformer.model.layers.0.mlp.up_proj.lora_A.weight",
+            "an adapter of the text encoder",
+        ),
+        ("base_model.model.model.layers.7.self_attn.v_proj.lora_B.weight", "an adapter of the text encoder"),
+        ("lora_te_layers_0_self_attn_q_proj.lora_down.weight", "an adapter of the text encoder"),
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "an adapter of the text encoder"),
     ],
 )
@@ -190,8 +221,10 @@ def test_peft_s_settings_that_are_broken(tmp_path, settings):
 
 
 def test_peft_s_alpha_is_taken(tmp_path):
-    settings = {"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.alpha_pattern": {"x_embedder": 1}}
+    patterns = {"x_embedder": 1, "embedder": 4, "proj_out": 16, "out": 6}  # whole parts of names alone
+    settings = {"transformer.lora_alpha": 8, "transformer.r": 2, "transformer.alpha_pattern": patterns}
     file = save(random_tensors(), tmp_path / "x", {"lora_adapter_metadata": json.dumps(settings)})
     factors = {module.name: module.factor for module in header.read(file, MICRO, 64).modules}
     assert factors["x_embedder"] == 0.5
-    assert factors["proj_out"] == 4
+    assert factors["context_embedder"] == 4
+    assert factors["proj_out"] == 8

@@ -230,10 +230,9 @@ def test_peft_s_rank_stabilised_scale(tmp_path):
 
 @pytest.mark.slow
 def test_the_shipped_adapters_show_what_they_teach_alone_weaker_and_together():
-    shown = {name: float(value.split("%")[0]) for name, value in lora.meaning(16).items()}
+    shown = {name: float(value.split("%")[0]) for name, value in lora.meaning(20).items()}
     assert shown.pop("no frame without") == 100
-    assert shown.pop("a ring with both") > 50  # of the three circles among them; of 60 prompts' 15 it is 87 %
-    assert all(share >= 85 for share in shown.values()), shown
+    assert all(share >= 85 for share in shown.values()), shown  # of 20 or 40; docs/benchmarks.md has more
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_the_key_names_what_compiled_code_depends_on(pipeline):
     key = compile_key(pipeline._pipe, pipeline.config.spec)
     assert key["torch"] == torch.__version__
     assert (key["model"], key["weights"], key["attention"]) == ("micro", "Tensor-float32", "default")
-    assert set(key) == {"torch", "triton", "diffusers", "gpu", "model", "weights", "attention"}
+    assert set(key) == {"torch", "triton", "diffusers", "gpu", "model", "weights", "attention", "loras"}
 
 
 _COMPILED = """

@@ -11,8 +11,10 @@ from PIL import Image
 
 from benchmarks.random_model import write_outline
 from imagegen.errors import OutOfMemory
+from imagegen.lora.layers import layers
 from imagegen.memory.plan import CONTEXT, REFERENCE, Gpu
 from imagegen.memory.planner import choose
+from imagegen.model.adapters import Adapter, Matrices, Scaled
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.model.warm_up import warm_up
@@ -76,12 +78,23 @@ def opened(spec, folder, gigabytes=80, capability=(9, 0), **how):
             plan=plan,
             prompt_cache=10**9,
             kv=kv,
+            lora_rank=plan.lora_rank,
         )
     )
 
 
+def adapters(spec):
+    """Two adapters of a job, of rank 24 together, one for all layers and one for a part."""
+    every = {
+        name: Matrices(torch.zeros(16, columns, dtype=torch.bfloat16), torch.zeros(16, rows, dtype=torch.bfloat16))
+        for name, (rows, columns) in layers(spec).items()
+    }
+    part = Matrices(*(matrix[:8] for matrix in every["proj_out"]))
+    return [Scaled(Adapter(16, every), 1.0), Scaled(Adapter(8, {"proj_out": part}), -0.5)]
+
+
 def generate(pipeline, references=0, size=SQUARE, steps=1, on_step=None):
-    """An image, of a prompt that is in no cache."""
+    """An image, of a prompt that is in no cache; with adapters where there is room for them."""
     images = [Image.new("RGB", REFERENCE)] * references
     return pipeline.edit(
         f"a red fox, {next(NUMBERS)}",
@@ -92,6 +105,7 @@ def generate(pipeline, references=0, size=SQUARE, steps=1, on_step=None):
         guidance_scale=pipeline.config.spec.guidance_scale,
         negative_prompt="blurred",  # of effect with a base model alone
         seed=0,
+        loras=adapters(pipeline.config.spec) if pipeline.config.lora_rank else (),
         on_step=on_step,
     ).image
 
@@ -111,7 +125,7 @@ def runs(spec, folder, cases, gigabytes=80, capability=(9, 0), **how):
         pipeline = opened(spec, folder, gigabytes, capability, **how)
         plan = pipeline.config.plan
         with pipeline:
-            assert gpu.live == pytest.approx(plan.resident, rel=0.01, abs=1e6)
+            assert gpu.live == pytest.approx(plan.resident + plan.loras, rel=0.01, abs=1e6)
             generate(pipeline)
             errors = {case: measured(gpu, pipeline, *case) for case in cases}
         del pipeline
@@ -189,6 +203,22 @@ def test_every_plan_runs_in_its_memory(outline, name, offload, precision):
     spec = thin(name)
     capability = (8, 6) if precision == "int8" else (9, 0)
     runs(spec, outline(spec), CASES, 80, capability, precision=precision, offload=offload)
+
+
+@pytest.mark.parametrize("offload", ["text_encoder", "model", "group"])
+def test_adapters_are_used_in_the_memory_of_each_plan(outline, offload):
+    """Their buffers stay on the GPU while the weights come and go."""
+    spec = thin("klein-9b")
+    runs(spec, outline(spec), [(1, SQUARE)], precision="bf16", offload=offload, lora_rank=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize("offload", ["none", "embeddings", "text_encoder", "model", "group"])
+def test_adapters_at_every_size_in_the_memory_of_each_plan(outline, offload, precision):
+    spec = thin("klein-9b")
+    capability = (8, 6) if precision == "int8" else (9, 0)
+    runs(spec, outline(spec), CASES, 80, capability, precision=precision, offload=offload, lora_rank=64)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 from playwright.sync_api import expect
 
-from imagegen.engine.loras import describe
+from imagegen.engine.lora_sources import list_entries
 from tests.page.conftest import generate, saved, violations
 from tests.server.conftest import serving
 from tests.support import settings
@@ -37,7 +37,7 @@ def record_of(page):
 
 
 def test_the_adapters_of_the_server_are_listed(page):
-    names = [one["name"] for one in describe(settings(loras=str(SHIPPED)), MICRO)]
+    names = list(list_entries(settings(loras=str(SHIPPED)), MICRO))
     assert names == ["frame", "ring"]
     assert [box.get_attribute("value") for box in page.get_by_role("checkbox").all()] == names
     expect(page.get_by_label("Scale of frame")).to_be_disabled()

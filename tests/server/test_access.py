@@ -22,10 +22,8 @@ KEYS = "alice:alice-has-this-key-1,bob:bob-has-that-key-22,unnamed-key-number-3"
 
 
 @pytest.fixture(scope="module")
-def open_server():
-    with serving() as (url, service):
-        service.start().result()
-        yield url
+def open_server(ready):
+    return ready[0]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7000", "localhost.evil.example", "127.0.0.1.nip.io"])
@@ -50,7 +48,7 @@ def test_two_host_headers_are_refused(open_server):
 
 
 def test_named_hosts_are_served():
-    with serving(allowed_hosts="images.example, *.lan.example") as (url, _):
+    with serving(allowed_hosts="images.example, *.lan.example", preload_models=False) as (url, _):
         statuses = {
             host: httpx.get(f"{url}/health", headers={"Host": host}).status_code
             for host in ("images.example", "Images.Example:80", "a.lan.example", "lan.example", "other.example")
@@ -173,7 +171,7 @@ def test_wrong_keys_of_one_address_wait_longer_and_longer(monkeypatch):
         assert httpx.get(f"{url}/capabilities", headers=headers).status_code in (200, 401, 503)
         return time.monotonic() - begun
 
-    with serving(api_key=key) as (url, _):
+    with serving(api_key=key, preload_models=False) as (url, _):
         waited = [seconds(**{"X-API-Key": f"wrong-{i}"}) for i in range(4)]
         assert all(one >= 0.2 * 2**i for i, one in enumerate(waited))
         # /health would else tell a right key from a wrong one at once.
@@ -191,10 +189,10 @@ def test_the_peers_address_is_in_the_log_and_a_trusted_proxy_gives_the_clients(c
     def clients():
         return [record.facts["client"] for record in caplog.records if record.message == "request"]
 
-    with serving() as (url, _):
+    with serving(preload_models=False) as (url, _):
         httpx.get(f"{url}/health", headers=forwarded)
     assert clients() == ["127.0.0.1"]
-    with serving(trusted_proxies="127.0.0.0/8") as (url, _):
+    with serving(trusted_proxies="127.0.0.0/8", preload_models=False) as (url, _):
         httpx.get(f"{url}/health", headers=forwarded)
     assert clients() == ["127.0.0.1", "203.0.113.9"]  # what the proxy saw, not what its client wrote
 
@@ -238,9 +236,10 @@ def test_proxies_must_be_addresses(monkeypatch):
 
 def test_metrics_on_a_port_of_their_own_are_on_no_other(unused_port):
     key = "a-key-of-sixteen-and-more"
-    with serving(api_key=key, metrics_port=unused_port) as (url, _):
+    with serving(api_key=key, metrics_port=unused_port, preload_models=False) as (url, _):
         assert httpx.get(f"{url}/metrics", headers={"X-API-Key": key}).status_code == 404
-    with serving(port=unused_port, api_key=key, metrics_port=unused_port, listen=unused_port) as (url, _):
+    ports = {"port": unused_port, "metrics_port": unused_port, "listen": unused_port}
+    with serving(**ports, api_key=key, preload_models=False) as (url, _):
         assert "imagegen" in httpx.get(f"{url}/metrics").text
         assert httpx.post(f"{url}/generate", json=PROMPT, headers={"X-API-Key": key}).status_code == 404
 
@@ -256,6 +255,6 @@ def test_the_docs_load_nothing_from_elsewhere_and_can_be_switched_off(open_serve
     for path in ("/static-offline-docs/swagger-ui-bundle.js", "/static-offline-docs/swagger-ui.css", "/openapi.json"):
         assert path in page
         assert httpx.get(f"{open_server}{path}").status_code == 200
-    with serving(docs=False) as (url, _):
+    with serving(docs=False, preload_models=False) as (url, _):
         for path in ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"):
             assert httpx.get(f"{url}{path}").status_code == 404

@@ -141,7 +141,7 @@ def test_a_full_queue_refuses_at_once():
 def test_other_origins_are_let_in_only_where_they_are_named(client):
     origin = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client.options("/generate", headers=origin).headers
-    with serving(cors_origins="https://a.example, https://b.example") as (url, _):
+    with serving(cors_origins="https://a.example, https://b.example", preload_models=False) as (url, _):
         allowed = httpx.options(f"{url}/generate", headers=origin)
         assert allowed.headers["access-control-allow-origin"] == "https://a.example"
 
@@ -165,7 +165,7 @@ def test_head_is_get_without_a_body(client):
 
 def test_a_page_may_send_any_header():
     """OpenAI's client sends a dozen of its own."""
-    with serving(cors_origins="https://a.example") as (url, _):
+    with serving(cors_origins="https://a.example", preload_models=False) as (url, _):
         asked = {
             "Origin": "https://a.example",
             "Access-Control-Request-Method": "POST",

@@ -1,6 +1,7 @@
 """`python -m imagegen` with a GPU that fails by the job's seed: `python -m tests.support.faulty_gpu`.
 
-From the seed NOISE images are of 1024x1024 and do not compress: 4.2 MB in base64. Each step's time is a line of
+From the seed NOISE images are of 1024x1024 and do not compress: 4.2 MB in base64. From the seed SLOW a step takes a
+tenth of a second, in which the processor is free. Each step's time is a line of
 STEPS_FILE, where set. The model is loaded once LOAD_FILE is there, where set.
 """
 
@@ -16,7 +17,7 @@ from PIL import Image
 from imagegen.__main__ import main
 from imagegen.model.pipeline import FluxPipeline
 
-DEAD, HANGS, TOO_LARGE, NOISE = 13, 14, 15, 16
+DEAD, HANGS, TOO_LARGE, NOISE, SLOW = 13, 14, 15, 16, 32
 
 _generate = FluxPipeline.generate_prepared
 _load = FluxPipeline.__init__
@@ -43,6 +44,8 @@ def _faulty(self, inputs, prompt, seed, on_step, *rest):
     self.translating_gpu_errors(lambda: _fail(seed))
 
     def after_step(*step):
+        if SLOW <= seed < SLOW + 8:
+            time.sleep(0.1)
         if path := os.environ.get("STEPS_FILE"):
             with Path(path).open("a") as file:
                 file.write(f"{time.monotonic()}\n")

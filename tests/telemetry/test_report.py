@@ -2,6 +2,8 @@ import json
 import logging
 import threading
 
+import pytest
+
 from imagegen.telemetry.report import Report
 from tests.support.runpod_queue import RunPodQueue
 
@@ -23,6 +25,7 @@ def test_a_line_each_minute_and_one_at_the_end(caplog):
     assert all(record.facts == {"metrics": {"imagegen_pictures_total": 3.0}} for record in caplog.records)
 
 
+@pytest.mark.slow  # a worker of its own
 def test_a_workers_last_line_counts_its_jobs(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", IMAGEGEN_LOG_FORMAT="json") as worker:
         queue.run({"prompt": "a red circle", "num_images": 2}).wait()

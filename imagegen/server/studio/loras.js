@@ -7,8 +7,8 @@ import { t } from "./text.js";
 /** The server's own bound on a scale. */
 const MAX_SCALE = 4;
 
-/** The adapters of the server as names; none where it has no such thing. */
-const names = () => (service.capabilities?.loras ?? []).map((lora) => lora.name ?? lora);
+/** The adapters of the server that can be used, as names; none where it has no such thing. */
+const names = () => (service.capabilities?.loras ?? []).filter((lora) => !lora.fault).map((lora) => lora.name ?? lora);
 
 const boxes = () => [...document.querySelectorAll("[name=lora]")];
 
