@@ -159,8 +159,8 @@ def rows(short: bool) -> Iterator[Row]:
             victim.edit(to_bytes(Image.new("RGB", (64, 64))))
             kinds = jobs(url, SHORT_SIDE if short else SIDE)
             attack = Attack(victim, kinds, least, most * attacked.patience)
-            with Peak(victim.process.pid) as peak, ThreadPoolExecutor(2 * len(kinds) + 5) as threads:
-                clients: list[Callable[[int], None]] = [*[attack.read] * (2 * len(kinds)), *[attack.never_read] * 4]
+            with Peak(victim.process.pid) as peak, ThreadPoolExecutor(len(kinds) + 3) as threads:
+                clients: list[Callable[[int], None]] = [*[attack.read] * len(kinds), *[attack.never_read] * 2]
                 ended = [threads.submit(client, number) for number, client in enumerate(clients)]
                 ended.append(threads.submit(attack.watch))
                 for one in ended:

@@ -19,7 +19,8 @@ from imagegen.server import relations
 from imagegen.server.bodies import MAX_FILES
 from imagegen.server.relations import EMPTY, Relations, Schema
 
-_NOT_GIVEN: Schema = {"description": "Not given.", "enum": list(given.EMPTY)}
+_NONE: Schema = {"enum": list(given.EMPTY)}
+_NOT_GIVEN: Schema = {"description": "Not given.", "anyOf": [_NONE, {"type": "array", "items": _NONE}]}
 #: Fields of other workers that are taken with any value.
 _CHANGE_NOTHING = f"^({'|'.join(sorted(IGNORED.keys() - ONLY.keys()))})$"
 _BFL = ("/v1/flux-2-klein-9b", "/v1/flux-2-klein-4b")
@@ -182,8 +183,6 @@ def _allow_empty(schema: Schema, empty: Schema) -> None:
             continue
         shown = {key: field.pop(key) for key in ("default", "description", "title", "examples") if key in field}
         options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
-        if any(option.get("type") == "array" for option in options):
-            options.append({"type": "array", "items": empty})
         properties[name] = {**shown, "anyOf": [*options, empty]}
 
 

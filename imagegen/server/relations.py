@@ -94,7 +94,6 @@ class Relations:
     def _generates(self) -> Schema:
         """A job without a reference, or with the mode that says so: it has no field of an edit."""
         without: Schema = dict.fromkeys(_OF_EDITS, self._empty)
-        without["images"] = {"anyOf": [self._empty, {"items": self._empty}]}
         if self._form:
             without |= {"images": {"items": {"maxLength": 0}}, "mask": {"maxLength": 0}}
         mode = {"anyOf": [{"const": "generate"}, self._empty]}
