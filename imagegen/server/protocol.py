@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -247,7 +248,8 @@ class Protocol(HttpToolsProtocol):
         self._lingering = self.loop.time()
         self._received = 0
         self.flow.resume_reading()
-        self.transport.write_eof()
+        with suppress(OSError):  # the peer has ended the connection before
+            self.transport.write_eof()
 
     # ---- Limits
 
