@@ -142,7 +142,7 @@ def test_what_cannot_be_used_is_a_typed_error_and_the_next_job_is_as_ever(worker
         ([{"name": "a", "scale": "0.8"}], "loras[0].scale", "must be a number"),
         ([{"name": "a", "scale": True}], "loras[0].scale", "must be a number"),
         ([{"name": "a", "scale": [1]}], "loras[0].scale", "must be a number"),
-        ("frame", "loras", "is not a JSON list"),
+        ("frame", "loras", "is not JSON"),
         ({"name": "a"}, "loras", "must be a list"),
         (["frame"], "loras[0]", ""),
         ([{"name": "a" * 129}], "loras[0].name", "128"),

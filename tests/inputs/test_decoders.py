@@ -285,7 +285,7 @@ def test_what_a_decoder_sends_is_not_trusted(behaves, monkeypatch):
 def test_slow_large_images_do_not_keep_back_small_ones(decoders):
     """Each takes a third of the memory that large ones may, for as long as it can."""
     attacks = [decoders.submit(scans(10_000, (4000, 4000)), "images[1]", LIMIT) for _ in range(6)]
-    until(lambda: len(children(server(decoders))) == 6)
+    until(lambda: len(children(server(decoders))) > 3)  # three have all of that memory, and another waits for it
     assert load(decoders, PNG).image.tobytes() == PICTURE.tobytes()
     assert not all(future.done() for future in attacks)
 

@@ -129,7 +129,7 @@ def test_a_canvas_that_cannot_be(client, by_job, expand):
 
 
 def test_webp_cannot_be_as_wide_as_the_canvas(client):
-    fields = {"expand": {"left": 8192, "right": 8192}, "output_format": "webp"}
+    fields = {"expand": {"left": 8192, "right": 8192, "top": 1000, "bottom": 1000}, "output_format": "webp"}
     error = client.post("/edit", json={**JOB, **fields}).json()["error"]
     assert error["field"] == "output_format"
     assert "16383" in error["message"]
