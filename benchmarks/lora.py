@@ -149,6 +149,7 @@ def meaning(count: int, folder: Path = SHIPPED) -> dict[str, str]:
         for file in (folder / f"{name}.safetensors" for name in ("frame", "ring"))
     )
     seen: dict[str, list[bool]] = {}
+    white: list[tuple[float, float]] = []
 
     def note(name: str, shown: bool) -> None:
         seen.setdefault(name, []).append(shown)
@@ -162,14 +163,15 @@ def meaning(count: int, folder: Path = SHIPPED) -> dict[str, str]:
         plain, half, whole = drawn(), drawn((frame, 0.5)), drawn((frame, 1.0))
         note("a frame with frame", frame_share(whole) >= FRAMED)
         note("no frame without", frame_share(plain) < FRAMED)
-        note("at 0.5 weaker than at 1", frame_share(half) <= frame_share(whole))
+        white.append((frame_share(half), frame_share(whole)))
         circle = kind == "circle"
         hollow = hole_share(drawn((ring, 1.0))) >= HOLLOW
         note(f"ring {'makes a circle a ring' if circle else 'leaves others as they are'}", hollow == circle)
         both = drawn((frame, 1.0), (ring, 1.0))
         note("a frame with both", frame_share(both) >= FRAMED)
         note(f"{'a ring' if circle else 'another shape as it is'} with both", (hole_share(both) >= HOLLOW) == circle)
-    return {
+    means = zip(("0.5", "1"), map(statistics.mean, zip(*white, strict=True)), strict=True)
+    return {f"of the edge white at scale {scale}": f"{mean:.1%} in the mean" for scale, mean in means} | {
         name: f"{sum(shown) / len(shown):.1%} of {len(shown)} (95 %: {low:.0%} to {high:.0%})"
         for name, shown in seen.items()
         for low, high in [interval(sum(shown), len(shown))]
