@@ -45,7 +45,7 @@ def running(app, **options):
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(300)  # closing collects garbage, which in a process of many tests takes its time
         assert not thread.is_alive()
 
 
