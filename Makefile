@@ -36,10 +36,9 @@ IMAGE_BUILDER ?=
 IMAGE ?= image-gen:latest
 IMAGE_BUILD := $(if $(IMAGE_BUILDER),$(IMAGE_BUILDER) . $(IMAGE),docker build . -t $(IMAGE))
 # Each of the processes loads torch and micro (1.5 GiB) and gets one thread: several on each core would wait for each other.
-# One more than two cores, since tests also wait: for other processes, timeouts and sleeps.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 # In the order of tests/conftest.py: the longest modules first.
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 VAST := $(VENV)/vast
 CLIENTS := $(VENV)/clients
 # Whose packages are listed.
@@ -65,7 +64,6 @@ test: $(VENV)/.dev ## run the tests
 
 # None measures, so they run in several processes too, which start more of their own. Warnings of the platforms' packages are
 # no errors.
-slow: TEST_PROCESSES := 2
 slow: $(VENV)/.slow ## the tests that need a browser, curl and nginx (apt, as root), other platforms' packages, or minutes
 	$(PYTEST) -m slow -W default
 
