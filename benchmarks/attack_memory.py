@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -34,7 +34,7 @@ from benchmarks import attacked
 from benchmarks.attacked import KEYS, Attacked, Peak, Row, server
 from imagegen.engine.memory_bound import memory_bound
 from imagegen.models import get_model
-from imagegen.settings import Settings
+from tests.support import settings
 from tests.support.images import to_base64, to_bytes
 from tests.support.loras import random_tensors, save
 
@@ -148,14 +148,14 @@ def key_of(number: int) -> dict[str, str]:
 
 def rows(short: bool) -> Iterator[Row]:
     """All kinds at once: what the server took, what was answered, and a job afterwards."""
-    settings = Settings(_env_file=None, **LIMITS)  # type: ignore[arg-type]
-    bound = sum(memory_bound(settings, get_model("micro")).values()) / 1e6
+    limits = settings(**LIMITS)
+    bound = sum(memory_bound(limits, get_model("micro")).values()) / 1e6
     environment = {f"IMAGEGEN_{name.upper()}": str(value) for name, value in LIMITS.items()}
     environment["IMAGEGEN_PRIVATE_HOSTS"] = "127.0.0.1"
     least, most = (SHORT_LEAST, SHORT_MOST) if short else (LEAST, MOST)
     with tempfile.TemporaryDirectory() as folder:
         environment["SSL_CERT_FILE"] = str(certificate(Path(folder)))
-        with files(Path(folder), settings.lora_rank) as url, server(keys=True, **environment) as victim:
+        with files(Path(folder), limits.lora_rank) as url, server(keys=True, **environment) as victim:
             victim.edit(to_bytes(Image.new("RGB", (64, 64))))
             kinds = jobs(url, SHORT_SIDE if short else SIDE)
             attack = Attack(victim, kinds, least, most * attacked.patience)
@@ -245,9 +245,9 @@ def files(folder: Path, rank: int) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-        def copyfile(self, source: object, outputfile: object) -> None:
+        def copyfile(self, source: Any, outputfile: Any) -> None:
             with contextlib.suppress(OSError):  # a download that was given up
-                super().copyfile(source, outputfile)  # type: ignore[arg-type]
+                super().copyfile(source, outputfile)
 
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+
+if not __package__:  # started by its path, which makes this folder the place of imports
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.editing_samples import MaskedSample, masked_sample, seam
 from imagegen.compat.diffusers import encode_image

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unittest import mock
 
 from imagegen.model import acceleration, quantization
 from imagegen.model.acceleration import Attention, is_installed
@@ -21,23 +22,25 @@ class Lever:
     Args:
         config: fields of FluxConfig.
         inside: what is open while the pipeline is loaded and used.
+        references: how many an image has, one measurement for each.
     """
 
     name: str
     precision: Literal["bf16", "fp8"]
     config: dict[str, Any] = field(default_factory=dict)
     inside: Callable[[], AbstractContextManager[None]] = nullcontext
+    references: tuple[int, ...] = (0,)
 
 
-def levers(compiled: bool) -> list[Lever]:
-    """All of them, in the order of their worth."""
+def levers(compiled: bool, most: int) -> list[Lever]:
+    """All of them, in the order of their worth; `most`: references that an image may have."""
     usual: dict[str, Any] = {"compile": compiled}
     kernels: list[Attention] = ["native", "cudnn"]
     if is_installed("flash_attn_interface"):
         kernels.append("flash3")
     return [
-        Lever("not compiled", "bf16"),
-        Lever("not compiled", "fp8"),
+        Lever("not compiled", "bf16", references=(0, 1, most)),
+        Lever("not compiled", "fp8", references=(0, 1, most)),
         *(Lever(f"attention by {kernel}", "bf16", {**usual, "attention": kernel}) for kernel in kernels),
         Lever("a scale for each whole weight of the layers with the longest rows", "fp8", usual, _one_scale),
         Lever("compiled with max-autotune", "bf16", usual, _autotuned),
@@ -51,22 +54,14 @@ def _one_scale() -> Iterator[None]:
     def recipe(part: str, precision: Literal["fp8", "int8"]) -> Any:
         return original(part, precision, _LONG_ROWS if part == "transformer" and precision == "fp8" else None)
 
-    setattr(quantization, "recipe", recipe)  # noqa: B010 - mypy: another signature
-    try:
+    with mock.patch.object(quantization, "recipe", recipe):
         yield
-    finally:
-        setattr(quantization, "recipe", original)  # noqa: B010
 
 
 @contextmanager
 def _autotuned() -> Iterator[None]:
-    original = acceleration.compile_blocks
-
     def compile_blocks(pipe: Any) -> None:
         pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, mode="max-autotune-no-cudagraphs")
 
-    setattr(acceleration, "compile_blocks", compile_blocks)  # noqa: B010
-    try:
+    with mock.patch.object(acceleration, "compile_blocks", compile_blocks):
         yield
-    finally:
-        setattr(acceleration, "compile_blocks", original)  # noqa: B010

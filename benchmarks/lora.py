@@ -258,7 +258,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("trace", "meaning", "graphs", "swap", "cost", "memory")
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some parts; default: all")
     parser.add_argument("--jobs", type=int, default=200, help="of trace")
     parser.add_argument("--prompts", type=int, default=60, help="of meaning: so many circles, and so many others")
     parser.add_argument("--adapters", type=Path, default=SHIPPED, help="of meaning: where frame and ring are")

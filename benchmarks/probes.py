@@ -65,8 +65,10 @@ def read_speed(folder: Path) -> float:
     return count / (time.perf_counter() - begun)
 
 
-def profile(work: Callable[[], object], device: Device, rows: int = 15) -> list[dict[str, Any]]:
-    """Where the time of `work` goes: the operations that take most of it, in milliseconds and calls."""
+def profile(work: Callable[[], object], device: Device, rows: int = 25) -> list[dict[str, Any]]:
+    """Where the time of `work` goes: the sum, and the operations (kernels on a GPU) that take most of it, in
+    milliseconds and calls."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.is_cuda else [])
@@ -74,12 +76,17 @@ def profile(work: Callable[[], object], device: Device, rows: int = 15) -> list[
         work()
         device.synchronize()
 
+    def counts(event: Any) -> bool:
+        # What the CPU started is listed beside the kernels with the kernels' time, and annotations with that of both.
+        on_gpu = event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+        return on_gpu if device.is_cuda else True
+
     def spent(event: Any) -> float:
         return float(event.self_device_time_total if device.is_cuda else event.self_cpu_time_total)
 
-    events = sorted(profiled.key_averages(), key=spent, reverse=True)
-    total = sum(map(spent, events)) or 1.0
-    return [
+    events = sorted(filter(counts, profiled.key_averages()), key=spent, reverse=True)
+    total, calls = sum(map(spent, events)) or 1.0, sum(event.count for event in events)
+    return [{"operation": "all", "milliseconds": round(total / 1000, 2), "share": 1.0, "calls": calls}] + [
         {
             "operation": event.key[:100],
             "milliseconds": round(spent(event) / 1000, 2),

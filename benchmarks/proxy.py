@@ -8,9 +8,13 @@ micro in this process, Debian's nginx before it. Prints Markdown for docs/benchm
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+if not __package__:  # started by its path, which makes this folder the place of imports
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tests.server.conftest import serving
 from tests.support.nginx import lines, nginx

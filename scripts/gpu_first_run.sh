@@ -2,8 +2,9 @@
 # The first minutes on a machine with a GPU and no network: what is promised, measured, in two calls of nine minutes.
 #
 #   scripts/gpu_first_run.sh wheels    with a network: the packages that such a machine lacks, 13 MB, into build/wheels
-#   scripts/gpu_first_run.sh 1         works at all; bf16 compiled, beside bare diffusers; loading
-#   scripts/gpu_first_run.sh 2         fp8 under a cap of 24 GB, cached keys and values, levers, offload
+#   scripts/gpu_first_run.sh 1         what is promised: bf16, fp8 under a cap of 24 GB, bare diffusers beside them,
+#                                      loading, offload, cached keys and values; 4 minutes on an H100
+#   scripts/gpu_first_run.sh 2         what each lever is worth; 4 minutes
 #
 # The machine has Python 3.12, torch 2.11 with CUDA, Triton, a C compiler and transformers 5.17. Each row is in
 # $OUTPUT/benchmark_gpu_PART.json and .md as soon as it is measured, so that a call that is cut off has yielded something.

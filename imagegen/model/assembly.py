@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ from imagegen.memory.types import Precision
 from imagegen.model import quantization
 from imagegen.model.acceleration import load_decoder
 from imagegen.model.config import FluxConfig
+from imagegen.model.group_norm import spread_group_norms
 from imagegen.model.offload import CpuEmbedding, OnloadHook
 from imagegen.model.prepared import PreparedScheduler, prepared_class
 from imagegen.model.quantized_linear import QuantizedLinear
 from imagegen.weights import files as weight_files
 
-_THREADS = 4
+#: Threads that read weights, and the bytes that each reads before they are on their way to the GPU: on an H100 8 load
+#: klein-9b from the page cache in 1.4 s, 4 in 2.0 s (docs/benchmarks.md).
+_THREADS, _CHUNK = 8, 8 << 20
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -47,6 +50,7 @@ DTYPES = {
 }
 _EMBEDDING = "model.embed_tokens"
 _on_meta = threading.Lock()
+_of_thread = threading.local()
 
 
 def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTimes) -> Any:
@@ -83,7 +87,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
             raise
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
-        inside_torch.empty_host_cache()  # the blocks that weights passed through
+        inside_torch.empty_host_cache()  # the chunks that weights passed through
         torch.cuda.empty_cache()  # what they were quantised from
     passed, read = time.monotonic() - begun, sum(reading for reading, _ in seconds)
     share = read / (sum(reading + moving for reading, moving in seconds) or 1)
@@ -91,6 +95,11 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
     if decoder is not None:
         modules["vae"] = decoder
     _check_filled(modules)
+    spread_group_norms(modules["vae"])
+    if torch.device(device).type == "cuda":
+        modules["vae"].to(
+            memory_format=torch.channels_last
+        )  # cuDNN would change its inputs to that at each convolution
     kind = prepared_class(getattr(diffusers, config.spec.pipeline_class))
     modules["scheduler"] = PreparedScheduler.from_pretrained(path / "scheduler", local_files_only=True)
     pipe: Any = kind.from_pretrained(path, local_files_only=True, **modules)
@@ -210,21 +219,21 @@ class WeightLoader:
                 raise ValueError(f"{part}: {name} is {shape} and not {tuple(parameter.shape)}")
 
     def __call__(self, name: str) -> tuple[float, float]:
-        """Fills one parameter or buffer; returns the seconds that reading and moving took in this thread."""
+        """Fills one parameter or buffer; returns the seconds that reading and converting took in this thread."""
         begun = time.monotonic()
         layer, _, leaf = name.rpartition(".")
         hosted = self.host_embedding and layer == _EMBEDDING
-        # What stays on the CPU is pinned by those who send it, where they want it to be.
-        pin = self._device != "cpu" and self.home != "cpu" and not hosted
-        pieces = {piece: read_tensor(self._stored[piece], pin) for piece in self._quantized.get(name, [name])}
+        config = quantization.layer_config(self._recipe, layer) if self._recipe else None
+        nf4 = self._nf4 and quantization.has_layer(self._part, layer)
+        where = "cpu" if hosted else self._device if nf4 or config is not None else self.home
+        pieces = {piece: read_tensor(self._stored[piece], where) for piece in self._quantized.get(name, [name])}
         read = time.monotonic()
         if hosted:
             self._module.set_submodule(layer, CpuEmbedding(pieces[name].to(self._dtype), self.home))
-        elif self._nf4 and quantization.has_layer(self._part, layer):
-            weight = pieces[name].to(self._device, non_blocking=True).to(self._dtype)
-            quantization.set_nf4(self._module, layer, weight, self.home)
+        elif nf4:
+            quantization.set_nf4(self._module, layer, pieces[name].to(self._dtype), self.home)
         else:
-            weight = self._convert(name, layer, pieces).to(self.home)
+            weight = self._convert(name, pieces, config).to(self.home)
             child = self._module.get_submodule(layer)
             if quantization.is_quantized(weight):
                 self._module.set_submodule(layer, QuantizedLinear(weight))
@@ -234,15 +243,13 @@ class WeightLoader:
                 child.register_parameter(leaf, nn.Parameter(weight, requires_grad=False))
         return read - begun, time.monotonic() - read
 
-    def _convert(self, name: str, layer: str, pieces: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A weight on its way home, in the type or precision in which it runs."""
-        config = quantization.layer_config(self._recipe, layer) if self._recipe else None
+    def _convert(self, name: str, pieces: dict[str, torch.Tensor], config: Any) -> torch.Tensor:
+        """A weight in the type or precision in which it runs."""
         if config is not None:
-            return quantization.quantize(pieces[name].to(self._device, non_blocking=True), config)
-        moved = {piece: tensor.to(self.home, non_blocking=True) for piece, tensor in pieces.items()}
+            return quantization.quantize(pieces[name], config)
         if name in self._quantized:
-            return quantization.restore(name, moved, self._notes[name])
-        return moved[name].to(self._dtype) if moved[name].is_floating_point() else moved[name]
+            return quantization.restore(name, pieces, self._notes[name])
+        return pieces[name].to(self._dtype) if pieces[name].is_floating_point() else pieces[name]
 
 
 def _tasks(fillers: list[WeightLoader]) -> list[tuple[WeightLoader, str]]:
@@ -251,18 +258,42 @@ def _tasks(fillers: list[WeightLoader]) -> list[tuple[WeightLoader, str]]:
     return [task for tasks in queues for task in tasks if task is not None]
 
 
-def read_tensor(stored: weight_files.Stored, pin: bool) -> torch.Tensor:
+def read_tensor(stored: weight_files.Stored, device: str) -> torch.Tensor:
     """A tensor of a file, in memory of its own: no mapped page waits to be read from the disk when it is used.
 
     Args:
-        pin: in memory that the GPU can copy from while this thread reads on.
+        device: where it is wanted. A GPU copies it while this thread reads on, from pinned memory that is used again:
+            to pin memory for each weight takes longer than to read it.
     """
-    buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8, pin_memory=pin)
-    view = memoryview(buffer.numpy().data)
+    size = stored.end - stored.begin
+    there = torch.empty(size, dtype=torch.uint8, device=device)
+    on_gpu = there.device.type == "cuda"
+    done = 0
     with stored.file.open("rb", buffering=0) as stream:
         stream.seek(stored.begin)
-        while view:
-            if not (count := stream.readinto(view)):
+        while done < size:
+            chunk, sent = next(_chunks()) if on_gpu else (there[done:], None)
+            count = stream.readinto(memoryview(chunk.numpy().data)[: size - done])
+            if not count:
                 raise ValueError(f"{stored.file.name} ends within a tensor")
-            view = view[count:]
-    return buffer.view(DTYPES[stored.dtype]).reshape(stored.shape)
+            if sent is not None:
+                there[done : done + count].copy_(chunk[:count], non_blocking=True)
+                sent.record()
+            done += count
+    return there.view(DTYPES[stored.dtype]).reshape(stored.shape)
+
+
+def _chunks() -> Iterator[tuple[torch.Tensor, Any]]:
+    """This thread's pinned memory, each time one of two blocks, when its last copy has left it; and the event to be
+    recorded behind the next."""
+    if not hasattr(_of_thread, "chunks"):
+        _of_thread.chunks = _alternating()
+    chunks: Iterator[tuple[torch.Tensor, Any]] = _of_thread.chunks
+    return chunks
+
+
+def _alternating() -> Iterator[tuple[torch.Tensor, Any]]:
+    blocks = [(torch.empty(_CHUNK, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+    for chunk, sent in cycle(blocks):
+        sent.synchronize()
+        yield chunk, sent

@@ -20,7 +20,7 @@ from PIL import Image
 
 from imagegen import logs
 from imagegen.compat.diffusers import execution_device
-from imagegen.compat.torch import errors_of_compilation
+from imagegen.compat.torch import errors_of_compilation, free_workspaces
 from imagegen.contract.start_times import StartTimes
 from imagegen.errors import ConfigurationError, NotReady, Unavailable
 from imagegen.memory.plan import MemoryPlan
@@ -141,7 +141,8 @@ class FluxPipeline:
             acceleration.compile_blocks(pipe)
         self._compiled = config.compile
         self._preparation = Preparation(self._plain, config.spec, self._device, dtype)
-        self._encoder = PromptEncoder(self._plain, self._device, config.prompt_cache)
+        stays = config.offload in ("none", "embeddings")
+        self._encoder = PromptEncoder(self._plain, self._device, config.prompt_cache, graph=stays)
 
     def unload(self) -> None:
         """Gives the memory back, the GPU's and the CPU's; does nothing when nothing is loaded."""
@@ -154,6 +155,7 @@ class FluxPipeline:
         del self._preparation, self._encoder
         gc.collect()  # modules and hooks refer to each other in circles
         if torch.cuda.is_available():
+            free_workspaces()
             torch.cuda.empty_cache()
 
     def __enter__(self) -> Self:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,10 @@ from imagegen.model.transfer import send
 if TYPE_CHECKING:
     import torch
 
-#: Of the text encoder, whose states are the embeddings: `text_encoder_out_layers` of diffusers' `encode_prompt`.
+log = logging.getLogger(__name__)
+
+#: Of the text encoder, whose states are the embeddings: `text_encoder_out_layers` of diffusers' `encode_prompt`. The
+#: last is the last there is: later ones are not loaded.
 _LAYERS = (9, 18, 27)
 
 
@@ -41,11 +47,14 @@ class PromptEncoder:
     Args:
         pipe: the diffusers pipeline, whose text encoder is used.
         cache: bytes of main memory for embeddings.
+        graph: whether a GPU repeats what it recorded of the first prompt: the text encoder stays where it is.
     """
 
-    def __init__(self, pipe: Any, device: torch.device, cache: int) -> None:
+    def __init__(self, pipe: Any, device: torch.device, cache: int, graph: bool) -> None:
         self._pipe, self._device = pipe, device
         self._kept = PromptCache(cache)
+        self._graph: _Graph | None = None
+        self._record = graph and device.type == "cuda"
 
     def encode(self, tokens: Tokens) -> Prompt:
         """A prompt's embeddings; on a GPU it returns when the work is queued."""
@@ -55,18 +64,53 @@ class PromptEncoder:
             # In the GPU's own queue: the host may be ahead of the copy that fills what was kept.
             embeddings = kept.to(self._device, non_blocking=True)
         else:
-            embeddings = self._encode(tokens)
+            embeddings = self._encode(*send([tokens.read, tokens.mask], self._device))
             self._kept.put(tokens.text, embeddings)
         return Prompt(embeddings, begun, Mark.on(self._device), tokens.warnings, cached=kept is not None)
 
-    def _encode(self, tokens: Tokens) -> torch.Tensor:
-        """As diffusers' `encode_prompt`, of numbers that were made before."""
+    def _encode(self, read: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self._record:
+            self._record = False
+            try:
+                self._graph = _Graph(self._run, read, mask)
+            except Exception as error:  # noqa: BLE001 - it is as good without, and slower
+                log.warning("the text encoder cannot be recorded (%s): %s", type(error).__name__, str(error)[:200])
+        return self._run(read, mask) if self._graph is None else self._graph(read, mask)
+
+    def _run(self, read: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """As diffusers' `encode_prompt`, of numbers that were made before, without the states that are not used."""
         import torch
 
-        read, mask = send([tokens.read, tokens.mask], self._device)
+        model, states = self._pipe.text_encoder.model, list[torch.Tensor]()
         given = {"inputs_embeds" if read.is_floating_point() else "input_ids": read}
-        states = self._pipe.text_encoder(
-            **given, attention_mask=mask, output_hidden_states=True, use_cache=False
-        ).hidden_states
-        used = torch.stack([states[layer] for layer in _LAYERS], dim=1)  # (1, 3, tokens, hidden)
-        return used.permute(0, 2, 1, 3).flatten(2)
+        with ExitStack() as hooks:
+            for module in (*(model.layers[layer - 1] for layer in _LAYERS[:-1]), model.norm):
+                hooks.callback(module.register_forward_hook(lambda _, __, state: states.append(state)).remove)
+            self._pipe.text_encoder(**given, attention_mask=mask, use_cache=False)
+        return torch.stack(states, dim=1).permute(0, 2, 1, 3).flatten(2)  # of (1, 3, tokens, hidden)
+
+
+class _Graph:
+    """What a GPU did for a function of two tensors, to be done again for others of the same shapes: started at once,
+    where Python takes twice as long to start each of 2,000 kernels as the GPU to run them (docs/benchmarks.md)."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> None:
+        import torch
+
+        self._inputs = [one.clone() for one in inputs]
+        queue = torch.cuda.current_stream(inputs[0].device)
+        aside = torch.cuda.Stream(inputs[0].device)
+        aside.wait_stream(queue)
+        with torch.cuda.stream(aside):
+            function(*self._inputs)  # libraries are set up when they are first used, which cannot be recorded
+        queue.wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may ask the GPU for memory meanwhile.
+        with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
+            self._output = function(*self._inputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        for kept, one in zip(self._inputs, inputs, strict=True):
+            kept.copy_(one)
+        self._graph.replay()
+        return self._output.clone()

@@ -1,13 +1,10 @@
 """Images by URL through every endpoint, against moto's server: a real S3 API on loopback."""
 
 import asyncio
-import logging
 import socket
 
-import boto3
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
 from imagegen.contract.requests import parse_job
 from imagegen.engine.service import Service
@@ -16,6 +13,7 @@ from imagegen.runpod import handler
 from tests.support import settings, until
 from tests.support.faulty_store import FaultyStore
 from tests.support.images import from_base64, to_base64
+from tests.support.object_store import object_store
 from tests.support.runpod_queue import RunPodQueue
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
@@ -23,17 +21,9 @@ PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An S3 server with a bucket "images"; its URL, and its client."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client(
-        "s3", endpoint_url=url, aws_access_key_id="id", aws_secret_access_key="secret", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="pictures")
-    yield url, client
-    server.stop()
+    """An S3 server with a bucket "pictures"; its URL, and its client."""
+    with object_store("pictures") as store:
+        yield store
 
 
 @pytest.fixture(scope="module")

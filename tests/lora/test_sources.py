@@ -10,9 +10,7 @@ import subprocess
 import threading
 
 import aiohttp.connector
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from imagegen.contract.requests import parse_job
 from imagegen.engine import lora_sources
@@ -24,6 +22,7 @@ from tests.support.hub import COMMIT, Hub, client_of, serve
 from tests.support.images import from_base64
 from tests.support.loopback import listening
 from tests.support.loras import MICRO, SHIPPED
+from tests.support.object_store import object_store
 
 RING = (SHIPPED / "ring.safetensors").read_bytes()
 SMALL = {"prompt": "a red circle on a blue background", "seed": 4, "width": 64, "height": 64}
@@ -124,16 +123,8 @@ def test_the_hub_s_token_is_sent_and_never_shown(hub, tmp_path):
 
 @pytest.fixture(scope="module")
 def bucket():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client(
-        "s3", endpoint_url=url, aws_access_key_id="id", aws_secret_access_key=SECRET, region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="loras")
-    yield url, client
-    server.stop()
+    with object_store("loras", SECRET) as store:
+        yield store
 
 
 def test_an_adapter_of_the_store_is_fetched_once_and_used(bucket, tmp_path, wanted):

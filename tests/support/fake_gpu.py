@@ -288,6 +288,10 @@ def _numpy(self: FakeTensor, **_: Any) -> np.ndarray[Any, Any]:
     return np.zeros(tuple(self.shape), dtype=str(self.dtype).removeprefix("torch."))
 
 
+def _read(stored: Any, device: str) -> torch.Tensor:
+    return torch.empty(stored.shape, dtype=assembly.DTYPES[stored.dtype], device=device)
+
+
 @contextlib.contextmanager
 def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
     """While it is open, torch has one CUDA device, "cuda:0", of `gigabytes` (GiB) and this compute capability."""
@@ -326,7 +330,7 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (FakeTensor, "numpy", _numpy),
         (FakeTensor, "pin_memory", lambda self, *_: self),
         (assembly, "ThreadPoolExecutor", _InThisThread),
-        (assembly, "read_tensor", lambda stored, pin: torch.empty(stored.shape, dtype=assembly.DTYPES[stored.dtype])),
+        (assembly, "read_tensor", _read),
     ]
     saved = [(owner, name, vars(owner).get(name, _Event)) for owner, name, _ in patches]
     for owner, name, value in patches:
