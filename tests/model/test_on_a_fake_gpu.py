@@ -205,11 +205,9 @@ def test_every_plan_runs_in_its_memory(outline, name, offload, precision):
     runs(spec, outline(spec), CASES, 80, capability, precision=precision, offload=offload)
 
 
-@pytest.mark.parametrize("offload", ["text_encoder", "model", "group"])
-def test_adapters_are_used_in_the_memory_of_each_plan(outline, offload):
-    """Their buffers stay on the GPU while the weights come and go."""
+def test_adapters_stay_on_the_gpu_while_the_weights_come_and_go(outline):
     spec = thin("klein-9b")
-    runs(spec, outline(spec), [(1, SQUARE)], precision="bf16", offload=offload, lora_rank=64)
+    runs(spec, outline(spec), [(1, SQUARE)], precision="bf16", offload="group", lora_rank=64)
 
 
 @pytest.mark.slow
