@@ -119,16 +119,16 @@ def write_outline(spec: ModelSpec, folder: Path) -> Path:
 
 
 @contextmanager
-def random_weights(device: str) -> Iterator[None]:
+def random_weights(where: str) -> Iterator[None]:
     """While it is open, weights are not read from a model's files: random ones of the same shapes are made on
-    `device`, 35 GB in a second on a GPU, and are where they are wanted."""
+    `where`, 35 GB in a second on a GPU, and are where they are wanted."""
     import torch
 
     from imagegen.model import assembly
 
-    def make(stored: Stored, wanted: str) -> torch.Tensor:
+    def make(stored: Stored, device: str) -> torch.Tensor:
         like = torch.empty(stored.shape, dtype=assembly.DTYPES[stored.dtype], device="meta")
-        return _random("", like, device).to(wanted)
+        return _random("", like, where).to(device)
 
     original, assembly.read_tensor = assembly.read_tensor, make
     try:

@@ -23,7 +23,7 @@ from imagegen.contract.responses import EditResponse, GenerateResponse
 from imagegen.contract.schemas import EditRequest
 from imagegen.errors import ConfigurationError, Expired, InvalidInput, StoreFailed
 from imagegen.job_settings import FOLDER_MB, MEMORY_MB
-from imagegen.jobs.binding import bind
+from imagegen.jobs.binding import bind, check_own
 from imagegen.jobs.database import Database, SqliteDatabase
 from imagegen.jobs.deliveries import Deliveries
 from imagegen.jobs.expiry import Expiry
@@ -82,7 +82,8 @@ class Archive:
         if folder is not None:
             try:
                 self._files = FolderFiles(folder)
-                bind(self._database, folder)
+                if self.shared:
+                    bind(self._database, folder)
                 self._take_over()
             except StoreFailed as error:
                 self._database.close()
@@ -306,6 +307,8 @@ class Archive:
 
 def _database(settings: Settings) -> Database:
     if settings.jobs_database is None:
+        if settings.jobs_dir is not None:
+            check_own(settings.jobs_dir)
         return SqliteDatabase(settings.jobs_dir)
     if settings.jobs_dir is None:
         raise ConfigurationError(

@@ -16,23 +16,34 @@ from imagegen.jobs.database import SQLITE_FILE, Database, private
 _FILE = "store-id"
 
 
+def check_own(folder: Path) -> None:
+    """Checks the folder of a server that shares no database. Before SQLite is opened there: a start that is refused
+    must leave no file, for which the servers that share the folder would be refused too.
+
+    Raises:
+        ConfigurationError: the folder belongs to a database that servers share.
+    """
+    try:
+        bound = (folder / _FILE).exists()
+    except OSError as error:
+        raise _refused(f"cannot be used ({error.strerror})") from None
+    if bound:
+        raise _refused("belongs to servers with an IMAGEGEN_JOBS_DATABASE; set that, or take another folder")
+
+
 def bind(database: Database, folder: Path) -> None:
-    """Binds a database to the folder of its files at the first start, and compares them at each later one.
+    """Binds a database that servers share to the folder of its files at the first start, and compares them at each
+    later one.
 
     Raises:
         ConfigurationError: the folder belongs to another database, or the database to another folder.
     """
-    path = folder / _FILE
     try:
-        if not database.shared:
-            if path.exists():
-                raise _refused("belongs to servers with an IMAGEGEN_JOBS_DATABASE; set that, or take another folder")
-            return
         if (folder / SQLITE_FILE).exists():
             raise _refused(
                 f"holds {SQLITE_FILE}, the jobs of a server without an IMAGEGEN_JOBS_DATABASE; take an empty folder"
             )
-        _compare(database, path)
+        _compare(database, folder / _FILE)
     except OSError as error:
         raise _refused(f"cannot be used ({error.strerror})") from None
     except StoreFailed:

@@ -24,8 +24,8 @@ class Expiry:
         return int(self._database.execute("SELECT COALESCE(SUM(bytes), 0) AS n FROM jobs WHERE bytes > 0")[0]["n"])
 
     def to_make_room(self, missing: int, limit: int) -> list[Row]:
-        """Ended jobs that have `missing` bytes together: of the owners whose ended jobs have the most, the oldest, so
-        that no caller's jobs push out another's.
+        """Ended jobs that have `missing` bytes together, and no more of them than that takes: of the owners whose ended
+        jobs have the most, the oldest, so that no caller's jobs push out another's.
 
         Args:
             limit: jobs at most.
@@ -36,12 +36,16 @@ class Expiry:
         share = _share(list(owned.values()), missing)
         chosen: list[Row] = []
         for owner, own in owned.items():
-            over = own - share
+            over, left = own - share, limit - len(chosen)
+            if over <= 0 or missing <= 0 or left <= 0:
+                break  # so have all that follow
             statement = f"SELECT {COLUMNS} {kept} AND owner = ? ORDER BY finished LIMIT ?"
-            for row in self._database.execute(statement, (owner, limit)) if over > 0 else ():
-                if over > 0 and len(chosen) < limit:
-                    chosen.append(Row(**row))
-                    over -= row["bytes"]
+            for row in self._database.execute(statement, (owner, left)):
+                if over <= 0 or missing <= 0:  # whole jobs go: those of one owner may be enough for all
+                    break
+                chosen.append(Row(**row))
+                over -= row["bytes"]
+                missing -= row["bytes"]
         return chosen
 
     def too_old(self, limit: int, keep: float) -> list[Row]:

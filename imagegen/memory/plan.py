@@ -23,6 +23,8 @@ from imagegen.models import MEGAPIXEL, MULTIPLE, ModelSpec, Size
 
 #: Bytes of a CUDA context with its libraries' handles (about 0.5 GiB on GPUs of the last generations).
 CONTEXT = 2**29
+#: Bytes that cuBLAS keeps for the products of a stream on GPUs from compute capability 9.0; a quarter of it on others.
+WORKSPACE = 2**25
 #: Bytes that must be left over: torch's allocator takes memory in blocks, and some of it fits nothing.
 RESERVE = 2**29
 #: What of a GPU of N GB a process can have: an RTX 4090 of 24 has 23.6 GiB, an RTX 5090 of 32 has 31.4, an H100 of 80
@@ -101,8 +103,8 @@ class MemoryPlan:
         parts = self.parts
         needs = activations(self.spec, size, references, self.transformer, self.compiled)
         base = CONTEXT + self.loras
-        if self.offload in ("none", "embeddings"):
-            return base + self.resident + max(needs.encode_prompt, needs.image)
+        if self.offload in ("none", "embeddings"):  # what encodes a prompt is recorded, and its memory with it
+            return base + self.resident + needs.encode_prompt + WORKSPACE + needs.image
         if self.offload == "text_encoder":
             return base + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.image)
         if self.offload == "group":  # the layer that runs, and the next one on its way; the VAE's are small

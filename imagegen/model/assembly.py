@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
@@ -265,22 +266,31 @@ def read_tensor(stored: weight_files.Stored, device: str) -> torch.Tensor:
         device: where it is wanted. A GPU copies it while this thread reads on, from pinned memory that is used again:
             to pin memory for each weight takes longer than to read it.
     """
-    size = stored.end - stored.begin
-    there = torch.empty(size, dtype=torch.uint8, device=device)
-    on_gpu = there.device.type == "cuda"
-    done = 0
+    there = torch.empty(stored.end - stored.begin, dtype=torch.uint8, device=device)
     with stored.file.open("rb", buffering=0) as stream:
         stream.seek(stored.begin)
-        while done < size:
-            chunk, sent = next(_chunks()) if on_gpu else (there[done:], None)
-            count = stream.readinto(memoryview(chunk.numpy().data)[: size - done])
-            if not count:
-                raise ValueError(f"{stored.file.name} ends within a tensor")
-            if sent is not None:
-                there[done : done + count].copy_(chunk[:count], non_blocking=True)
-                sent.record()
-            done += count
+        if there.device.type == "cuda":
+            _read_through(stream, there, _chunks())
+        else:
+            _read_into(stream, there)
     return there.view(DTYPES[stored.dtype]).reshape(stored.shape)
+
+
+def _read_into(stream: FileIO, memory: torch.Tensor) -> None:
+    """Fills a CPU's bytes."""
+    view = memoryview(memory.numpy().data)
+    while view:
+        if not (count := stream.readinto(view)):
+            raise ValueError(f"{Path(str(stream.name)).name} ends within a tensor")
+        view = view[count:]
+
+
+def _read_through(stream: FileIO, there: torch.Tensor, chunks: Iterator[tuple[torch.Tensor, Any]]) -> None:
+    """Fills a GPU's bytes through main memory that the GPU copies from."""
+    for part, (chunk, sent) in zip(there.split(_CHUNK), chunks, strict=False):
+        _read_into(stream, chunk[: len(part)])
+        part.copy_(chunk[: len(part)], non_blocking=True)
+        sent.record(torch.cuda.current_stream(part.device))
 
 
 def _chunks() -> Iterator[tuple[torch.Tensor, Any]]:

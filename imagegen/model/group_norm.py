@@ -14,8 +14,10 @@ class SpreadGroupNorm(nn.GroupNorm):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, C, ...) normalised by group; on a CPU to the bit as torch's own."""
-        if values.device.type != "cuda" or values.shape[0] != 1:
-            return super().forward(values)
+        return self.spread(values) if values.device.type == "cuda" else super().forward(values)
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """(1, C, ...) normalised by group, on any device."""
         grouped = values.unflatten(1, (self.num_groups, -1))
         inner = tuple(range(2, grouped.ndim))
         mean = grouped.mean(inner, dtype=torch.float32)

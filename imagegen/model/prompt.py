@@ -53,7 +53,7 @@ class PromptEncoder:
     def __init__(self, pipe: Any, device: torch.device, cache: int, graph: bool) -> None:
         self._pipe, self._device = pipe, device
         self._kept = PromptCache(cache)
-        self._graph: _Graph | None = None
+        self._graph: Graph | None = None
         self._record = graph and device.type == "cuda"
 
     def encode(self, tokens: Tokens) -> Prompt:
@@ -72,7 +72,7 @@ class PromptEncoder:
         if self._record:
             self._record = False
             try:
-                self._graph = _Graph(self._run, read, mask)
+                self._graph = Graph(self._run, read, mask)
             except Exception as error:  # noqa: BLE001 - it is as good without, and slower
                 log.warning("the text encoder cannot be recorded (%s): %s", type(error).__name__, str(error)[:200])
         return self._run(read, mask) if self._graph is None else self._graph(read, mask)
@@ -90,7 +90,7 @@ class PromptEncoder:
         return torch.stack(states, dim=1).permute(0, 2, 1, 3).flatten(2)  # of (1, 3, tokens, hidden)
 
 
-class _Graph:
+class Graph:
     """What a GPU did for a function of two tensors, to be done again for others of the same shapes: started at once,
     where Python takes twice as long to start each of 2,000 kernels as the GPU to run them (docs/benchmarks.md)."""
 

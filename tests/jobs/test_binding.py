@@ -69,6 +69,9 @@ def test_a_folder_of_one_server_is_not_shared_and_a_shared_one_is_not_one_server
     with pytest.raises(ConfigurationError, match=r"holds jobs\.sqlite3, the jobs of a server without"):
         bind(database, own)
     bind(database, shared)
+    held = sorted(shared.iterdir())
     with pytest.raises(ConfigurationError, match="belongs to servers with an IMAGEGEN_JOBS_DATABASE"):
         create_app(settings(jobs_dir=shared))
+    assert sorted(shared.iterdir()) == held  # and so
+    bind(database, shared)  # the next start of the servers that share it is taken
     create_app(settings(jobs_dir=own))

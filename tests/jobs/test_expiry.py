@@ -52,6 +52,21 @@ def test_a_caller_with_many_bytes_makes_room(jobs):  # noqa: F811
     assert len(make_room(10_000, 100)) == 8
 
 
+def test_callers_with_equal_shares_lose_no_more_jobs_than_are_needed(jobs, monkeypatch):  # noqa: F811
+    for i in range(20):
+        add(jobs, f"caller{i}-", 0)
+        jobs.finish(f"caller{i}-0", "succeeded", size=1000)
+    database, asked = jobs._database, []
+    execute = database.execute
+    monkeypatch.setattr(database, "execute", lambda text, values=(): asked.append(text) or execute(text, values))
+    make_room = Expiry(database).to_make_room
+    for missing, count in ((1, 1), (1000, 1), (1001, 2), (5500, 6), (20_000, 20)):
+        assert len({row.owner for row in make_room(missing, 100)}) == count, missing
+    asked.clear()
+    assert len(make_room(20_000, 3)) == 3
+    assert len(asked) == 4  # the owners' sums, and three owners' jobs
+
+
 def test_a_callers_waiting_references_do_not_fill_the_store(jobs):  # noqa: F811
     room = Room(1000, 750, 7, bytes=100)
     add(jobs, "alice", 0, room, bytes=150)  # one job may always wait

@@ -1,5 +1,6 @@
 """A pipeline as it is put together gives what diffusers' own would, whatever is left out or waits on the CPU."""
 
+import itertools
 import json
 import shutil
 import struct
@@ -200,6 +201,31 @@ def test_a_weight_that_was_not_loaded_is_an_error_of_the_load(monkeypatch):
     with pytest.raises(ConfigurationError) as caught:
         loaded(MICRO_PATH)
     assert "was not loaded" in str(caught.value.__cause__)
+
+
+def test_a_gpu_s_weights_go_through_memory_that_is_used_again(tmp_path, monkeypatch):
+    """Chunk after chunk, each when the copy of what it held has ended."""
+    bytes_ = torch.arange(100, dtype=torch.uint8)
+    (tmp_path / "weights").write_bytes(bytes_.numpy().tobytes())
+    seen = []
+
+    class Sent:
+        def __init__(self, number):
+            self.number = number
+
+        def record(self, stream):
+            seen.append((self.number, stream))
+
+    monkeypatch.setattr(assembly, "_CHUNK", 16)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"queue of {device}")
+    chunks = [(torch.empty(16, dtype=torch.uint8), Sent(number)) for number in range(2)]
+    there = torch.empty(90, dtype=torch.uint8)
+    with (tmp_path / "weights").open("rb", buffering=0) as stream:
+        assembly._read_through(stream, there, itertools.cycle(chunks))
+        assert torch.equal(there, bytes_[:90])
+        assert seen == [(number % 2, "queue of cpu") for number in range(6)]
+        with pytest.raises(ValueError, match="weights ends within a tensor"):
+            assembly._read_through(stream, there, itertools.cycle(chunks))
 
 
 def test_weights_that_wait_are_pinned_one_after_another_in_blocks_of_a_size(monkeypatch):

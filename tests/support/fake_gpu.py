@@ -15,6 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from imagegen.memory.plan import CONTEXT
-from imagegen.model import assembly
+from imagegen.memory.plan import CONTEXT, WORKSPACE
+from imagegen.model import assembly, prompt
 
 aten = torch.ops.aten
 
@@ -288,6 +289,26 @@ def _numpy(self: FakeTensor, **_: Any) -> np.ndarray[Any, Any]:
     return np.zeros(tuple(self.shape), dtype=str(self.dtype).removeprefix("torch."))
 
 
+class _Graph:
+    """A recorded function, which keeps the memory that it needed when it was recorded, and cuBLAS's for its stream."""
+
+    def __init__(self, gpu: FakeGpu, function: Any, *inputs: torch.Tensor) -> None:
+        self._function, before, most = function, gpu.live, gpu.peak
+        gpu.peak = before
+        function(*inputs)
+        self._size, gpu.peak = gpu.peak - before + WORKSPACE, max(gpu.peak, most)
+        self._keep()
+
+    def _keep(self) -> None:
+        self._kept = torch.empty(self._size, dtype=torch.uint8, device=DEVICE)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        del self._kept
+        output: torch.Tensor = self._function(*inputs)
+        self._keep()
+        return output
+
+
 def _read(stored: Any, device: str) -> torch.Tensor:
     return torch.empty(stored.shape, dtype=assembly.DTYPES[stored.dtype], device=device)
 
@@ -331,6 +352,7 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (FakeTensor, "pin_memory", lambda self, *_: self),
         (assembly, "ThreadPoolExecutor", _InThisThread),
         (assembly, "read_tensor", _read),
+        (prompt, "Graph", partial(_Graph, gpu)),
     ]
     saved = [(owner, name, vars(owner).get(name, _Event)) for owner, name, _ in patches]
     for owner, name, value in patches:
