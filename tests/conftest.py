@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/e2e/", "tests/docs/", "tests/model/")))
 
 
-# What is imported stays to the end, some 800,000 objects; each collection of garbage, of which `FluxPipeline.unload` makes
-# one, would look at all of them for half a second.
+# What is imported stays to the end, some 800,000 objects. Each collection of garbage, of which `FluxPipeline.unload`
+# makes one, would look at all of them, for half a second.
 gc.disable()
 
 
