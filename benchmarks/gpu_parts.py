@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import time
@@ -9,11 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
-
-from PIL import Image
+from unittest import mock
 
 from benchmarks.gpu_levers import Lever, levers
-from benchmarks.measure import PROMPT, Device, Runner
+from benchmarks.measure import PROMPT, Device, Runner, bare_call
 from benchmarks.probes import matrix_peak, profile, read_speed, step_flops
 from benchmarks.random_model import random_weights
 from benchmarks.smoke import smoke
@@ -21,8 +21,8 @@ from imagegen.contract.start_times import StartTimes
 from imagegen.memory.plan import MemoryPlan
 from imagegen.memory.planner import choose
 from imagegen.memory.types import Offload, Precision
+from imagegen.model import assembly
 from imagegen.model.acceleration import choose_attention, is_installed
-from imagegen.model.assembly import assemble
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import ModelSpec, get_model
@@ -128,33 +128,19 @@ class Benchmark:
     def _bare(self) -> None:
         """The same weights in diffusers' own pipeline, as one would call it without this project."""
         pipeline, _ = self._open("bf16", attention=None)
-        pipe = assemble(pipeline.config, self.device.name, self.device.dtype, StartTimes())
+        with mock.patch.object(assembly, "speed_up_vae"):
+            pipe = assembly.assemble(pipeline.config, self.device.name, self.device.dtype, StartTimes())
         pipe.set_progress_bar_config(disable=True)
         for count in (0, 1, self.spec.max_references):
-            seconds = min(self._call(pipe, count, number) for number in range(3))
+            seconds = min(bare_call(pipe, self.spec, count, number) for number in range(3))
             row = Row(f"bare diffusers, bf16, {count} references, {self._size()}", unit="s", value=seconds)
             if (worker := self._value("bf16", count)) is not None:
                 row.target, row.met = "the worker twice as fast", seconds >= 2 * worker
                 row.note = f"{seconds / worker:.2f} times the worker's"
             self._add(row)
-
-    def _call(self, pipe: Any, references: int, number: int) -> float:
-        """Seconds of diffusers' own call."""
-        import torch
-
-        pictures = [Image.effect_noise((self._side, self._side), 20).convert("RGB") for _ in range(references)]
-        begun = time.perf_counter()
-        pipe(
-            prompt=f"{PROMPT} {number}",
-            image=pictures or None,
-            width=self._side,
-            height=self._side,
-            num_inference_steps=self.spec.num_inference_steps,
-            guidance_scale=self.spec.guidance_scale,
-            max_sequence_length=self.spec.max_sequence_length,
-            generator=torch.Generator(self.device.name).manual_seed(number),
-        )
-        return time.perf_counter() - begun
+        del pipe
+        gc.collect()
+        self.device.reset_peak()  # which gives its memory back
 
     def _value(self, precision: str, references: int) -> float | None:
         """Seconds of an image as the worker generates it; None where that was not measured."""
@@ -230,9 +216,9 @@ class Benchmark:
             for count in (0, 1, self.spec.max_references)
         }
         for lever in levers(self.compiled, self.spec.max_references):
-            if usual[lever.precision, 0] is None:
-                same = Lever("as usual", lever.precision, {"compile": self.compiled})
-                usual[lever.precision, 0] = self._seconds(same)[0]
+            if lacking := tuple(count for count in lever.references if usual[lever.precision, count] is None):
+                same = Lever("as usual", lever.precision, {"compile": self.compiled}, references=lacking)
+                usual |= {(lever.precision, count): seconds for count, seconds in self._seconds(same).items()}
             for count, seconds in self._seconds(lever).items():
                 without = usual[lever.precision, count]
                 what = f"{lever.name}, {lever.precision}, {count} references, {self._size()}, against the usual way"
@@ -301,7 +287,7 @@ class Benchmark:
     def _loading(self) -> None:
         """From the page cache, of files that hold zeros: where the values are not read, the time is the same."""
         pipeline, plan = self._open("bf16")
-        speed = read_speed(self.folder)  # which leaves them there
+        speed = read_speed(self.folder, assembly.THREADS)  # which leaves them there
         begun = time.monotonic()
         with pipeline:
             seconds = time.monotonic() - begun

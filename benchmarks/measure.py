@@ -19,7 +19,7 @@ from imagegen.errors import OutOfMemory
 from imagegen.memory.plan import CONTEXT, REFERENCE, Gpu, MemoryPlan, read_gpu
 from imagegen.model.images import GeneratedImage
 from imagegen.model.pipeline import FluxPipeline
-from imagegen.models import Size
+from imagegen.models import ModelSpec, Size
 
 if TYPE_CHECKING:
     import torch
@@ -210,6 +210,25 @@ class Runner:
             pictures.mkdir(parents=True, exist_ok=True)
             drawn.image.save(pictures / f"{name}-{size[0]}x{size[1]}-{references}.png")
         return case
+
+
+def bare_call(pipe: Any, spec: ModelSpec, references: int, number: int) -> float:
+    """Seconds of a call of diffusers' own pipeline, of the spec's size, with a prompt that it has not seen."""
+    import torch
+
+    pictures = [Image.effect_noise((spec.size, spec.size), 20).convert("RGB") for _ in range(references)]
+    begun = time.perf_counter()
+    pipe(
+        prompt=f"{PROMPT} {number}",
+        image=pictures or None,
+        width=spec.size,
+        height=spec.size,
+        num_inference_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale,
+        max_sequence_length=spec.max_sequence_length,
+        generator=torch.Generator(pipe.device).manual_seed(number),
+    )
+    return time.perf_counter() - begun
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:

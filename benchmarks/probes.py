@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from imagegen.models import ModelSpec
 
 #: Side of the product by which a GPU's matrix peak is measured, and how often.
 _MATRIX, _PRODUCTS = 8192, 30
-_READ = 8 << 20
+#: Bytes that are read at once, and of what a thread reads of a file.
+_READ, _PART = 8 << 20, 256 << 20
 
 
 def step_flops(spec: ModelSpec, side: int, references: int = 0) -> float:
@@ -47,21 +49,30 @@ def matrix_peak(device: Device) -> float:
     return 2 * side**3 / best
 
 
-def read_speed(folder: Path) -> float:
-    """Bytes a second at which the weights' files are read once they are in the page cache, by four threads."""
-    files = sorted(folder.glob("*/*.safetensors"))
+def read_speed(folder: Path, threads: int) -> float:
+    """Bytes a second at which the weights' files are read once they are in the page cache."""
+    parts = [
+        (file, begin)
+        for file in sorted(folder.glob("*/*.safetensors"))
+        for begin in range(0, file.stat().st_size, _PART)
+    ]
+    buffers = threading.local()
 
-    def read(file: Path) -> int:
-        buffer, count = bytearray(_READ), 0
+    def read(part: tuple[Path, int]) -> int:
+        if not hasattr(buffers, "own"):
+            buffers.own = bytearray(_READ)
+        file, begin = part
+        left = count = min(_PART, file.stat().st_size - begin)
         with file.open("rb", buffering=0) as stream:
-            while got := stream.readinto(buffer):
-                count += got
+            stream.seek(begin)
+            while left:
+                left -= stream.readinto(memoryview(buffers.own)[:left])
         return count
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(read, files))  # into the page cache
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, parts))  # into the page cache
         begun = time.perf_counter()
-        count = sum(pool.map(read, files))
+        count = sum(pool.map(read, parts))
     return count / (time.perf_counter() - begun)
 
 

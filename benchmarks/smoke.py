@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.measure import Device
 from imagegen.errors import OutOfMemory
 from imagegen.model.config import FluxConfig
+from imagegen.model.group_norm import SpreadGroupNorm
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.models import MICRO_PATH, get_model
 
@@ -67,6 +68,7 @@ def smoke(device: Device) -> Iterator[tuple[str, bool, str]]:
             "an edit": lambda: str(there.edit("make the background green", [wanted], **_HOW).image.size),
             "a stop in a step": cancel,
             "out of memory": lack,
+            "the VAE's norms": lambda: _norms(device),
         }
         for what, check in checks.items():
             yield _result(what, check)
@@ -79,6 +81,19 @@ def smoke(device: Device) -> Iterator[tuple[str, bool, str]]:
         return f"{held / 1e6:.1f} MB are left"
 
     yield _result("unloading", freed)
+
+
+def _norms(device: Device) -> str:
+    """At the worst of what is expected, a mean of a hundred deviations."""
+    import torch
+
+    norm = SpreadGroupNorm(32, 128, eps=1e-6, device=device.name)
+    values = 100 + torch.randn(1, 128, 256, 256, device=device.name)
+    with torch.no_grad():
+        off = (norm(values) - torch.nn.GroupNorm.forward(norm, values)).abs().max().item()
+    if off > 0.05:
+        raise ValueError(f"{off:.3f} deviations off torch's own")
+    return f"{off:.4f} deviations off torch's own"
 
 
 def _result(what: str, check: Callable[[], str]) -> tuple[str, bool, str]:

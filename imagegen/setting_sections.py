@@ -64,7 +64,7 @@ class ModelSettings(BaseSettings):
         "auto",
         validation_alias="IMAGEGEN_OFFLOAD",
         description="Which weights stay in main memory until the GPU needs them: none, the embedding table, the text "
-        "encoder, each part of the model (model), each layer (group). auto: as few as the GPU's memory allows.",
+        "encoder, that and the transformer (model), each layer (group). auto: as few as the GPU's memory allows.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import ssl
@@ -34,6 +35,16 @@ for _name in ("get", "post", "put", "delete", "head", "options", "request", "str
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The modules that take longest come first: one that came last would leave the other process idle."""
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/e2e/", "tests/docs/", "tests/model/")))
+
+
+# What is imported stays to the end, some 800,000 objects. Each collection of garbage, of which `FluxPipeline.unload`
+# makes one, would look at all of them, for half a second.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,6 @@ def execution_device(pipe: Any) -> torch.device:
     return device
 
 
-def has_offload_hooks(pipe: Any) -> bool:
-    """Whether parts of a pipeline come to the GPU for their turn by hooks of diffusers' own."""
-    return bool(getattr(pipe, "_all_hooks", None))
-
-
 def attention_backend(transformer: Any) -> str:
     """The kernel that `set_attention_backend` chose, "default" before it. There is a setter alone."""
     chosen = transformer.transformer_blocks[0].attn.processor._attention_backend

@@ -70,7 +70,8 @@ def empty_host_cache() -> None:
 
 
 def free_workspaces() -> None:
-    """Gives back what cuBLAS keeps for its products, 32 MiB a stream on an H100. A build for CPUs has none."""
+    """Gives back what cuBLAS keeps for its products, 32 MiB a stream on an H100, that of recorded work included, which
+    cannot be done again then. A build for CPUs has none."""
     import torch
 
     if (clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None)) is not None:

@@ -11,16 +11,17 @@ from pydantic import BaseModel, Field
 
 
 class StartTimes(BaseModel):
-    """Seconds of each stage of the start, in their order; 0.0 for a stage that was not needed. Reading the weights and
-    moving them to the GPU overlap: their common time is divided between them by the work of each."""
+    """Seconds of each stage of the start, in their order; 0.0 for a stage that was not needed. The weights are
+    moved to the GPU as they are read; quantizing them overlaps with that, and their common time is divided between the
+    two by the work of each."""
 
     process: float = Field(0.0, description="From the process's beginning until loading began.")
     find: float = Field(0.0, description="Finding the weights, or downloading them.")
     check: float = Field(0.0, description="Checking the GPU.")
     imports: float = Field(0.0, description="Importing torch, diffusers and transformers.")
     build: float = Field(0.0, description="Making the model's modules, without weights.")
-    read: float = Field(0.0, description="Reading the weights.")
-    to_card: float = Field(0.0, description="Moving them to the GPU, and quantizing there.")
+    read: float = Field(0.0, description="Reading the weights, and moving them to the GPU.")
+    to_card: float = Field(0.0, description="Converting them there: quantizing them, where they are not quantized yet.")
     compile: float = Field(0.0, description="Compiling, or loading compiled code.")
     warm_up: float = Field(0.0, description="Generating the warm-up images.")
     first_picture: float = Field(0.0, description="The first job's time on the GPU.")

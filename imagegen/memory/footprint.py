@@ -29,6 +29,8 @@ _COMPILED_ROTARY = 1_024
 #: What a chunk of tokens (`model.quantized_linear.CHUNK`) needs at most while it is multiplied in 8 bits, for each unit
 #: of the hidden width; not compiled.
 _CHUNK_BYTES: dict[Precision, int] = {"bf16": 0, "fp8": 47_400, "int8": 29_000, "nf4": 0}
+#: The same of the text encoder, for each token and unit of its feed-forward width.
+_TEXT_BYTES: dict[Precision, float] = {"bf16": 0, "fp8": 9.2, "int8": 8.5, "nf4": 0}
 #: The VAE's decoder and encoder for each pixel.
 _DECODE_BYTES, _ENCODE_BYTES = 1_541, 1.34e9 / MEGAPIXEL
 #: The same for the step that fills the cache of the references' keys and values, for a reference's token and any other:
@@ -166,17 +168,25 @@ def two_linears(linears: Sequence[Linears], precision: Precision) -> int:
 
 
 def activations(
-    spec: ModelSpec, size: Size, references: Sequence[Size], precision: Precision = "bf16", compiled: bool = True
+    spec: ModelSpec,
+    size: Size,
+    references: Sequence[Size],
+    precision: Precision = "bf16",
+    compiled: bool = True,
+    text_encoder: Precision = "bf16",
 ) -> Activations:
     """Estimated bytes beside the weights that an image of `size` pixels with these references needs.
 
     Args:
-        precision: of the transformer.
+        precision, text_encoder: of the transformer and of the text encoder.
         compiled: whether its blocks are.
     """
     a = spec.architecture
     # Two layers' states are kept; the widest moment is inside a feed-forward layer (measured on an H100: 55.1 MB).
     prompt = spec.max_sequence_length * (4 * a.text_hidden + 3 * a.text_feed_forward) * 2
+    prompt += int(spec.max_sequence_length * a.text_feed_forward * _TEXT_BYTES[text_encoder])
+    if text_encoder == "nf4":
+        prompt += 2 * a.text_hidden * a.text_feed_forward
     embeddings = spec.max_sequence_length * 3 * a.text_hidden * 2 * (1 if spec.distilled else 2)  # guidance has two
     tokens = sum(width * height for width, height in (size, *references)) // MULTIPLE**2 + spec.max_sequence_length
     if compiled:

@@ -37,7 +37,7 @@ PLACES: dict[Offload, str] = {
     "none": "all on the GPU",
     "embeddings": "all on the GPU but the embeddings",
     "text_encoder": "all on the GPU, the text encoder for its turn",
-    "model": "each on the GPU for its turn",
+    "model": "the VAE on the GPU, the text encoder and the transformer for their turns",
     "group": "on the GPU layer by layer",
 }
 
@@ -83,6 +83,13 @@ class MemoryPlan:
         return lora_bytes(self.spec, self.lora_rank, element=4 if self.gpu is None else 2)
 
     @property
+    def recorded(self) -> int:
+        """Bytes that stay with what is recorded of a text encoder that stays on the GPU, where work is compiled."""
+        if not self.compiled or self.offload not in ("none", "embeddings"):
+            return 0
+        return WORKSPACE + activations(self.spec, self.size, (), text_encoder=self.text_encoder).encode_prompt
+
+    @property
     def resident(self) -> int:
         """Bytes of the weights that stay on the GPU, the buffers for LoRA adapters aside."""
         parts = self.parts
@@ -90,6 +97,7 @@ class MemoryPlan:
             "none": parts.total,
             "embeddings": parts.total - parts.embeddings,
             "text_encoder": parts.transformer + parts.vae,
+            "model": parts.vae,
         }
         return kept.get(self.offload, 0)
 
@@ -101,10 +109,10 @@ class MemoryPlan:
     def peak_of(self, size: Size, references: Sequence[Size]) -> int:
         """Estimated bytes of the GPU in use at most while an image is made: weights, activations, CUDA's context."""
         parts = self.parts
-        needs = activations(self.spec, size, references, self.transformer, self.compiled)
-        base = CONTEXT + self.loras
-        if self.offload in ("none", "embeddings"):  # what encodes a prompt is recorded, and its memory with it
-            return base + self.resident + needs.encode_prompt + WORKSPACE + needs.image
+        needs = activations(self.spec, size, references, self.transformer, self.compiled, self.text_encoder)
+        base = CONTEXT + self.loras + self.recorded
+        if self.offload in ("none", "embeddings"):
+            return base + self.resident + max(needs.encode_prompt, needs.image)
         if self.offload == "text_encoder":
             return base + self.resident + max(parts.text_encoder + needs.encode_prompt, needs.image)
         if self.offload == "group":  # the layer that runs, and the next one on its way; the VAE's are small
@@ -116,18 +124,16 @@ class MemoryPlan:
                 needs.encode_references,
                 needs.decode,
             )
-        transformer, text_encoder, vae = parts.transformer, parts.text_encoder + parts.embeddings, parts.vae
-        if self.offload == "model" and references:
-            # A part leaves when the next one's turn begins, and encoding references does not begin the VAE's.
-            return base + max(
-                text_encoder + max(needs.encode_prompt, vae + needs.encode_references),
-                transformer + vae + needs.denoise,
-                vae + needs.decode,
+        # "model": the VAE stays; the transformer comes after the references, and goes before the image is decoded.
+        return (
+            base
+            + self.resident
+            + max(
+                parts.text_encoder + needs.encode_prompt,
+                needs.encode_references,
+                parts.transformer + needs.denoise,
+                needs.decode,
             )
-        return base + max(
-            text_encoder + needs.encode_prompt,
-            transformer + needs.denoise,
-            vae + max(needs.encode_references, needs.decode),
         )
 
     def kv_fits(self, size: Size, references: Sequence[Size]) -> bool:
@@ -135,7 +141,8 @@ class MemoryPlan:
         if self.gpu is None:
             return True
         transformer = self.resident or self.parts.transformer
-        return CONTEXT + self.loras + transformer + kv_bytes(self.spec, size, references) + RESERVE <= self.gpu.bytes
+        cached = kv_bytes(self.spec, size, references)
+        return CONTEXT + self.loras + self.recorded + transformer + cached + RESERVE <= self.gpu.bytes
 
     @property
     def needed(self) -> int:

@@ -1,5 +1,5 @@
-"""What makes a loaded diffusers pipeline faster: compiled blocks and their cache, a kernel for attention by GPU, the
-small decoder, and the way without a cache of references' keys and values beside the one with it.
+"""What makes a loaded diffusers pipeline faster: compiled blocks and their cache, a kernel for attention by GPU, a VAE
+that uses all of it, the small decoder, and the way without a cache of references' keys and values beside the one with.
 
 Each can be switched by itself, so that a benchmark can show what it is worth. None changes more of an image than the
 last bits of the arithmetic, the small decoder and the quantised `sage` excepted; what is not available is a warning in
@@ -97,6 +97,19 @@ def _try_attention(backend: str, device: str) -> str | None:
     return None
 
 
+def speed_up_vae(vae: Any, device: str) -> None:
+    """Lets the VAE use all of a GPU, and keeps its images as cuDNN's convolutions want them; a CPU's stays as it is."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return
+
+    from imagegen.model.group_norm import spread_group_norms
+
+    spread_group_norms(vae)
+    vae.to(memory_format=torch.channels_last)
+
+
 def compile_blocks(pipe: Any) -> None:
     """Compiles the transformer's blocks when they first run: one graph for all of a kind, for all sizes."""
     # An image of as many tokens as a layer is wide would make them one symbol, and the next size a second graph.
@@ -145,4 +158,6 @@ def plain_pipeline(pipe: Any) -> Any:
 
     if not isinstance(pipe, Flux2KleinKVPipeline):
         return pipe
-    return prepared_class(Flux2KleinPipeline)(**pipe.components, is_distilled=True)
+    plain = prepared_class(Flux2KleinPipeline)(**pipe.components, is_distilled=True)
+    plain.fetched = pipe.fetched
+    return plain

@@ -30,9 +30,8 @@ from imagegen.compat import torchao as inside_torchao
 from imagegen.contract.start_times import StartTimes
 from imagegen.memory.types import Precision
 from imagegen.model import quantization
-from imagegen.model.acceleration import load_decoder
+from imagegen.model.acceleration import load_decoder, speed_up_vae
 from imagegen.model.config import FluxConfig
-from imagegen.model.group_norm import spread_group_norms
 from imagegen.model.offload import CpuEmbedding, OnloadHook
 from imagegen.model.prepared import PreparedScheduler, prepared_class
 from imagegen.model.quantized_linear import QuantizedLinear
@@ -40,7 +39,7 @@ from imagegen.weights import files as weight_files
 
 #: Threads that read weights, and the bytes that each reads before they are on their way to the GPU: on an H100 8 load
 #: klein-9b from the page cache in 1.4 s, 4 in 2.0 s (docs/benchmarks.md).
-_THREADS, _CHUNK = 8, 8 << 20
+THREADS, _CHUNK = 8, 8 << 20
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -63,7 +62,7 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
         torch.OutOfMemoryError: it does not fit.
     """
     path, offload = config.path, config.offload
-    home = "cpu" if offload in ("model", "group") else device
+    home = "cpu" if offload == "group" else device
     decoder = load_decoder(config.decoder, dtype).to(home) if config.decoder is not None else None
     with times.measure("build"):
         modules = empty_modules(path)
@@ -73,12 +72,12 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
             for part, module in modules.items()
             if part != "vae" or decoder is None
         }
-    if offload in ("embeddings", "text_encoder"):
-        fillers["text_encoder"].host_embedding = True
-    if offload == "text_encoder":
-        fillers["text_encoder"].home = "cpu"
+    waiting = {"text_encoder": ["text_encoder"], "model": ["text_encoder", "transformer"]}.get(offload, [])
+    for part in waiting:
+        fillers[part].home = "cpu"
+    fillers["text_encoder"].host_embedding = bool(waiting) or offload == "embeddings"
     begun = time.monotonic()
-    with ThreadPoolExecutor(_THREADS, "weights") as pool:
+    with ThreadPoolExecutor(THREADS, "weights") as pool:
         jobs = [pool.submit(fill, name) for fill, name in _tasks(list(fillers.values()))]
         try:
             bar = tqdm(jobs, "loading weights", disable=not config.progress)
@@ -96,19 +95,15 @@ def assemble(config: FluxConfig, device: str, dtype: torch.dtype, times: StartTi
     if decoder is not None:
         modules["vae"] = decoder
     _check_filled(modules)
-    spread_group_norms(modules["vae"])
-    if torch.device(device).type == "cuda":
-        modules["vae"].to(
-            memory_format=torch.channels_last
-        )  # cuDNN would change its inputs to that at each convolution
+    speed_up_vae(modules["vae"], device)
     kind = prepared_class(getattr(diffusers, config.spec.pipeline_class))
     modules["scheduler"] = PreparedScheduler.from_pretrained(path / "scheduler", local_files_only=True)
     pipe: Any = kind.from_pretrained(path, local_files_only=True, **modules)
-    if offload == "text_encoder":
+    if "text_encoder" in waiting:
         OnloadHook(modules["text_encoder"], device)
-    elif offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif offload == "group":
+    if "transformer" in waiting:
+        pipe.fetched = OnloadHook(modules["transformer"], device, stays=True)
+    if offload == "group":
         pipe.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=True)
     return pipe
 
@@ -287,7 +282,8 @@ def _read_into(stream: FileIO, memory: torch.Tensor) -> None:
 
 def _read_through(stream: FileIO, there: torch.Tensor, chunks: Iterator[tuple[torch.Tensor, Any]]) -> None:
     """Fills a GPU's bytes through main memory that the GPU copies from."""
-    for part, (chunk, sent) in zip(there.split(_CHUNK), chunks, strict=False):
+    for part in there.split(_CHUNK):
+        chunk, sent = next(chunks)
         _read_into(stream, chunk[: len(part)])
         part.copy_(chunk[: len(part)], non_blocking=True)
         sent.record(torch.cuda.current_stream(part.device))

@@ -24,12 +24,13 @@ class FluxConfig:
         transformer, text_encoder: the precision in which each runs. A folder that was quantised has its own; one that
             was not is quantised while it is loaded. "bf16" leaves the weights as they are, in `dtype`.
         offload: what waits on the CPU. "none": nothing; "embeddings": the text encoder's embedding table, of which a
-            prompt reads a few rows; "text_encoder": that, and its layers, which come for their turn; "model": each part
-            comes for its turn; "group": each layer does, while the one before it works.
+            prompt reads a few rows; "text_encoder": that, and its layers, which come for a new prompt; "model": those,
+            and the transformer, which comes for an image; "group": each layer does for its turn, while the one before
+            it works.
         progress: show bars on stderr for loading and steps.
         plan: from which these follow, and which knows what fits beside them; None: nothing is known.
         attention: the transformer's kernel for attention; None: diffusers' own choice.
-        compile: the transformer's blocks, when they first run. (The VAE's decoder would be anew for each size.)
+        compile: the transformer's blocks, when they first run; what the GPU does for the first prompt is recorded.
         decoder: a folder with a VAE to use in place of the model's own, FLUX.2-small-decoder for one.
         kv: whether edits with klein-9b-kv cache their references' keys and values; None: where that fits the GPU.
         lora_rank: of the LoRA adapters of one job together; 0: none can be applied, and the model is as it is without.

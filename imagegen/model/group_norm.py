@@ -13,11 +13,13 @@ class SpreadGroupNorm(nn.GroupNorm):
     """torch.nn.GroupNorm; on a GPU its moments are made by torch's reductions over the whole chip, in float32."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, ...) normalised by group; on a CPU to the bit as torch's own."""
-        return self.spread(values) if values.device.type == "cuda" else super().forward(values)
+        """(B, C, ...) normalised by group; on a CPU, and of several images, as torch's own."""
+        one_on_gpu = values.device.type == "cuda" and values.shape[0] == 1
+        return self.spread(values) if one_on_gpu else super().forward(values)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """(1, C, ...) normalised by group, on any device."""
+        """(1, C, ...) normalised by group, on any device. The variance is the mean of the squares less the square of
+        the mean: where that is a thousand times the deviation, float32's rounding of the sums takes a tenth of it."""
         grouped = values.unflatten(1, (self.num_groups, -1))
         inner = tuple(range(2, grouped.ndim))
         mean = grouped.mean(inner, dtype=torch.float32)

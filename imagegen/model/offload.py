@@ -58,11 +58,15 @@ class PinnedMemory:
 
 
 class OnloadHook:
-    """Brings a module's weights to a device for each forward pass, and lets go of them there after it, also after one
-    that failed. What lies on the CPU is kept, pinned, so that nothing is copied back."""
+    """Brings a module's weights to a device when it is called, and lets go of them there afterwards, also where it
+    failed. What lies on the CPU is kept, pinned, so that nothing is copied back.
 
-    def __init__(self, module: torch.nn.Module, device: str) -> None:
-        self._device = torch.device(device)
+    Args:
+        stays: the weights stay for the calls that follow, until `leave`.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: str, stays: bool = False) -> None:
+        self._device, self._here = torch.device(device), False
         self._home: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
         pinned = PinnedMemory()
         for child in module.modules():
@@ -71,7 +75,8 @@ class OnloadHook:
                 child.register_parameter(name, home)  # each goes as its copy comes, so that nothing is held twice
                 self._home.append((child, name, home))
         module.register_forward_pre_hook(self._come, with_kwargs=True)
-        module.register_forward_hook(self._leave, always_call=True)
+        if not stays:
+            module.register_forward_hook(lambda *_: self.leave(), always_call=True)
 
     def _pinned(self, parameter: torch.nn.Parameter, pinned: PinnedMemory) -> torch.nn.Parameter:
         # One of 4 bits is more than its data: the scales are beside it, and move with it.
@@ -80,14 +85,18 @@ class OnloadHook:
         return torch.nn.Parameter(pinned.copy(parameter.data), requires_grad=False)
 
     def _come(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for child, name, home in self._home:
-            weight = home.to(self._device, non_blocking=True)
-            if not isinstance(weight, torch.nn.Parameter):
-                weight = torch.nn.Parameter(weight, requires_grad=False)
-            child.register_parameter(name, weight)
+        if not self._here:
+            self._here = True
+            for child, name, home in self._home:
+                weight = home.to(self._device, non_blocking=True)
+                if not isinstance(weight, torch.nn.Parameter):
+                    weight = torch.nn.Parameter(weight, requires_grad=False)
+                child.register_parameter(name, weight)
         moved = {n: v.to(self._device) if isinstance(v, torch.Tensor) else v for n, v in kwargs.items()}
         return tuple(v.to(self._device) if isinstance(v, torch.Tensor) else v for v in args), moved
 
-    def _leave(self, *_: Any) -> None:
+    def leave(self) -> None:
+        """Lets go of the weights on the device, when what was asked of it is done."""
+        self._here = False
         for child, name, home in self._home:
             child.register_parameter(name, home)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from imagegen import logs
 from imagegen.compat.diffusers import execution_device
-from imagegen.compat.torch import errors_of_compilation, free_workspaces
+from imagegen.compat.torch import empty_host_cache, errors_of_compilation, free_workspaces
 from imagegen.contract.start_times import StartTimes
 from imagegen.errors import ConfigurationError, NotReady, Unavailable
 from imagegen.memory.plan import MemoryPlan
@@ -47,8 +47,9 @@ log = logging.getLogger(__name__)
 class FluxPipeline:
     """FLUX.2 [klein] with a life cycle. As a context manager it is loaded inside and unloaded after.
 
-    For the same seed, sizes and references the images are bit-identical to a bare call of the diffusers pipeline
-    with `generator=torch.Generator(device).manual_seed(seed)`, as long as nothing is compiled.
+    For the same seed, sizes and references the images are those of a bare call of the diffusers pipeline with
+    `generator=torch.Generator(device).manual_seed(seed)`: on a CPU to the bit, as long as nothing is compiled; on a GPU
+    within rounding, since the VAE's group norms add in another order there (`group_norm`).
     """
 
     def __init__(self, config: FluxConfig, times: StartTimes | None = None) -> None:
@@ -124,6 +125,8 @@ class FluxPipeline:
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                empty_host_cache()
             raise kind(message) from error
         self._device, self.dtype = execution_device(pipe), dtype
         self._pipe, self._plain = pipe, acceleration.plain_pipeline(pipe)
@@ -141,8 +144,8 @@ class FluxPipeline:
             acceleration.compile_blocks(pipe)
         self._compiled = config.compile
         self._preparation = Preparation(self._plain, config.spec, self._device, dtype)
-        stays = config.offload in ("none", "embeddings")
-        self._encoder = PromptEncoder(self._plain, self._device, config.prompt_cache, graph=stays)
+        record = config.compile and config.offload in ("none", "embeddings")
+        self._encoder = PromptEncoder(self._plain, self._device, config.prompt_cache, record)
 
     def unload(self) -> None:
         """Gives the memory back, the GPU's and the CPU's; does nothing when nothing is loaded."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from imagegen.compat.diffusers import has_offload_hooks
 from imagegen.model.inputs import OnDevice
+from imagegen.model.offload import OnloadHook
 
 
 class PreparedScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc] # diffusers' classes are not typed
@@ -70,6 +70,8 @@ class _Prepared:
     """Of a diffusers pipeline of FLUX.2 klein. Without `prepared` it is that pipeline."""
 
     prepared: OnDevice | None = None
+    #: What brings the transformer for the steps of an image, where it waits on the CPU.
+    fetched: OnloadHook | None = None
     scheduler: PreparedScheduler
     image_processor: Any
     transformer: Any
@@ -104,10 +106,9 @@ class _Prepared:
         return latents.transpose(1, 2).reshape(1, -1, self.prepared.rows, self.prepared.columns)
 
     def maybe_free_model_hooks(self) -> None:
-        # Not at the end of a call with prepared inputs: the VAE's turn is still to come. Where no part comes for its
-        # turn, diffusers would walk through all modules for nothing.
-        if self.prepared is None and has_offload_hooks(self):
-            super().maybe_free_model_hooks()  # type: ignore[misc]
+        """Lets the transformer go; diffusers does it at the end of a call."""
+        if self.fetched is not None:
+            self.fetched.leave()
 
     @contextmanager
     def using(self, prepared: OnDevice) -> Iterator[None]:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from imagegen.errors import GpuFailed
 from imagegen.model.caches import PromptCache
 from imagegen.model.images import Mark
 from imagegen.model.inputs import Tokens
@@ -47,14 +48,14 @@ class PromptEncoder:
     Args:
         pipe: the diffusers pipeline, whose text encoder is used.
         cache: bytes of main memory for embeddings.
-        graph: whether a GPU repeats what it recorded of the first prompt: the text encoder stays where it is.
+        record: whether a GPU repeats what it did for the first prompt, since the text encoder stays where it is.
     """
 
-    def __init__(self, pipe: Any, device: torch.device, cache: int, graph: bool) -> None:
+    def __init__(self, pipe: Any, device: torch.device, cache: int, record: bool) -> None:
         self._pipe, self._device = pipe, device
         self._kept = PromptCache(cache)
         self._graph: Graph | None = None
-        self._record = graph and device.type == "cuda"
+        self._record = record and device.type == "cuda"
 
     def encode(self, tokens: Tokens) -> Prompt:
         """A prompt's embeddings; on a GPU it returns when the work is queued."""
@@ -73,8 +74,8 @@ class PromptEncoder:
             self._record = False
             try:
                 self._graph = Graph(self._run, read, mask)
-            except Exception as error:  # noqa: BLE001 - it is as good without, and slower
-                log.warning("the text encoder cannot be recorded (%s): %s", type(error).__name__, str(error)[:200])
+            except NotRecorded as error:  # it is as good without, and slower
+                log.warning("the text encoder cannot be recorded (%s)", error)
         return self._run(read, mask) if self._graph is None else self._graph(read, mask)
 
     def _run(self, read: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -90,24 +91,43 @@ class PromptEncoder:
         return torch.stack(states, dim=1).permute(0, 2, 1, 3).flatten(2)  # of (1, 3, tokens, hidden)
 
 
+class NotRecorded(Exception):
+    """What a GPU should have recorded has raised; nothing is left of it."""
+
+
 class Graph:
-    """What a GPU did for a function of two tensors, to be done again for others of the same shapes: started at once,
-    where Python takes twice as long to start each of 2,000 kernels as the GPU to run them (docs/benchmarks.md)."""
+    """What a GPU did for a function of tensors, to be done again for others of the same shapes: started at once, where
+    Python takes twice as long to start each of 2,000 kernels as the GPU to run them (docs/benchmarks.md).
+
+    Raises:
+        NotRecorded: the function raised.
+        GpuFailed: the recording could not be ended; torch's memory cannot be relied on any more.
+    """
 
     def __init__(self, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> None:
         import torch
 
         self._inputs = [one.clone() for one in inputs]
+        self._graph = torch.cuda.CUDAGraph()
         queue = torch.cuda.current_stream(inputs[0].device)
         aside = torch.cuda.Stream(inputs[0].device)
         aside.wait_stream(queue)
-        with torch.cuda.stream(aside):
+        fault: Exception | None = None
+        with torch.cuda.stream(aside):  # given back whatever happens inside
             function(*self._inputs)  # libraries are set up when they are first used, which cannot be recorded
+            try:
+                # Other threads may ask the GPU for memory meanwhile.
+                with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
+                    try:
+                        self._output = function(*self._inputs)
+                    except Exception as error:  # noqa: BLE001 - told from a recording that cannot be ended
+                        fault = error
+            except RuntimeError as error:
+                message = "the GPU could not end recording the text encoder; IMAGEGEN_COMPILE=off records nothing"
+                raise GpuFailed(message) from (fault or error)
         queue.wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may ask the GPU for memory meanwhile.
-        with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
-            self._output = function(*self._inputs)
+        if fault is not None:
+            raise NotRecorded(f"{type(fault).__name__}: {str(fault)[:200]}") from fault
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         for kept, one in zip(self._inputs, inputs, strict=True):

@@ -17,8 +17,11 @@ ROWS = [
     "smoke: an edit",
     "smoke: a stop in a step",
     "smoke: out of memory",
+    "smoke: the VAE's norms",
     "smoke: unloading",
-    "bare diffusers",
+    "bare diffusers, bf16, 0 references",
+    "bare diffusers, bf16, 1 references",
+    "bare diffusers, bf16, 4 references",
     "1 references, bf16",
     "4 references, bf16",
     "1 references, fp8",
@@ -31,8 +34,12 @@ ROWS = [
     "text to image, 4 steps, fp8, 128x128",
     "fp8 on the GPU against bf16 with model offload",
     "cached keys and values",
-    "not compiled, bf16",
-    "not compiled, fp8",
+    "not compiled, bf16, 0 references",
+    "not compiled, bf16, 1 references",
+    "not compiled, bf16, 4 references",
+    "not compiled, fp8, 0 references",
+    "not compiled, fp8, 1 references",
+    "not compiled, fp8, 4 references",
     "attention by native",
     "attention by cudnn",
     "a scale for each whole weight",
@@ -59,7 +66,7 @@ def test_every_promise_is_measured(report):
     assert all(row["what"] in text and row["target"] in text for row in rows.values())
     measured = [row for what, row in rows.items() if not what.startswith(("24 GB", "cached", "smoke"))]
     assert all(row["met"] for what, row in rows.items() if what.startswith("smoke"))
-    assert all(row["value"] is not None and not row["note"] for row in measured)
+    assert all(row["value"] is not None and not row["note"].startswith(("not", "broken")) for row in measured)
     assert rows["24 GB, 4 references"]["met"] is True
     assert rows["24 GB, 4 references"]["details"]["references"] == 4
     assert result["machine"]["torch"] and result["machine"]["diffusers"]
@@ -68,8 +75,8 @@ def test_every_promise_is_measured(report):
 @pytest.mark.slow  # the whole benchmark, with micro
 def test_a_missed_target_says_where_the_time_goes(report):
     result, text = report
-    row = next(row for row in result["rows"] if row["what"].startswith("fp8 on the GPU against"))
-    assert row["met"] is False  # on a CPU both are the same
+    row = next(row for row in result["rows"] if row["what"].startswith("model FLOPs used"))
+    assert row["met"] is False  # micro is too small to fill a CPU
     assert {"operation", "milliseconds", "share", "calls"} == set(row["profile"][0])
     assert f"Where the time goes: {row['what']}" in text
 

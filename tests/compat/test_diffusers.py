@@ -13,11 +13,6 @@ def test_where_a_pipeline_computes(pipeline):
     assert diffusers.execution_device(pipeline._pipe) == torch.device("cpu")
 
 
-def test_a_pipeline_without_offload_has_no_hooks_and_offload_keeps_them_by_that_name(pipeline):
-    assert not diffusers.has_offload_hooks(pipeline._pipe)
-    assert "_all_hooks" in Flux2KleinPipeline.enable_model_cpu_offload.__code__.co_names
-
-
 def test_the_attention_that_was_chosen(pipeline):
     transformer = pipeline._pipe.transformer
     before = diffusers.attention_backend(transformer)

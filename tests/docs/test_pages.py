@@ -36,7 +36,7 @@ ELSEWHERE = {
 #: What prints the same on any machine: how the command begins, and some of what is printed, as the page has it.
 HERE = {
     "imagegen plan": ("bf16 9.7 GiB", "peak 21.3 GiB"),
-    "python -m scripts.benchmark_vram --estimate": ("| 24 GB, 8.9 | fp8 | bf16 | embeddings | 18.7 GiB | 20.7 GiB |",),
+    "python -m scripts.benchmark_vram --estimate": ("| 24 GB, 8.9 | fp8 | bf16 | embeddings | 18.7 GiB | 20.8 GiB |",),
 }
 
 

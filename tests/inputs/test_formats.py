@@ -250,9 +250,9 @@ def test_a_lossy_image_is_near_where_it_is_flat(name):
 
 def test_a_large_image_is_made_smaller_without_a_shift():
     """By way of strips, in every mode: the same image as Pillow's own resizing gives."""
-    across, down = np.broadcast_arrays(np.linspace(0, 255, 5200)[None, :], np.linspace(0, 255, 3600)[:, None])
-    wide = np.stack([across, across[::-1, ::-1], down], -1)
-    picture = Image.fromarray(wide.round().astype(np.uint8))
+    across, down = (np.linspace(0, 255, size).round().astype(np.uint8) for size in (5200, 3600))
+    wide = np.stack(np.broadcast_arrays(across[None, :], across[None, ::-1], down[:, None]), -1)
+    picture = Image.fromarray(wide)
     files = [to_bytes(picture, "PNG", compress_level=1), to_bytes(picture.convert("RGBA"), "PNG", compress_level=1)]
     files += [to_bytes(picture, "JPEG", quality=95)]
     for data in files:

@@ -37,7 +37,7 @@ def test_without_bitsandbytes_no_gpu_gets_nf4_and_who_asks_for_it_is_told():
     plan = choose(KLEIN, Gpu.of(12, ADA), nf4=False)
     assert (plan.transformer, plan.text_encoder, plan.offload) == ("bf16", "bf16", "group")
     plan = choose(KLEIN, Gpu.of(12, ADA), references=1, nf4=False)
-    assert (plan.transformer, plan.text_encoder, plan.offload) == ("fp8", "fp8", "model")
+    assert (plan.transformer, plan.text_encoder, plan.offload) == ("fp8", "bf16", "model")
     with pytest.raises(ConfigurationError, match=r"nf4 needs bitsandbytes.*pip install 'bitsandbytes>=0\.50'"):
         choose(KLEIN, Gpu.of(12, ADA), precision="nf4", nf4=False)
 

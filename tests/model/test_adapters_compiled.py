@@ -38,6 +38,7 @@ def graphs():
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow  # traces 12 graphs, for 20 seconds of CPU
 def test_every_graph_of_the_model_with_cached_keys_and_values_is_there_after_the_warm_up(config, traced):
     """Two kinds of blocks, three ways to use references (plain; keys and values taken; used), with adapters and
     without: 12, of which torch counts the 6 of each kind against its limit of 8."""

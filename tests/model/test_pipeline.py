@@ -177,10 +177,21 @@ def test_a_stop_takes_every_part_off_the_gpu(pipeline, monkeypatch):
     assert freed == [True]
 
 
-def test_offload_is_asked_of_diffusers(config, monkeypatch):
+def test_a_transformer_that_is_fetched_comes_once_an_image_and_leaves_before_it_is_decoded(config, monkeypatch):
     from dataclasses import replace
 
-    asked = []
-    monkeypatch.setattr(Flux2KleinPipeline, "enable_model_cpu_offload", lambda _, device: asked.append(device))
-    FluxPipeline(replace(config, offload="model")).load()
-    assert asked == ["cpu"]
+    seen = []
+    with FluxPipeline(replace(config, offload="model")) as fetched:
+        hook, decode = fetched._pipe.fetched, fetched._pipe.vae.decode
+        leave = type(hook).leave
+        monkeypatch.setattr(
+            fetched._pipe.vae, "decode", lambda *given, **how: seen.append("decode") or decode(*given, **how)
+        )
+        fetched._pipe.transformer.register_forward_hook(lambda *_: seen.append("step") if hook._here else None)
+        monkeypatch.setattr(
+            type(hook), "leave", lambda self: (seen.append("leave") if self is hook else None, leave(self))
+        )
+        for seed in (0, 1):
+            fetched.generate("a red circle", seed=seed, **HOW).image.load()
+    steps = ["step"] * HOW["num_inference_steps"]
+    assert seen == [*steps, "leave", "decode", "leave"] * 2

@@ -6,7 +6,8 @@ const NUMBERS = ["width", "height", "num_images", "num_inference_steps", "guidan
 export function linkTo(fields) {
   const known = [...TEXTS, ...NUMBERS].filter((name) => fields[name] !== undefined);
   const query = new URLSearchParams(known.map((name) => [name, fields[name]]));
-  for (const { name, scale } of fields.loras ?? []) query.append("lora", `${scale}:${name}`);
+  // An adapter by its address is left out: the link would carry where somebody keeps it.
+  for (const { name, scale } of fields.loras ?? []) if (name) query.append("lora", `${scale ?? 1}:${name}`);
   return `${location.href.replace(/#.*/, "")}#${query}`;
 }
 
