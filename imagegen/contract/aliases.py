@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagegen.contract.given import is_given
-from imagegen.contract.showing import show
+from imagegen.contract.showing import kind_of, show
 
 _SIZE = re.compile(r"([0-9]{1,5}) ?[xX*\u00d7] ?([0-9]{1,5})")  # the last is a multiplication sign
 #: fal's names of sizes.
@@ -171,8 +171,15 @@ def translate(fields: dict[str, Any]) -> tuple[dict[str, Any], Spoken]:
             allowed = " and ".join(dict.fromkeys(one if isinstance(one, str) else show(one) for one in ONLY[name]))
             raise ValueError(f"{name}: {show(value)} cannot be honoured here; allowed are {allowed}")
         elif value not in IGNORED[name]:
-            ignored[name] = value[:100] if isinstance(value, str) else value is not False
+            ignored[name] = _kept(value)
     return ours, Spoken(names, ignored)
+
+
+def _kept(value: Any) -> Any:
+    """What a job that is stored keeps of a value that changes nothing: it is short, is JSON, and is warned of too."""
+    if isinstance(value, str):
+        return value[:100]
+    return value if isinstance(value, int | float) and abs(value) < 1e16 else kind_of(value)  # NaN is not
 
 
 def _add(ours: dict[str, Any], names: dict[str, str], name: str, value: Any) -> None:

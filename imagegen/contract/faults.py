@@ -29,8 +29,10 @@ TYPES = {
     "model": "an object",
 }
 
+#: What is wrong with "\ud800" in JSON, which has no UTF-8.
+HALF_PAIR = "holds half of a surrogate pair, which is not a character"
 _TEXTS = {
-    "string_unicode": "holds half of a surrogate pair, which is not a character",
+    "string_unicode": HALF_PAIR,
     "json_invalid": "is not JSON, such as ",
 }
 #: What a form may have for a list, and for an object.

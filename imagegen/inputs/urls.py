@@ -38,7 +38,8 @@ def check(
             raise ValueError
         url = URL(text, encoded=text.isascii())
         if url.scheme not in schemes:
-            raise error(f"{field}: leads to another scheme; {' and '.join(schemes)} are allowed", field)
+            allowed = f"{' and '.join(schemes)} {'is' if len(schemes) == 1 else 'are'} allowed"
+            raise error(f"{field}: leads to another scheme; {allowed}", field)
         host, port = url.raw_host or "", url.port
         if not _HOST.fullmatch(host) or port is None:
             raise ValueError

@@ -203,7 +203,7 @@ class Runner:
         return await self._archive.request_of(row)
 
     async def _save(self, row: Row, answer: GenerateResponse) -> None:
-        """Stores an answer, however long the disk is full: it is not drawn again for that."""
+        """Stores an answer, however long the disk is full: it is not generated again for that."""
         events = self.logs[row.id].to_json()
         while True:
             try:

@@ -41,7 +41,7 @@ def encode(
     signer: Signer | None = None,
 ) -> bytes:
     """The picture as a file with its record, signed if there is a signer. The record is all that it holds beside its
-    pixels: nothing of a reference's metadata is in what the model has drawn."""
+    pixels: nothing of a reference's metadata is in what the model has made."""
     file = io.BytesIO()
     name = output_format.upper()
     compression: dict[str, Any] = {"compress_level": _PNG_LEVEL} if output_format == "png" else {"quality": quality}

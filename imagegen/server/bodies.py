@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from imagegen.contract import aliases, requests
+from imagegen.contract.faults import HALF_PAIR
 from imagegen.contract.requests import R
 from imagegen.engine.service import Service
 from imagegen.errors import Cancelled, DeadlineExceeded, InvalidInput, PayloadTooLarge, UnsupportedMediaType
@@ -43,6 +44,8 @@ _FORM_SLICE = 16_384
 _ENTRY = re.compile(r"\[[0-9]{0,2}\]$")
 #: Files of a form, empty ones too.
 MAX_FILES = 16
+#: In JSON it is an escape; two of them that are a pair are one character by then.
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 #: What JavaScript's FormData makes of a field that is not set.
 _NULL = ("null", "undefined")
 
@@ -151,7 +154,10 @@ async def parse_json(body: bytearray, max_text: int) -> Any:
     if sum(rest.count(mark) for mark in (b",", b"[", b"{")) > _MAX_PARTS:
         raise PayloadTooLarge(f"the body has too many parts; {_MAX_PARTS} are allowed", "body")
     try:
-        return _insert(json.loads(rest.decode("utf-8-sig")), texts)
+        value = json.loads(rest.decode("utf-8-sig"))
+        if b"\\ud" in rest.lower():
+            _check_characters(value)
+        return _insert(value, texts)
     except (ValueError, RecursionError):
         raise InvalidInput("the body is not JSON", "body") from None
 
@@ -209,6 +215,24 @@ async def _long_text(data: memoryview) -> str:
     return "".join(parts)
 
 
+def _check_characters(value: Any, name: str = "") -> None:
+    """Checks that every text has UTF-8, names of fields too: what is stored of it could not be read again.
+
+    Raises:
+        InvalidInput: one has not; by its name, such as images[0].
+    """
+    if isinstance(value, dict):
+        for key, one in value.items():
+            inner = f"{name}.{key}"[:60] if name else key[:60]
+            _check_characters(key, inner)
+            _check_characters(one, inner)
+    elif isinstance(value, list):
+        for i, one in enumerate(value):
+            _check_characters(one, f"{name}[{i}]")
+    elif isinstance(value, str) and _HALF_PAIR.search(value):
+        raise InvalidInput(f"{name or 'body'}: {HALF_PAIR}", name or "body")
+
+
 def _insert(value: Any, texts: dict[str, str]) -> Any:
     """The value with the texts in the place of their names, in lists and objects too."""
     if isinstance(value, dict):
@@ -250,7 +274,7 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
                 text = f"is not a field that takes a file; the nearest that does is {known}"
                 raise InvalidInput(f"{name[:60]}: {text}", name[:60])
             text = (await asyncio.to_thread(base64.b64encode, await value.read())).decode()
-        elif value in _NULL and name != "prompt":
+        elif value in _NULL and name != "prompt":  # a prompt is people's own words, and may be this one
             continue
         else:
             text = value

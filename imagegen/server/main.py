@@ -112,9 +112,11 @@ def create_app(settings: Settings | None = None, service: Service | None = None)
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
-    """The methods of a path. HEAD is as GET (`Guard`)."""
+    """The methods of a path; below a mounted folder, whose files no route of its own has, GET. HEAD is as GET
+    (`Guard`)."""
     scopes = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
     found = [name for name in scopes if any(route.matches(scopes[name])[0] == Match.FULL for route in app.routes)]
+    found = found or ["GET"]
     return sorted([*found, "HEAD"] if "GET" in found else found)
 
 

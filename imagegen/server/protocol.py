@@ -91,7 +91,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._parse(data)
         if self._received - self._body_bytes > _MAX_OVERHEAD + self._body_bytes:
-            self._refuse(InvalidInput("the request has too many headers, or too small chunks"), 431)
+            self._refuse(InvalidInput("the body comes in chunks that are too small"), 431)
 
     def _parse(self, data: bytes) -> None:
         try:

@@ -1,5 +1,7 @@
 """What clients of other workers send: their names, their nulls, their numbers."""
 
+import json
+
 import pytest
 
 from imagegen.contract import aliases
@@ -177,6 +179,23 @@ def test_deep_and_huge_values_of_what_changes_nothing():
         deep = [deep, 1]
     for value in (deep, {"a": deep}, 10**5000, float("nan"), "x" * 10_000):
         assert len(str(parse_job({"prompt": "x", "style": value}).spoken)) < 300
+
+
+@pytest.mark.parametrize("name", aliases.IGNORED)
+def test_a_job_that_is_stored_has_the_same_warnings(name):
+    """What it keeps of such a field is JSON, and is read again when the job runs."""
+    kept = 0
+    for value in (0, 1, 2.5, -0.0, True, False, "false", "x" * 300, [0], {"a": 1}, 10**400, float("nan"), float("inf")):
+        try:
+            first = parse_job({"prompt": "x", name: value})
+        except InvalidInput:
+            continue
+        kept += 1
+        again = parse_job({"prompt": "x", **json.loads(json.dumps(first.spoken.ignored, allow_nan=False))})
+        assert again.spoken.warnings == first.spoken.warnings, value
+    assert kept or name in aliases.ONLY
+    if name == "sync_mode":
+        assert parse_job({"prompt": "x", name: 0}).spoken.ignored == {name: 0}
 
 
 def test_a_negative_prompt_is_for_the_base_models():

@@ -143,7 +143,9 @@ def test_tiny_chunks_of_an_accepted_body_are_refused():
                     client.sendall(b"1\r\n \r\n" * 10_000)
             except OSError:
                 pass
-            assert answer(client).startswith(b"HTTP/1.1 431 ")
+            refused = answer(client)
+            assert refused.startswith(b"HTTP/1.1 431 ")
+            assert b"the body comes in chunks that are too small" in refused
 
 
 def test_trailers_never_become_headers(url):
