@@ -53,15 +53,16 @@ class JobSettings(BaseSettings):
         None,
         gt=0,
         validation_alias="IMAGEGEN_JOBS_MAX_MB",
-        description="Megabytes of references and images of all jobs. Over it the oldest ended jobs expire; where that "
-        "is not enough, new jobs are refused. Unset: 10000, or 256 in memory.",
+        description="Megabytes of references and images of all jobs. Over it ended jobs expire, the oldest of the "
+        "callers who have the most; where that is not enough, new jobs are refused. Unset: 10000, or 256 in memory.",
     )
     jobs_max_waiting: int = Field(
         1000,
         ge=1,
         le=100_000,
         validation_alias="IMAGEGEN_JOBS_MAX_WAITING",
-        description="Jobs of /jobs that may wait; one caller may have three quarters of them.",
+        description="Jobs of /jobs that may wait. One caller may have three quarters of them, and of the bytes of "
+        "IMAGEGEN_JOBS_MAX_MB.",
     )
     api_keys_file: Path | None = Field(
         None,

@@ -21,10 +21,9 @@ from imagegen.contract.aliases import Spoken
 from imagegen.contract.requests import Request
 from imagegen.contract.responses import EditResponse, GenerateResponse
 from imagegen.contract.schemas import EditRequest
-from imagegen.errors import ConfigurationError, Expired, InvalidInput, StoreFailed
+from imagegen.errors import ConfigurationError, Expired, InvalidInput, PayloadTooLarge, StoreFailed
 from imagegen.job_settings import FOLDER_MB, MEMORY_MB
-from imagegen.jobs.binding import bind, check_own
-from imagegen.jobs.database import Database, SqliteDatabase
+from imagegen.jobs.binding import bind, open_database
 from imagegen.jobs.deliveries import Deliveries
 from imagegen.jobs.expiry import Expiry
 from imagegen.jobs.files import Files, FolderFiles, MemoryFiles, image_name, input_name
@@ -64,7 +63,7 @@ class Archive:
     def __init__(self, settings: Settings) -> None:
         folder = settings.jobs_dir
         self._thread = ThreadPoolExecutor(1, "jobs")
-        self._database = _database(settings)
+        self._database = open_database(settings)
         self._files: Files = MemoryFiles()
         self._store = Store(self._database, secrets.token_hex(8))
         self._expiry = Expiry(self._database)
@@ -77,8 +76,10 @@ class Archive:
         #: Whether what is kept outlives the process.
         self.outlives = folder is not None
         self._keep = settings.jobs_keep_hours * 3600
-        #: Bytes of all jobs, as far as is known here.
-        self.bytes = 0
+        #: Bytes of all jobs, as far as is known here; and of those that are being accepted.
+        self.bytes = self._coming = 0
+        #: Room is made for one at a time.
+        self._making_room = asyncio.Lock()
         if folder is not None:
             try:
                 self._files = FolderFiles(folder)
@@ -104,7 +105,8 @@ class Archive:
     def _take_over(self) -> None:
         """What the last process left: its running jobs wait again, and references whose jobs were not accepted go. In
         this thread, before there are others."""
-        if waiting := self._store.recover(self.shared):
+        # Where servers share the store, `Runner.beat` tells in time which of them have ended.
+        if not self.shared and (waiting := self._store.recover()):
             log.info("%d jobs were running when the last process ended; they are done now", waiting)
         self.bytes = self._expiry.bytes_kept()
         # Those of another server may belong to a job that it is just accepting.
@@ -121,6 +123,8 @@ class Archive:
 
         Raises:
             IdempotencyKeyReuse: the key came with another body.
+            LimitExceeded, Overloaded: its caller, or all, have too many jobs waiting.
+            PayloadTooLarge: it can never have room.
             StoreFailed: it could not be stored, or there is no room for it.
         """
         references = _references(request)
@@ -128,12 +132,19 @@ class Archive:
         fields = json.dumps(given | request.spoken.ignored)  # which are warned of when it runs
         spoken = json.dumps(request.spoken.names)
         size = sum(map(len, references.values())) + _row_bytes(fields)
-        if self.bytes + size > self.limit:
-            await self.make_room(size)
-        if self.bytes + size > self.limit:
-            raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
+        if size > self.limit:
+            most = f"{self.limit} are allowed of all jobs; send fewer or smaller images"
+            raise PayloadTooLarge(f"the job has {size} bytes to be stored, and {most}")
         names = {input_name(job.id, field): text for field, text in references.items()}
         job = replace(job, mode=request.mode, fields=fields, spoken=spoken, files=tuple(names), bytes=size)
+        if self._missing(size) > 0:
+            async with self._making_room:
+                if self._missing(size) > 0:
+                    await self.rows(self._store.check_room, job, room)  # before others' jobs expire for it
+                    await self._make_room(size)
+        if self._missing(size) > 0:
+            raise StoreFailed("the store of jobs is full; try again later", retry_after=60)
+        self._coming += size  # with no wait since it was seen to fit
         try:
             for name, text in names.items():
                 await asyncio.to_thread(self._files.write, name, text.encode())
@@ -141,6 +152,8 @@ class Archive:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._files.delete, names))
             raise
+        finally:
+            self._coming -= size
         if new:
             self.bytes += size
         else:
@@ -266,25 +279,31 @@ class Archive:
     async def forget(self, row: Row) -> None:
         """Deletes a job that has ended, and its images."""
         await self._delete(row.names)
-        await self.rows(self._store.forget, row.id)
-        self.bytes -= row.bytes
+        freed = await self.rows(self._store.forget, row.id)
+        self.bytes -= freed  # as it is now, not as it was before the wait
 
-    async def make_room(self, size: int = 0) -> None:
-        """Lets ended jobs expire that are too old, and others where there are too many bytes.
+    async def make_room(self) -> None:
+        """Lets ended jobs expire that are too old, and others where there are too many bytes."""
+        async with self._making_room:
+            await self._make_room()
 
-        Args:
-            size: bytes that are to come.
-        """
+    async def _make_room(self, size: int = 0) -> None:
+        """As `make_room`, for a job of `size` bytes too; no job expires for one that would have no room even then."""
         while old := await self.rows(self._expiry.too_old, _EXPIRED_AT_ONCE, self._keep):
             await self._expire(old)
-        self.bytes = await self.rows(self._expiry.bytes_kept)
-        while self.bytes + size > self.limit:
-            missing = self.bytes + size - self.limit
-            chosen = await self.rows(self._expiry.to_make_room, missing, _EXPIRED_AT_ONCE)
+        while True:
+            self.bytes = await self.rows(self._expiry.bytes_kept)
+            if (missing := self._missing(size)) <= 0:
+                break
+            chosen = await self.rows(self._expiry.to_make_room, missing, _EXPIRED_AT_ONCE, size > 0)
             if not chosen:
                 break
             await self._expire(chosen)
         await self.rows(self._expiry.drop_expired, self._keep)
+
+    def _missing(self, size: int) -> int:
+        """Bytes that are missing for a job of `size`, or that are over the limit."""
+        return self.bytes + self._coming + size - self.limit
 
     def close(self) -> None:
         """Closes the database, after what it is doing."""
@@ -295,7 +314,6 @@ class Archive:
         for row in rows:
             await self._delete(row.names)
         await self.rows(self._expiry.expire, [row.id for row in rows])
-        self.bytes -= sum(row.bytes for row in rows)
 
     async def _delete(self, names: list[str]) -> None:
         """Deletes files. One that cannot be deleted takes place, and is no reason to fail."""
@@ -303,22 +321,6 @@ class Archive:
             await asyncio.to_thread(self._files.delete, names)
         except StoreFailed:
             log.warning("files of a job could not be deleted")
-
-
-def _database(settings: Settings) -> Database:
-    if settings.jobs_database is None:
-        if settings.jobs_dir is not None:
-            check_own(settings.jobs_dir)
-        return SqliteDatabase(settings.jobs_dir)
-    if settings.jobs_dir is None:
-        raise ConfigurationError(
-            "IMAGEGEN_JOBS_DATABASE: needs IMAGEGEN_JOBS_DIR, a folder that all servers of the database share"
-        )
-    try:
-        from imagegen.jobs.postgres import PostgresDatabase
-    except ImportError:
-        raise ConfigurationError("IMAGEGEN_JOBS_DATABASE: needs pg8000; pip install pg8000") from None
-    return PostgresDatabase(settings.jobs_database.get_secret_value())
 
 
 def megapixels_of(answer: GenerateResponse) -> float:

@@ -10,19 +10,38 @@ import secrets
 from pathlib import Path
 
 from imagegen.errors import ConfigurationError, StoreFailed
-from imagegen.jobs.database import SQLITE_FILE, Database, private
+from imagegen.jobs.database import SQLITE_FILE, Database, SqliteDatabase, private
+from imagegen.settings import Settings
 
 #: The file in the folder that holds the identity of its database.
 _FILE = "store-id"
 
 
-def check_own(folder: Path) -> None:
-    """Checks the folder of a server that shares no database. Before SQLite is opened there: a start that is refused
-    must leave no file, for which the servers that share the folder would be refused too.
+def open_database(settings: Settings) -> Database:
+    """The database that the settings name.
 
     Raises:
-        ConfigurationError: the folder belongs to a database that servers share.
+        ConfigurationError: it cannot be used, or its folder belongs to servers that share another.
     """
+    folder = settings.jobs_dir
+    if settings.jobs_database is None:
+        if folder is not None:
+            _check_own(folder)
+        return SqliteDatabase(folder)
+    if folder is None:
+        raise ConfigurationError(
+            "IMAGEGEN_JOBS_DATABASE: needs IMAGEGEN_JOBS_DIR, a folder that all servers of the database share"
+        )
+    try:
+        from imagegen.jobs.postgres import PostgresDatabase
+    except ImportError:
+        raise ConfigurationError("IMAGEGEN_JOBS_DATABASE: needs pg8000; pip install pg8000") from None
+    return PostgresDatabase(settings.jobs_database.get_secret_value())
+
+
+def _check_own(folder: Path) -> None:
+    """Checks the folder of a server that shares no database. Before SQLite is opened there: a start that is refused
+    must leave no file, for which the servers that share the folder would be refused too."""
     try:
         bound = (folder / _FILE).exists()
     except OSError as error:

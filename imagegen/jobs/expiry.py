@@ -23,16 +23,19 @@ class Expiry:
         """Bytes of all jobs."""
         return int(self._database.execute("SELECT COALESCE(SUM(bytes), 0) AS n FROM jobs WHERE bytes > 0")[0]["n"])
 
-    def to_make_room(self, missing: int, limit: int) -> list[Row]:
+    def to_make_room(self, missing: int, limit: int, whole: bool = False) -> list[Row]:
         """Ended jobs that have `missing` bytes together, and no more of them than that takes: of the owners whose ended
         jobs have the most, the oldest, so that no caller's jobs push out another's.
 
         Args:
             limit: jobs at most.
+            whole: none at all where all ended jobs together have fewer.
         """
         kept = "FROM jobs WHERE bytes > 0 AND state IN ('succeeded', 'failed', 'cancelled')"
         rows = self._database.execute(f"SELECT owner, SUM(bytes) AS n {kept} GROUP BY owner ORDER BY n DESC")
         owned = {row["owner"]: int(row["n"]) for row in rows}  # PostgreSQL's sums are decimals
+        if whole and sum(owned.values()) < missing:
+            return []
         share = _share(list(owned.values()), missing)
         chosen: list[Row] = []
         for owner, own in owned.items():

@@ -3,6 +3,7 @@ restart does not give it anew."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 from imagegen.contract.requests import Request, plan
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
-from imagegen.errors import LimitExceeded
+from imagegen.errors import LimitExceeded, StoreFailed
 from imagegen.jobs.archive import Archive, megapixels_of
 from imagegen.jobs.keys import Keys
 from imagegen.jobs.store import DAY, DAYS_MEGAPIXELS
+
+log = logging.getLogger(__name__)
 
 #: Seconds of each limit's window, which begins at a multiple of it since 1970, in UTC.
 _WINDOWS = {"requests_per_minute": 60, DAYS_MEGAPIXELS: DAY}
@@ -60,12 +63,15 @@ class KeyLimits:
 
     async def settle(self, name: str, reserved: Reserved, answer: GenerateResponse | None) -> None:
         """Counts the megapixels that a job of a connection has had in place of those that were reserved; none where it
-        failed."""
+        failed. Where the store fails, those that were reserved stay counted: no image is worth less than its count."""
         if not reserved.megapixels:
             return
         had = 0.0 if answer is None else megapixels_of(answer)
         change = had - reserved.megapixels
-        await self._archive.rows(self._archive.store.use, name, DAYS_MEGAPIXELS, reserved.day, change, None)
+        try:
+            await self._archive.rows(self._archive.store.use, name, DAYS_MEGAPIXELS, reserved.day, change, None)
+        except StoreFailed:
+            log.warning("%.6g megapixels of the key %s stay counted that were reserved", reserved.megapixels, name)
 
     async def counted(
         self, name: str, request: Request, work: Coroutine[Any, Any, GenerateResponse]

@@ -7,6 +7,7 @@ of references and images are `imagegen.jobs.files`.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -32,6 +33,8 @@ class Store:
 
     def __init__(self, database: Database, worker: str) -> None:
         self._database, self._worker = database, worker
+        #: Since when this process has said without a gap that it is alive, and when it last did.
+        self._beating = (math.inf, -math.inf)
 
     def add(self, job: NewJob, room: Room, key: tuple[str, str] | None = None) -> tuple[Row, bool]:
         """Stores a job, unless its idempotency key has one.
@@ -66,7 +69,7 @@ class Store:
                     self._execute(
                         "UPDATE idempotency SET job = ? WHERE owner = ? AND name = ?", job.id, job.owner, name
                     )
-            self._check_room(job, room)
+            self.check_room(job, room)
             self._execute(
                 "INSERT INTO jobs (id, owner, priority, state, mode, fields, seed, previews, created, starts, files, "
                 "bytes, webhook_url, webhook_secret, webhook_tries, megapixels, trace, spoken) "
@@ -79,6 +82,30 @@ class Store:
         if row is None:
             raise RuntimeError("a job that was stored is not there")
         return row, True
+
+    def check_room(self, job: NewJob, room: Room) -> None:
+        """Whether a job may wait.
+
+        Raises:
+            LimitExceeded: its owner has too many jobs waiting, or too many bytes.
+            Overloaded: too many jobs wait.
+        """
+        # Of all owners at once: for one of them SQLite would read its ended jobs too.
+        rows = self._execute(
+            "SELECT owner, COUNT(*) AS n, SUM(bytes) AS bytes FROM jobs WHERE state = 'queued' GROUP BY owner"
+        )
+        total = sum(row["n"] for row in rows)
+        own = next((row for row in rows if row["owner"] == job.owner), {"n": 0, "bytes": 0})
+        size = int(own["bytes"]) + job.bytes  # PostgreSQL's sums are decimals
+        again = f"try again in {room.seconds} s"
+        if own["n"] >= room.share:
+            cause = f"this caller has {own['n']} jobs waiting, and {room.share} are allowed"
+            raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
+        if own["n"] and size > room.bytes:
+            cause = f"this caller's waiting jobs would have {size} bytes with this one, and {room.bytes} are allowed"
+            raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
+        if total >= room.total:
+            raise Overloaded(f"jobs_waiting: {total} jobs wait already; {again}", retry_after=room.seconds)
 
     def find(self, owner: str, name: str, fingerprint: str) -> Row | None:
         """The job that an idempotency key has.
@@ -180,10 +207,14 @@ class Store:
         """Lets the jobs wait again whose process has ended; how many they are.
 
         Args:
-            shared: other processes run jobs too, and say so by `beat`. False: all that were running.
+            shared: other processes run jobs too, and say so by `beat`. None of them counts as ended before this one
+                has been able to say so itself for as long: the database may have been away for all. False: all that
+                were running.
         """
         with self._database.transaction():
             now = self._database.now()
+            if shared and now - self._beating[0] < ALIVE_SECONDS:
+                return 0
             alive = now - ALIVE_SECONDS if shared else float("inf")
             rows = self._execute(
                 "UPDATE jobs SET state = 'queued', worker = NULL WHERE state = 'running' "
@@ -197,12 +228,15 @@ class Store:
     def beat(self) -> set[str]:
         """This process is alive; returns the jobs that run here, of which another may have cancelled some."""
         with self._database.transaction():
-            self._execute("DELETE FROM workers WHERE seen < ?", self._database.now() - DAY)
+            now = self._database.now()
+            self._execute("DELETE FROM workers WHERE seen < ?", now - DAY)
             self._execute(
                 "INSERT INTO workers (name, seen) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seen = excluded.seen",
-                self._worker, self._database.now(),
+                self._worker, now,
             )  # fmt: skip
             rows = self._execute("SELECT id FROM jobs WHERE state = 'running' AND worker = ?", self._worker)
+        since, last = self._beating
+        self._beating = (since if 0 <= now - last < ALIVE_SECONDS / 2 else now, now)
         return {row["id"] for row in rows}
 
     def is_here(self, job: Row) -> bool:
@@ -246,10 +280,13 @@ class Store:
                     self._use(row["owner"], DAYS_MEGAPIXELS, start, megapixels - row["megapixels"], None)
         return bool(rows)
 
-    def forget(self, job: str) -> None:
-        """Deletes a job that has ended."""
+    def forget(self, job: str) -> int:
+        """Deletes a job that has ended; the bytes that it had, 0 where it was gone."""
         with self._database.transaction():
-            self._execute("DELETE FROM jobs WHERE id = ? AND state NOT IN ('queued', 'running')", job)
+            rows = self._execute(
+                "DELETE FROM jobs WHERE id = ? AND state NOT IN ('queued', 'running') RETURNING bytes", job
+            )
+        return sum(row["bytes"] for row in rows)
 
     def use(self, owner: str, name: str, start: int, amount: float, most: float | None) -> float | None:
         """Counts what an owner has had of a limit in the window that begins at `start`.
@@ -287,22 +324,6 @@ class Store:
                 owner, name, start, max(0.0, had + amount),
             )  # fmt: skip
         return None
-
-    def _check_room(self, job: NewJob, room: Room) -> None:
-        owner, waiting = job.owner, self.waiting()
-        # Of all owners at once, as `waiting` asks: for one of them SQLite would read its ended jobs too.
-        rows = self._execute("SELECT owner, SUM(bytes) AS n FROM jobs WHERE state = 'queued' GROUP BY owner")
-        had = next((int(row["n"]) for row in rows if row["owner"] == owner), 0)
-        again = f"try again in {room.seconds} s"
-        if waiting.get(owner, 0) >= room.share:
-            cause = f"this caller has {waiting[owner]} jobs waiting, and {room.share} are allowed"
-            raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
-        if had and had + job.bytes > room.bytes:
-            cause = f"this caller's waiting jobs have {had / 1e6:.1f} MB, and {room.bytes / 1e6:.1f} are allowed"
-            raise LimitExceeded(f"jobs_waiting: {cause}; {again}", "jobs_waiting", retry_after=room.seconds)
-        if sum(waiting.values()) >= room.total:
-            cause = f"{sum(waiting.values())} jobs wait already"
-            raise Overloaded(f"jobs_waiting: {cause}; {again}", retry_after=room.seconds)
 
     def _get(self, job: str) -> Row | None:
         rows = self._execute(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", job)

@@ -124,23 +124,24 @@ class Webhooks:
             error = await sending.send(str(row.webhook_url), headers, body, _SECONDS, self._settings.private_hosts)
             if error is not None:
                 span.fail("not delivered")
-        try:
-            await self._note(row, error)
-        except StoreFailed:
-            log.warning("what came of a webhook could not be stored; it is sent again")
-
-    async def _note(self, row: Row, error: str | None) -> None:
-        """Stores what came of a try; an error is what went wrong."""
-        note = self._archive.deliveries.note
         last = row.webhook_tries >= len(DELAYS)
         self._metrics.webhooks.labels("delivered" if error is None else "given_up" if last else "failed").inc()
         if error is None:
-            await self._archive.rows(note, row.id, "delivered")
+            await self._note(row, "delivered")
         elif not last:
-            await self._archive.rows(note, row.id, "pending", error, DELAYS[row.webhook_tries])
+            await self._note(row, "pending", error, DELAYS[row.webhook_tries])
         else:
             log.warning("the webhook of job %s was given up after %d tries", row.id, row.webhook_tries + 1)
-            await self._archive.rows(note, row.id, "failed", error)
+            await self._note(row, "failed", error)
+
+    async def _note(self, row: Row, state: str, error: str | None = None, delay: float | None = None) -> None:
+        """Stores what came of a try, however long the store fails: the receiver is not asked again for that."""
+        while True:
+            try:
+                await self._archive.rows(self._archive.deliveries.note, row.id, state, error, delay)
+                return
+            except StoreFailed:  # it is logged
+                await asyncio.sleep(_LOOK)
 
 
 def _import_sending() -> ModuleType:

@@ -9,9 +9,11 @@ from imagegen.errors import ConfigurationError, InvalidInput, StoreFailed
 from imagegen.jobs import runner as runner_module
 from imagegen.jobs.bfl import secret_of
 from imagegen.jobs.events import Signal
+from imagegen.jobs.limits import KeyLimits, Reserved
 from imagegen.jobs.postgres import PostgresDatabase
 from imagegen.jobs.runner import Runner
 
+ANSWER = SimpleNamespace(width=64, height=64, seeds=[1])
 ROW = SimpleNamespace(id="a" * 32, owner="key-1", starts=1)
 
 
@@ -65,6 +67,22 @@ def test_references_that_cannot_be_read_for_a_moment_are_read_again(monkeypatch,
     else:
         with pytest.raises(StoreFailed):
             asyncio.run(reading)
+
+
+def test_an_image_is_answered_where_its_megapixels_cannot_be_counted():
+    class Uncounted(Archive):
+        store = SimpleNamespace(use=None, now=None)
+
+        async def rows(self, statement, *_):
+            self._fail()
+
+    async def counted(failures):
+        limits = KeyLimits(Uncounted(failures), None, None)
+        limits.reserve = lambda *_: asyncio.sleep(0, Reserved(1.0, 0))
+        return await limits.counted("alice", None, asyncio.sleep(0, ANSWER))
+
+    for failures in (0, 1):
+        assert asyncio.run(counted(failures)) is ANSWER
 
 
 @pytest.mark.parametrize(("taken_over", "ended"), [(True, []), (False, ["cancelled"])])

@@ -125,7 +125,7 @@ def test_what_is_forgotten_is_the_same(jobs, monkeypatch, test):
 
 
 def test_the_jobs_of_a_server_that_died_are_taken_over(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ALIVE_SECONDS", 1.0)
+    monkeypatch.setattr(store, "ALIVE_SECONDS", 2.0)
     monkeypatch.setattr(runner, "_BEAT", 0.2)
     database = PostgresDatabase(url)
     dead = Store(database, "dead")

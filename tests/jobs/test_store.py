@@ -123,7 +123,42 @@ def test_a_clock_that_is_set_back_keeps_no_webhook_and_no_job_of_a_dead_server(j
         assert deliveries.due(4, 4) == []
         assert jobs.recover(shared=True) == 0
     assert [row.id for row in deliveries.due(4, 4)] == ["alice0"]
-    assert jobs.recover(shared=True) == 1
+    alive_for(monkeypatch, Store(jobs._database, "other"), 40)
+    assert jobs.recover(shared=True) == 0  # it has not been able to say that it is alive itself
+    other = Store(jobs._database, "another")
+    alive_for(monkeypatch, other, 40)
+    assert other.recover(shared=True) == 1
+
+
+def alive_for(monkeypatch, jobs, seconds):
+    """Its process says that it is alive every 5 seconds."""
+    now = jobs._database.now()
+    for after in range(0, seconds, 5):
+        monkeypatch.setattr(jobs._database, "now", lambda at=now + after: at)
+        jobs.beat()
+
+
+def test_a_database_that_was_away_takes_no_running_job_from_a_server_that_lives(jobs, monkeypatch):
+    here, there, dead = jobs, Store(jobs._database, "there"), Store(jobs._database, "dead")
+    add(here, "alice", 0)
+    add(here, "bob", 0)
+    alive_for(monkeypatch, here, 60)
+    for other in (there, dead):
+        other.beat()
+        assert other.claim({}, {}, False)
+    assert here.recover(shared=True) == 0
+    away = here.now() + 60  # nobody could say that it is alive
+    started_now = Store(here._database, "new")
+    monkeypatch.setattr(here._database, "now", lambda: away)
+    for first in (here, started_now):
+        first.beat()
+        assert first.recover(shared=True) == 0
+    for after in range(5, 35, 5):  # `there` is back, and `dead` is not
+        monkeypatch.setattr(here._database, "now", lambda at=away + after: at)
+        for each in (here, there, started_now):
+            each.beat()
+        assert here.recover(shared=True) == (after == 30)
+    assert there.beat() == {"alice0"}
 
 
 def test_a_job_ends_once(jobs):

@@ -9,7 +9,9 @@ import time
 import httpx
 import pytest
 
+from imagegen.errors import StoreFailed
 from imagegen.jobs import webhooks
+from imagegen.jobs.deliveries import Deliveries
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
 from tests.support import until
@@ -45,6 +47,25 @@ def told(client, job_id):
         return state if state["status"] in ("delivered", "failed") else None
 
     return until(look, every=0.05)
+
+
+def test_a_webhook_that_was_taken_is_not_sent_again_while_that_cannot_be_stored(client, monkeypatch):
+    monkeypatch.setattr(webhooks, "_LOOK", 0.05)
+    failures, note = 5, Deliveries.note
+
+    def failing(*args):
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise StoreFailed("the disk is full")
+        note(*args)
+
+    monkeypatch.setattr(Deliveries, "note", failing)
+    with receiving() as (url, receiver):
+        job = post(client, webhook_url=url)
+        assert told(client, job["id"])["tries"] == 1
+    assert failures == -1
+    assert receiver.requests == 1
 
 
 def test_the_end_of_a_job_is_told_and_verified(client):
