@@ -47,6 +47,14 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage():
+    """What outlives a module stays to the end too."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def config() -> FluxConfig:
     return FluxConfig(get_model("micro"), MICRO_PATH, device="cpu")

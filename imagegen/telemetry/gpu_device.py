@@ -28,8 +28,9 @@ _THROTTLING = {
     "hw_power_brake": "nvmlClocksEventReasonHwPowerBrakeSlowdown",
     "sw_thermal": "nvmlClocksEventReasonSwThermalSlowdown",
 }
-#: The driver's figures are not asked for more often.
-_FRESH_SECONDS = 1.0
+#: The driver's figures are not asked for more often; they take milliseconds, and who asks waits so long for them; from
+#: a driver that has said nothing for so long there are none.
+_FRESH_SECONDS, _WAIT_SECONDS, _STALE_SECONDS = 1.0, 0.2, 5.0
 #: A Xid of the driver that a program causes itself, by an illegal access for example; all others are the GPU's.
 #: https://docs.nvidia.com/deploy/xid-errors
 _OF_PROGRAMS = {13, 31, 43, 45, 68, 69}
@@ -50,20 +51,26 @@ class GpuDevice(Collector):
         self._events = self._listen()
         self._lock = threading.Lock()
         self._state, self._read_at = GpuState(), -_FRESH_SECONDS
-        self._asking = False
+        self._asking, self._answered = False, threading.Event()
         self._said: str | None = None
 
     @property
     def state(self) -> GpuState:
-        """What the driver last said; it is asked again once that is a second old. What it does not tell is null."""
+        """What the driver says, at most a second old. What it does not tell is null; all, while it does not answer.
+
+        A driver may hang with a broken GPU while /health must answer: who asks it waits a fifth of a second, once.
+        """
         with self._lock:
-            if not self._asking and self._clock() - self._read_at >= _FRESH_SECONDS:
+            asked = not self._asking and self._clock() - self._read_at >= _FRESH_SECONDS
+            if asked:
                 self._asking = True
+                self._answered.clear()
                 threading.Thread(target=self._refresh, name="gpu-state", daemon=True).start()
-            return self._state
+        if asked:
+            self._answered.wait(_WAIT_SECONDS)
+        return self._state if self._clock() - self._read_at < _STALE_SECONDS else GpuState()
 
     def _refresh(self) -> None:
-        """Asks the driver, which may hang with a broken GPU, while /health must answer: nobody waits for it."""
         try:
             self._state = self._read()
             if self._state.degraded != self._said:
@@ -71,6 +78,7 @@ class GpuDevice(Collector):
                 log.warning("the GPU is degraded: %s", self._said or "no longer")
         finally:
             self._read_at, self._asking = self._clock(), False
+            self._answered.set()
 
     def collect(self) -> Iterator[Metric]:
         """Its state as metrics."""

@@ -142,7 +142,7 @@ def test_a_job_whose_store_never_ends_has_its_deadline_and_the_next_one_its_imag
     async def run():
         async with FaultyStore(lambda head: forever()) as store:
             config = {"accessId": "id", "accessSecret": "secret", "bucketName": "b", "endpointUrl": store.url}
-            slow = await handler.handler({"id": "a", "input": {**job, "timeout": 5}, "s3Config": config})
+            slow = await handler.handler({"id": "a", "input": {**job, "timeout": 3}, "s3Config": config})
             await asyncio.sleep(0.5)
             assert store.connections == 0
             return slow, await handler.handler({"id": "b", "input": {**job, "delivery": "base64"}})

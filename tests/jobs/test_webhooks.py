@@ -36,6 +36,7 @@ def client(server):
 def _soon(monkeypatch):
     monkeypatch.setattr(webhooks, "DELAYS", (0.1, 0.1))
     monkeypatch.setattr(webhooks, "_SECONDS", 1.0)
+    monkeypatch.setattr(webhooks, "_LOOK", 0.1)
 
 
 def told(client, job_id):

@@ -44,8 +44,10 @@ def test_there_are_programs():
 
 
 def of_users(paths):
-    """The programs, of which the benchmarks are marked slow: most import torch before they read their options."""
-    return [pytest.param(path, marks=[pytest.mark.slow] if path.startswith("benchmarks/") else []) for path in paths]
+    """The programs, of which the benchmarks and the trainers are marked slow: most import torch before they read their
+    options."""
+    slow = ("benchmarks/", "imagegen/builder/micro/")
+    return [pytest.param(path, marks=[pytest.mark.slow] if path.startswith(slow) else []) for path in paths]
 
 
 @pytest.mark.parametrize("path", of_users(PROGRAMS))

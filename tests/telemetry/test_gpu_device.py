@@ -9,6 +9,7 @@ import pytest
 
 from imagegen.engine.service import Service
 from imagegen.settings import Settings
+from imagegen.telemetry import gpu_device
 from imagegen.telemetry.gpu_device import GpuDevice, open_device
 from imagegen.telemetry.metrics import Metrics
 from tests.support import until
@@ -137,8 +138,18 @@ def test_the_page_names_these_metrics(nvml, device):
     assert shown == {sample.name for family in device.collect() for sample in family.samples}
 
 
-def test_a_driver_that_hangs_keeps_nobody_waiting(nvml, device):
+def test_who_asks_after_a_quiet_hour_gets_what_is_true_now(nvml, device, clock, monkeypatch):
+    monkeypatch.setattr(gpu_device, "_WAIT_SECONDS", 60)
+    assert device.state.temperature == 71
+    nvml.nvmlDeviceGetTemperature = lambda *_: 95
+    clock.now += 3600
+    assert device.state.temperature == 95
+
+
+def test_a_driver_that_hangs_keeps_nobody_waiting_and_what_it_said_before_is_not_shown_for_ever(nvml, device, clock):
     answers = threading.Event()
+    assert asked(device).temperature == 71
+    clock.now += 2
 
     def hang(_):
         answers.wait(60)
@@ -146,7 +157,9 @@ def test_a_driver_that_hangs_keeps_nobody_waiting(nvml, device):
 
     nvml.nvmlDeviceGetUtilizationRates = hang
     begun = time.monotonic()
-    assert device.state.degraded is None
+    assert device.state.temperature == 71
+    clock.now += 10
+    assert device.state.temperature is None
     assert time.monotonic() - begun < 10
     answers.set()
     until(lambda: not device._asking)
