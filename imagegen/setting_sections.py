@@ -69,8 +69,8 @@ class ModelSettings(BaseSettings):
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         validation_alias="IMAGEGEN_COMPILE",
-        description="Compile the transformer's blocks with torch.compile, and record what the text encoder does as a CUDA "
-        "graph. auto: on a CUDA GPU.",
+        description="Compile the transformer's blocks with torch.compile, and record what the text encoder does as a "
+        "CUDA graph. auto: on a CUDA GPU.",
     )
     compile_cache: Path | None = Field(
         None,
