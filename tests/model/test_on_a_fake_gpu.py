@@ -31,6 +31,8 @@ WAITS = {
 }
 #: And where layers wait on the CPU for their turn; those are the library's.
 OFFLOAD_WAITS = {
+    "copy up: pipeline_flux2_klein.py __call__": "group: the mean and deviation of the VAE's latents",
+    "copy up: pipeline_flux2_klein.py _encode_vae_image": "group: the same",
     "copy up: group_offloading.py _transfer_tensor_to_device": "group: a layer, on a stream of its own",
     "stream: group_offloading.py pre_forward": "group: a layer waits for its copy",
     "stream: group_offloading.py _onload_from_memory": "group: and for that of the one before",
