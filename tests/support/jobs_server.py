@@ -52,10 +52,10 @@ def main() -> None:
         await save(self, row, *args)
         note("stored", row.id)
 
-    async def noted_told(self, row, error):
-        if error is None:
+    async def noted_told(self, row, state, *args):
+        if state == "delivered":
             note("told", row.id)
-        await told(self, row, error)
+        await told(self, row, state, *args)
 
     archive.Archive.add, archive.Archive.save = noted_add, noted_save
     runner.Runner._begin, webhooks.Webhooks._note = noted_begin, noted_told
