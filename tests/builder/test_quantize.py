@@ -19,7 +19,6 @@ from imagegen.model import quantization
 from imagegen.models import MICRO_PATH
 from imagegen.weights import files as weight_files
 from imagegen.weights.sources import find_fault
-from tests.support import ROOT
 
 PROMPT = "a red circle on a blue background"
 
@@ -163,7 +162,7 @@ def test_all_that_is_not_quantised_is_named(whole):
             assert plain == (quantization.layer_config(recipe, name) is None), name
 
 
-def test_an_interrupted_run_goes_on(whole, tmp_path):
+def test_an_interrupted_run_goes_on(whole, tmp_path, monkeypatch):
     target = tmp_path / "target"
     first = Quantizer(whole, target, "fp8")
     shards = first.shards()
@@ -173,8 +172,8 @@ def test_an_interrupted_run_goes_on(whole, tmp_path):
         first.finish()
     assert find_fault(target) is not None  # not taken for a model
     written = {shard: (target / shard).stat().st_mtime_ns for shard in shards[:-1]}
-    command = [sys.executable, "-m", "imagegen.builder.quantize", whole, target, "--precision", "fp8"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["quantize", str(whole), str(target), "--precision", "fp8"])
+    assert main() == 0
     assert {shard: (target / shard).stat().st_mtime_ns for shard in shards[:-1]} == written
     assert find_fault(target) is None
     assert not list(target.rglob("*.part"))

@@ -209,6 +209,7 @@ def test_a_bug_in_the_http_server(tmp_path):
     assert not sings(log)
 
 
+@pytest.mark.slow  # a process that loads the model
 def test_runpods_own_logger(tmp_path):
     """The SDK at its loudest tells every output; through ours it tells that jobs start and end."""
     command = ["handler.py", "--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", "PORT"]

@@ -175,6 +175,7 @@ def test_the_command_line_at_a_server(server, tmp_path, monkeypatch, capsys, wan
     assert "loras[0].scale: 5.0 is out of bounds (-4 to 4)" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # a process that loads the model
 def test_the_command_line_with_a_model_of_its_own(tmp_path, wanted):
     chosen = {"MODEL": "micro", "DEVICE": "cpu", "LORAS": str(SHIPPED), "LORA_RANK": "16", "OUTPUT_DIR": str(tmp_path)}
     job = [

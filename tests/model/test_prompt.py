@@ -102,7 +102,7 @@ def test_a_recording_that_cannot_be_ended_costs_the_worker_and_another_its_speed
         prompt.Graph(function, torch.ones(2))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", pytest.param("int8", marks=pytest.mark.slow)])
 def test_what_is_recorded_needs_the_memory_of_the_plan(outline, precision):
     spec = thin("klein-9b")
     plan = replace(choose(spec, Gpu.of(80, (9, 0)), offload="none"), text_encoder=precision)
