@@ -138,12 +138,16 @@ def test_a_limit_of_the_key_counts_down_and_is_not_called_a_full_queue(tab, tmp_
 
 
 def test_a_store_that_is_full_is_said_in_the_servers_words(tab):
-    with serving(jobs_max_mb=0.001) as (url, service):
+    long = {"prompt": "x", "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
+    with serving(jobs_max_mb=0.003) as (url, service):
         service.start().result()
         tab.goto(url)
+        job = f"{url}/jobs/{httpx.post(f'{url}/jobs', json=long).json()['id']}"  # a job takes 2 KB until it has ended
+        until(lambda: httpx.get(job).json()["status"] == "running")
         submit(tab)
         expect(tab.locator("#error")).to_contain_text("the store of jobs is full; try again later")
         expect(tab.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
+        assert httpx.delete(job).json()["status"] == "cancelled"
 
 
 def test_a_server_that_comes_back_as_another_one_shows_what_that_one_can_do(tab, unused_port):
