@@ -10,7 +10,7 @@
 # $OUTPUT/benchmark_gpu_PART.json and .md as soon as it is measured, so that a call that is cut off has yielded something.
 set -eu
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3} OUTPUT=${OUTPUT:-${OUT:-outputs}} WHEELS=build/wheels SITE=build/first-run
+PYTHON=${PYTHON:-python3} OUTPUT=${OUTPUT:-${OUT:-outputs}} WHEELS=${WHEELS:-build/wheels} SITE=build/first-run
 PACKAGES="diffusers torchao pydantic pydantic-core pydantic-settings typing-inspection annotated-types python-dotenv
   accelerate psutil"
 
