@@ -36,9 +36,9 @@ REFERENCE: Size = (math.isqrt(MEGAPIXEL), math.isqrt(MEGAPIXEL))
 PLACES: dict[Offload, str] = {
     "none": "all on the GPU",
     "embeddings": "all on the GPU but the embeddings",
-    "text_encoder": "all on the GPU, the text encoder for its turn",
-    "model": "the VAE on the GPU, the text encoder and the transformer for their turns",
-    "group": "on the GPU layer by layer",
+    "text_encoder": "all on the GPU but the text encoder, which is fetched for a new prompt",
+    "model": "the VAE on the GPU, the text encoder and the transformer fetched for their turns",
+    "group": "fetched layer by layer",
 }
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(("part", "least"), [("1", 11), ("2", 9)])
 def test_each_part_yields_its_rows(tmp_path, part, least):
     environment = {**os.environ, "PYTHON": sys.executable, "OUTPUT": str(tmp_path), "MODEL": "micro", "DEVICE": "cpu"}
-    environment["WHEELS"] = str(tmp_path / "none")
+    environment["WHEELS"] = str(tmp_path / "none")  # what lies in build/ is for the other machine's Python
     done = subprocess.run(
         ["scripts/gpu_first_run.sh", part], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
