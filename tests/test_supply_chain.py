@@ -49,6 +49,8 @@ def _told_to_install():
         "deploy/**/*",
     ):
         for page in filter(Path.is_file, ROOT.glob(pattern)):
+            if page.suffix == ".pyc":
+                continue
             for match in words.finditer(page.read_text(encoding="utf-8")):
                 for name in re.findall(r"(?:^|\s)[\"']?([A-Za-z][A-Za-z0-9._-]*)(?=[\[<>=~!\"'\s,.]|$)", match[2]):
                     yield name.lower().rstrip("."), f"{page.relative_to(ROOT)}: {match[0]}"

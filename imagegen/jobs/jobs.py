@@ -33,6 +33,8 @@ _KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 _CANCELLED = json.dumps(Cancelled("the job was cancelled").body())
 #: Seconds between two looks at a job that somebody waits for, where nothing tells of it.
 _LOOK = 1.0
+#: How often a job is looked at that was claimed and has not begun, and the seconds between: it begins in milliseconds.
+_CLAIMED, _MOMENT = 100, 0.02
 #: Seconds between two looks for jobs that have been kept long enough.
 _HOUSEKEEPING = 60.0
 
@@ -190,6 +192,11 @@ class Jobs:
             Conflict: its images are being stored.
         """
         row = await self.get(job_id, owner)
+        for _ in range(_CLAIMED):
+            if row.state != "running" or not self._archive.store.is_here(row) or self._runner.has_begun(job_id):
+                break
+            await asyncio.sleep(_MOMENT)
+            row = await self.get(job_id, owner)
         if row.state == "expired":
             raise Expired("the job has expired")
         if row.state == "running" and self._archive.store.is_here(row):

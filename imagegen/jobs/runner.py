@@ -91,6 +91,10 @@ class Runner:
                     self.wake()
             await asyncio.sleep(_BEAT)
 
+    def has_begun(self, job: str) -> bool:
+        """Whether a job that the store says is running is known here: for a moment after it was claimed it is not."""
+        return job in self.logs
+
     def cancel(self, job: str) -> bool:
         """Stops a job that runs here; False where it is past that: its images are being stored."""
         task = self._tasks.get(job)

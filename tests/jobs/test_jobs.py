@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from imagegen.jobs.runner import Runner
 from tests.server.conftest import events, serving
 from tests.support import until
 from tests.support.images import scene, to_base64
@@ -166,6 +168,22 @@ def test_a_job_is_cancelled_while_it_waits_while_it_runs_and_deleted_when_it_has
     assert client.delete(f"/jobs/{slow[0]['id']}").json()["status"] == "deleted"
     assert client.get(f"/jobs/{slow[0]['id']}").status_code == 404
     assert client.delete(f"/jobs/{slow[0]['id']}").status_code == 404
+
+
+def test_a_job_that_has_been_claimed_and_has_not_begun_can_be_cancelled(client, monkeypatch):
+    following = Runner._next
+
+    async def late(self):
+        row = await following(self)
+        if row is not None:
+            await asyncio.sleep(0.5)
+        return row
+
+    monkeypatch.setattr(Runner, "_next", late)
+    job = post(client, num_inference_steps=50)["id"]
+    until(lambda: client.get(f"/jobs/{job}").json()["status"] == "running")
+    assert client.delete(f"/jobs/{job}").json() == {"id": job, "status": "cancelled"}
+    assert ended(client, job)["error"]["code"] == "cancelled"
 
 
 def test_jobs_are_listed_in_pages_the_newest_first(client):
