@@ -250,11 +250,11 @@ class Benchmark:
 
     def _four_references(self, runner: Runner) -> None:
         case = runner.case("references", (self._side, self._side), 4)
-        row = Row(f"{_GPU_GB} GB, 4 references, {self._size()}", "no OOM; peak within 5 % of the estimate", unit="%")
+        row = Row(f"{_GPU_GB} GB, 4 references, {self._size()}", "no OOM; peak within 3 % of the estimate", unit="%")
         row.details = asdict(case) | {"plan": str(runner.plan)}
         row.met = case.fits
         if case.error is not None:
-            row.value, row.met = 100 * case.error, abs(case.error) <= 0.05
+            row.value, row.met = 100 * case.error, abs(case.error) <= 0.03
         if not row.met:
             row.details["memory"] = self.device.memory_summary()
         self._add(row)

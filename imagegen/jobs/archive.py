@@ -291,6 +291,7 @@ class Archive:
         """As `make_room`, for a job of `size` bytes too; no job expires for one that would have no room even then."""
         while old := await self.rows(self._expiry.too_old, _EXPIRED_AT_ONCE, self._keep):
             await self._expire(old)
+        await self.rows(self._expiry.drop_expired, self._keep)
         while True:
             self.bytes = await self.rows(self._expiry.bytes_kept)
             if (missing := self._missing(size)) <= 0:
@@ -299,7 +300,6 @@ class Archive:
             if not chosen:
                 break
             await self._expire(chosen)
-        await self.rows(self._expiry.drop_expired, self._keep)
 
     def _missing(self, size: int) -> int:
         """Bytes that are missing for a job of `size`, or that are over the limit."""

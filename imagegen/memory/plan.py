@@ -140,9 +140,9 @@ class MemoryPlan:
         """Whether the path that keeps the references' keys and values has room; on a CPU always."""
         if self.gpu is None:
             return True
-        transformer = self.resident or self.parts.transformer
-        cached = kv_bytes(self.spec, size, references)
-        return CONTEXT + self.loras + self.recorded + transformer + cached + RESERVE <= self.gpu.bytes
+        fetched = self.parts.transformer if self.offload in ("model", "group") else 0
+        there = CONTEXT + self.loras + self.recorded + self.resident + fetched
+        return there + kv_bytes(self.spec, size, references) + RESERVE <= self.gpu.bytes
 
     @property
     def needed(self) -> int:

@@ -38,7 +38,7 @@ from imagegen.model.quantized_linear import QuantizedLinear
 from imagegen.weights import files as weight_files
 
 #: Threads that read weights, and the bytes that each reads before they are on their way to the GPU: on an H100 8 load
-#: klein-9b from the page cache in 1.4 s, 4 in 2.0 s (docs/benchmarks.md).
+#: klein-9b from the page cache in 1.4 s, 4 in 1.9 s (docs/benchmarks.md).
 THREADS, _CHUNK = 8, 8 << 20
 DTYPES = {
     "F32": torch.float32,

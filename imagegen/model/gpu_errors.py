@@ -37,6 +37,8 @@ def translate_gpu_errors(work: Callable[[], T], free: Callable[[], None]) -> T:
     try:
         with torch.no_grad():
             return work()
+    except GpuFailed:  # whoever raised it knows more than the errors that it came from
+        raise
     except BaseException as error:
         fault = find_gpu_fault(error)
         if fault == "dead":

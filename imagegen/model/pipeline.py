@@ -160,6 +160,7 @@ class FluxPipeline:
         if torch.cuda.is_available():
             free_workspaces()
             torch.cuda.empty_cache()
+            empty_host_cache()
 
     def __enter__(self) -> Self:
         self.load()
@@ -285,9 +286,7 @@ class FluxPipeline:
             noise = inputs.noise.get(seed)
             noise = self.preparation.noise(inputs.size, seed) if noise is None else noise
             with self._loras.applied(loras) if self._loras else nullcontext():
-                image = generate(pipe, inputs, noise, arguments, on_step, self._device)
-            self._pipe.maybe_free_model_hooks()
-            return image
+                return generate(pipe, inputs, noise, arguments, on_step, self._device)
 
         return self.with_eager_fallback(call)
 
@@ -317,6 +316,7 @@ class FluxPipeline:
                 raise
             log.warning("blocks cannot be compiled (%s); they run without from now on", type(error).__name__)
         acceleration.run_eagerly(self._pipe)
+        self._encoder.forget_recorded()
         self._compiled = False
         if (plan := self.config.plan) is not None and plan.gpu is not None:
             self.use_plan(plan.eager())

@@ -31,5 +31,6 @@ def estimate_end(pipe: Any, before: torch.Tensor, after: torch.Tensor, width: in
         x0 = x0.transpose(1, 2).reshape(1, -1, height // scale, width // scale)
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(x0)
         deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(x0)
+        pipe.maybe_free_model_hooks()  # a transformer that is fetched leaves room for it, and comes again
         decoded = vae.decode(compat.unpatchify(pipe, x0 * deviation + mean), return_dict=False)[0]
         return Image.fromarray(to_bytes(decoded).cpu().numpy()[0])

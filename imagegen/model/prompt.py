@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -69,6 +70,10 @@ class PromptEncoder:
             self._kept.put(tokens.text, embeddings)
         return Prompt(embeddings, begun, Mark.on(self._device), tokens.warnings, cached=kept is not None)
 
+    def forget_recorded(self) -> None:
+        """Gives the memory of what was recorded back, and goes on without; a plan that is not compiled has none."""
+        self._graph, self._record = None, False
+
     def _encode(self, read: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self._record:
             self._record = False
@@ -127,7 +132,10 @@ class Graph:
                 raise GpuFailed(message) from (fault or error)
         queue.wait_stream(aside)
         if fault is not None:
-            raise NotRecorded(f"{type(fault).__name__}: {str(fault)[:200]}") from fault
+            what = f"{type(fault).__name__}: {str(fault)[:200]}"
+            traceback.clear_frames(fault.__traceback__)  # they hold tensors
+            del fault  # it refers to this frame, and that to it
+            raise NotRecorded(what)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         for kept, one in zip(self._inputs, inputs, strict=True):

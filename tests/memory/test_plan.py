@@ -31,7 +31,9 @@ def test_a_part_that_waits_for_its_turn_is_in_the_peak_of_its_turn_alone():
     parts = plans["model"].parts
     assert plans["none"].peak == CONTEXT + parts.total + needs.encode_prompt + WORKSPACE + needs.denoise
     assert plans["model"].peak == CONTEXT + parts.transformer + parts.vae + needs.denoise
-    assert plans["model"].peak_of(SQUARE, []) < plans["model"].peak
+    alone = activations(KLEIN, SQUARE, [], compiled=True)
+    turns = (parts.text_encoder + alone.encode_prompt, parts.transformer + alone.denoise, alone.decode)
+    assert plans["model"].peak_of(SQUARE, []) == CONTEXT + parts.vae + max(turns)
     assert CONTEXT + needs.denoise < plans["group"].peak < plans["model"].peak / 2
     turn = choose(KLEIN, Gpu.of(16, (8, 9)))
     assert turn.offload == "text_encoder"
@@ -45,6 +47,9 @@ def test_the_path_with_a_cache_of_references_fits_one_on_24_gb_and_two_with_an_f
     assert [bf16.kv_fits(SQUARE, [SQUARE] * n) for n in (0, 1, 2)] == [True, False, False]
     assert [fp8.kv_fits(SQUARE, [SQUARE] * n) for n in (1, 2, 3)] == [True, True, False]
     assert choose(kv, None).kv_fits(SQUARE, [SQUARE] * 4)
+    fetched = choose(kv, Gpu.of(24, (8, 9)), offload="model")
+    assert fetched.transformer == "bf16"
+    assert [fetched.kv_fits(SQUARE, [SQUARE] * n) for n in (1, 2)] == [True, False]
 
 
 def test_what_has_been_seen_not_to_fit_is_promised_no_more():

@@ -176,6 +176,16 @@ def test_steps_previews_a_stop_and_a_lack_of_memory_leave_nothing_behind(outline
         assert gpu.live == 0
 
 
+def test_a_preview_is_decoded_without_a_transformer_that_is_fetched(outline):
+    spec, size, shown = thin("klein-9b"), (2048, 2048), []
+    with fake_gpu() as gpu, opened(spec, outline(spec), precision="bf16", offload="model") as pipeline:
+        generate(pipeline, size=size)
+        gpu.reset()
+        generate(pipeline, size=size, steps=2, on_step=lambda step, total, preview: shown.append(preview().size))
+        assert shown == [size] * 2
+        assert gpu.peak + CONTEXT < 1.03 * pipeline.config.plan.peak_of(size, [])
+
+
 def test_an_operation_of_two_devices_is_found():
     with fake_gpu(), pytest.raises(RuntimeError, match="device"):
         torch.ones(2, device=DEVICE) + torch.ones(2)

@@ -165,7 +165,7 @@ def test_weights_that_do_not_fit_although_they_should_say_what_it_may_be(config,
 
 
 def test_a_stop_takes_every_part_off_the_gpu(pipeline, monkeypatch):
-    """Under model offload diffusers does that only at the end of its call."""
+    """A part that was fetched for an image would stay."""
     freed = []
     monkeypatch.setattr(pipeline._pipe, "maybe_free_model_hooks", lambda: freed.append(True))
 
@@ -194,4 +194,4 @@ def test_a_transformer_that_is_fetched_comes_once_an_image_and_leaves_before_it_
         for seed in (0, 1):
             fetched.generate("a red circle", seed=seed, **HOW).image.load()
     steps = ["step"] * HOW["num_inference_steps"]
-    assert seen == [*steps, "leave", "decode", "leave"] * 2
+    assert seen == [*steps, "leave", "decode"] * 2

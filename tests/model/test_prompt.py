@@ -102,6 +102,20 @@ def test_a_recording_that_cannot_be_ended_costs_the_worker_and_another_its_speed
         prompt.Graph(function, torch.ones(2))
 
 
+def test_a_recording_that_cannot_be_ended_is_said_with_the_way_out(outline):
+    """Though it came of a lack of memory, after which a worker would go on."""
+
+    def fail(*_):
+        raise GpuFailed("IMAGEGEN_COMPILE=off records nothing") from torch.OutOfMemoryError("CUDA out of memory")
+
+    with (
+        fake_gpu(),
+        mock.patch.object(prompt, "Graph", fail),
+        pytest.raises(GpuFailed, match="IMAGEGEN_COMPILE=off"),
+    ):
+        prompts(outline, "none")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8", pytest.param("int8", marks=pytest.mark.slow)])
 def test_what_is_recorded_needs_the_memory_of_the_plan(outline, precision):
     spec = thin("klein-9b")

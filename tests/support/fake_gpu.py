@@ -24,6 +24,7 @@ from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -317,6 +318,7 @@ def _read(stored: Any, device: str) -> torch.Tensor:
 def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
     """While it is open, torch has one CUDA device, "cuda:0", of `gigabytes` (GiB) and this compute capability."""
     gpu = FakeGpu(int(gigabytes * GIB))
+    _device_constructors()  # torch keeps its functions that make tensors: its own, and not those below
     make_generator, empty, randn = torch.Generator, torch.empty, torch.randn
     patches: list[tuple[Any, str, Any]] = [
         (torch.cuda, "is_available", lambda: True),
