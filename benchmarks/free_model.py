@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from PIL import Image, ImageFilter
 from transformers import Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 
 
 def photo_like(width: int = 1024, height: int = 1024) -> Image.Image:
@@ -44,6 +45,8 @@ def make_free(transformer: Callable[[], None] = lambda: None) -> None:
 
     def encode_text(self: Any, input_ids: torch.Tensor, **_: Any) -> Any:
         state = torch.zeros(1, input_ids.shape[1], self.config.hidden_size)
+        for module in (*self.model.layers, self.model.norm):
+            module(state)  # whose states are taken as they are passed on
         return SimpleNamespace(hidden_states=[state] * (self.config.num_hidden_layers + 1))
 
     def encode(self: Any, image: torch.Tensor, **_: Any) -> Any:
@@ -53,6 +56,8 @@ def make_free(transformer: Callable[[], None] = lambda: None) -> None:
     replaced: list[tuple[Any, str, Any]] = [
         (Flux2Transformer2DModel, "forward", forward),
         (Qwen3ForCausalLM, "forward", encode_text),
+        (Qwen3DecoderLayer, "forward", lambda _, state: state),
+        (Qwen3RMSNorm, "forward", lambda _, state: state),
         (AutoencoderKLFlux2, "encode", encode),
         (AutoencoderKLFlux2, "decode", lambda _, latents, **__: (_decoded(*latents.shape[2:]),)),
     ]
