@@ -195,11 +195,13 @@ def test_previews_are_the_images_that_come_with_cached_keys_and_values_too(kv):
     assert errors[-1] < 1
 
 
-def test_under_model_offload_the_plain_way_takes_its_parts_off_the_gpu(kv, monkeypatch):
-    freed = []
-    monkeypatch.setattr(kv._pipe, "maybe_free_model_hooks", lambda: freed.append(True))
-    kv.generate("a red star", seed=5, **HOW)
-    assert freed == [True]
+def test_the_plain_way_lets_a_transformer_go_that_is_fetched_for_both(config):
+    spec = replace(config.spec, pipeline_class="Flux2KleinKVPipeline")
+    with FluxPipeline(replace(config, spec=spec, offload="model", kv=False)) as fetched:
+        assert fetched._plain is not fetched._pipe
+        fetched.generate("a red star", seed=5, **HOW).image.load()
+        assert fetched._plain.fetched is fetched._pipe.fetched
+        assert not fetched._pipe.fetched._here
 
 
 def runs_all_the_same(config, pipeline, caplog, kind):
