@@ -87,6 +87,7 @@ def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path):
     prometheus = shutil.which("prometheus")
     assert prometheus, "apt-get install prometheus"
     with serving() as (url, service):
+        service.start().result()
         service.metrics.watch(GpuDevice(Nvml(), UUID))
         config = (FOLDER / "prometheus.yml").read_text(encoding="utf-8")
         config = config.replace("image-gen:9400", url.removeprefix("http://"))
@@ -107,7 +108,8 @@ def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path):
         try:
             api = f"http://127.0.0.1:{port}/api/v1"
             for _ in range(6):
-                httpx.post(f"{url}/generate", json={"prompt": "a red circle"}, timeout=60)
+                answer = httpx.post(f"{url}/generate", json={"prompt": "a red circle"}, timeout=60)
+                assert answer.status_code == 200, answer.text
                 time.sleep(1)
 
             def empty() -> list[str]:
