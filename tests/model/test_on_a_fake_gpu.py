@@ -19,7 +19,8 @@ from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from imagegen.model.warm_up import warm_up
 from imagegen.models import get_model
-from tests.support.fake_gpu import DEVICE, fake_gpu
+from tests.support.fake_cuda import DEVICE
+from tests.support.fake_gpu import fake_gpu
 
 SQUARE = (1024, 1024)
 #: References and size: what every plan is tried with, and a column of docs/benchmarks.md (`pytest -s` prints the rows).

@@ -15,7 +15,8 @@ from imagegen.model import prompt
 from imagegen.model.config import FluxConfig
 from imagegen.model.pipeline import FluxPipeline
 from tests.model.test_on_a_fake_gpu import opened, outline, thin
-from tests.support.fake_gpu import DEVICE, fake_gpu
+from tests.support.fake_cuda import DEVICE
+from tests.support.fake_gpu import fake_gpu
 
 __all__ = ["outline"]  # a fixture
 

@@ -28,13 +28,13 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from imagegen.memory.plan import CONTEXT, WORKSPACE
+from imagegen.memory.plan import CONTEXT
 from imagegen.model import assembly, prompt
+from tests.support.fake_cuda import Event, Generator, Graph, Stream
 
 aten = torch.ops.aten
 
 GIB = 2**30
-DEVICE = "cuda:0"
 #: CUDACachingAllocator rounds each block up to this (kMinBlockSize).
 _BLOCK = 512
 #: Imported before torch is changed; diffusers imports them when they are first asked for.
@@ -223,46 +223,6 @@ class _InThisThread:
     def shutdown(self, **_: Any) -> None: ...
 
 
-class _Event:
-    """torch.cuda.Event without a clock."""
-
-    def __init__(self, gpu: FakeGpu) -> None:
-        self._gpu = gpu
-
-    def record(self, stream: Any = None) -> None: ...
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        self._gpu.wait("event")
-
-    def elapsed_time(self, _: _Event) -> float:
-        return 1.0
-
-
-class _Generator:
-    """torch.Generator of a GPU."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = torch.device(device)
-
-    def manual_seed(self, _: int) -> _Generator:
-        return self
-
-
-class _Stream:
-    """torch.cuda.Stream; there is one queue, whatever is asked for."""
-
-    def __init__(self, gpu: FakeGpu) -> None:
-        self._gpu = gpu
-
-    def wait_stream(self, other: _Stream) -> None: ...
-
-    def synchronize(self) -> None:
-        self._gpu.wait("stream")
-
-
 def _set_data(tensor: FakeTensor, value: torch.Tensor) -> None:
     """`tensor.data = value`, after which a fake tensor would still be where it was."""
     _DATA.__set__(tensor, value)
@@ -290,26 +250,6 @@ def _numpy(self: FakeTensor, **_: Any) -> np.ndarray[Any, Any]:
     return np.zeros(tuple(self.shape), dtype=str(self.dtype).removeprefix("torch."))
 
 
-class _Graph:
-    """A recorded function, which keeps the memory that it needed when it was recorded, and cuBLAS's for its stream."""
-
-    def __init__(self, gpu: FakeGpu, function: Any, *inputs: torch.Tensor) -> None:
-        self._function, before, most = function, gpu.live, gpu.peak
-        gpu.peak = before
-        function(*inputs)
-        self._size, gpu.peak = gpu.peak - before + WORKSPACE, max(gpu.peak, most)
-        self._keep()
-
-    def _keep(self) -> None:
-        self._kept = torch.empty(self._size, dtype=torch.uint8, device=DEVICE)
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        del self._kept
-        output: torch.Tensor = self._function(*inputs)
-        self._keep()
-        return output
-
-
 def _read(stored: Any, device: str) -> torch.Tensor:
     return torch.empty(stored.shape, dtype=assembly.DTYPES[stored.dtype], device=device)
 
@@ -333,9 +273,9 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (torch.cuda, "reset_peak_memory_stats", lambda device=None: gpu.reset()),
         (torch.cuda, "get_device_capability", lambda device=None: capability),
         (torch.cuda, "get_device_name", lambda device=None: "a fake GPU"),
-        (torch.cuda, "Event", lambda **_: _Event(gpu)),
-        (torch.cuda, "current_stream", lambda device=None: _Stream(gpu)),
-        (torch.cuda, "Stream", lambda device=None: _Stream(gpu)),
+        (torch.cuda, "Event", lambda **_: Event(gpu)),
+        (torch.cuda, "current_stream", lambda device=None: Stream(gpu)),
+        (torch.cuda, "Stream", lambda device=None: Stream(gpu)),
         (torch.cuda, "stream", contextlib.nullcontext),
         (torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda")),
         (FakeTensor, "record_stream", lambda self, stream: None),
@@ -345,7 +285,7 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (
             torch,
             "Generator",
-            lambda device="cpu": _Generator(device) if "cuda" in str(device) else make_generator(device),
+            lambda device="cpu": Generator(device) if "cuda" in str(device) else make_generator(device),
         ),
         (torch, "randn", lambda *size, generator=None, **how: randn(*size, **how)),
         (torch.nn.Module, "_apply", _apply),
@@ -354,9 +294,9 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
         (FakeTensor, "pin_memory", lambda self, *_: self),
         (assembly, "ThreadPoolExecutor", _InThisThread),
         (assembly, "read_tensor", _read),
-        (prompt, "Graph", partial(_Graph, gpu)),
+        (prompt, "Graph", partial(Graph, gpu)),
     ]
-    saved = [(owner, name, vars(owner).get(name, _Event)) for owner, name, _ in patches]
+    saved = [(owner, name, vars(owner).get(name, Event)) for owner, name, _ in patches]
     for owner, name, value in patches:
         setattr(owner, name, value)
     try:
@@ -364,4 +304,4 @@ def fake_gpu(gigabytes: float = 80, capability: tuple[int, int] = (9, 0)) -> Ite
             yield gpu
     finally:
         for owner, name, value in reversed(saved):
-            delattr(owner, name) if value is _Event else setattr(owner, name, value)
+            delattr(owner, name) if value is Event else setattr(owner, name, value)
