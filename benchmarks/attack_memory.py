@@ -239,7 +239,7 @@ def files(folder: Path, rank: int) -> Iterator[str]:
     """The URL of a folder with a PNG of 14 MB and adapters of the largest rank, by https."""
     (folder / "noise.png").write_bytes(to_bytes(Image.effect_noise((3700, 3700), 90)))
     for i in range(ADAPTERS):
-        save(random_tensors(rank, seed=i), folder / f"{i}.safetensors")  # type: ignore[no-untyped-call]
+        save(random_tensors(rank, seed=i), folder / f"{i}.safetensors")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import mmap
 import os
-import re
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image
 
 if not __package__:  # started by its path, which makes this folder the place of imports
@@ -58,8 +58,7 @@ def decoders() -> list[list[str]]:
     rows.append(["start until the first reference is decoded", f"{(time.monotonic() - begun) * 1000:.0f} ms"])
     server = children(os.getpid())[0]
     rows.append(["start, time of the processor", f"{processor_of(server) * 1000:.0f} ms"])
-    resident = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server}/status").read_text())[1])  # type: ignore[index]
-    rows.append(["memory of the process, idle", f"{resident * 1024 / 1e6:.0f} MB"])
+    rows.append(["memory of the process, idle", f"{psutil.Process(server).memory_info().rss / 1e6:.0f} MB"])
     rows.append(["memory of this process and that one, more", f"{memory(os.getpid()) - before:.0f} MB"])
     from imagegen.inputs.decoding import load_reference
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from unittest import mock
 
-from imagegen.model import acceleration, quantization
+from imagegen.model import acceleration, assembly, prompt, quantization
 from imagegen.model.acceleration import Attention, is_installed
 
 #: The layers with the longest rows (16,384 in klein-9b), for which fp8 with a scale a row is slow (pytorch 153809).
@@ -43,6 +43,8 @@ def levers(compiled: bool, most: int) -> list[Lever]:
         Lever("not compiled", "fp8", references=(0, 1, most)),
         *(Lever(f"attention by {kernel}", "bf16", {**usual, "attention": kernel}) for kernel in kernels),
         Lever("a scale for each whole weight of the layers with the longest rows", "fp8", usual, _one_scale),
+        Lever("the VAE with torch's own norms", "bf16", usual, _own_norms, (0, 1)),
+        Lever("the text encoder not recorded", "bf16", usual, _not_recorded),
         Lever("compiled with max-autotune", "bf16", usual, _autotuned),
     ]
 
@@ -55,6 +57,18 @@ def _one_scale() -> Iterator[None]:
         return original(part, precision, _LONG_ROWS if part == "transformer" and precision == "fp8" else None)
 
     with mock.patch.object(quantization, "recipe", recipe):
+        yield
+
+
+@contextmanager
+def _own_norms() -> Iterator[None]:
+    with mock.patch.object(assembly, "speed_up_vae"):
+        yield
+
+
+@contextmanager
+def _not_recorded() -> Iterator[None]:
+    with mock.patch.object(prompt, "Graph", side_effect=prompt.NotRecorded("to measure what it is worth")):
         yield
 
 

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 if not __package__:  # started by its path, which makes this folder the place of imports
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -125,13 +126,12 @@ async def busy_and_idle(service: Service, jobs: int, side: int) -> tuple[float, 
         log.append((begun, time.monotonic()))
         return result
 
-    gpu_executor.generate_images = logged  # type: ignore[assignment]
-    before, begun = service.figures(), time.monotonic()
-    for number in range(jobs):
-        await job(service, GenerateRequest(prompt="a red circle", width=side, height=side, seed=number))
-        await asyncio.sleep(0.5)
-    after, ended = service.figures(), time.monotonic()
-    gpu_executor.generate_images = real
+    with mock.patch.object(gpu_executor, "generate_images", logged):
+        before, begun = service.figures(), time.monotonic()
+        for number in range(jobs):
+            await job(service, GenerateRequest(prompt="a red circle", width=side, height=side, seed=number))
+            await asyncio.sleep(0.5)
+        after, ended = service.figures(), time.monotonic()
     busy = sum(end - start for start, end in log)
 
     def gained(name: str) -> float:

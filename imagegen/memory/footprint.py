@@ -29,7 +29,7 @@ _COMPILED_ROTARY = 1_024
 #: What a chunk of tokens (`model.quantized_linear.CHUNK`) needs at most while it is multiplied in 8 bits, for each unit
 #: of the hidden width; not compiled.
 _CHUNK_BYTES: dict[Precision, int] = {"bf16": 0, "fp8": 47_400, "int8": 29_000, "nf4": 0}
-#: The same of the text encoder, for each token and unit of its feed-forward width.
+#: The same of the text encoder, for each token and unit of its feed-forward width (`tests/model/test_prompt.py`).
 _TEXT_BYTES: dict[Precision, float] = {"bf16": 0, "fp8": 9.2, "int8": 8.5, "nf4": 0}
 #: The VAE's decoder and encoder for each pixel.
 _DECODE_BYTES, _ENCODE_BYTES = 1_541, 1.34e9 / MEGAPIXEL

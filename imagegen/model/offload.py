@@ -96,7 +96,9 @@ class OnloadHook:
         return tuple(v.to(self._device) if isinstance(v, torch.Tensor) else v for v in args), moved
 
     def leave(self) -> None:
-        """Lets go of the weights on the device, when what was asked of it is done."""
+        """Lets go of the weights on the device, when what was asked of it is done; does nothing where none are."""
+        if not self._here:
+            return
         self._here = False
         for child, name, home in self._home:
             child.register_parameter(name, home)

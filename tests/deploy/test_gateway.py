@@ -1,6 +1,5 @@
 """deploy/gateway/nginx.conf, in Debian's nginx, before a real server."""
 
-import shutil
 import ssl
 import subprocess
 import time
@@ -14,7 +13,7 @@ from tests.support import ROOT, until
 KEY = {"X-API-Key": "the-key-of-the-gateways-test"}
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")]
+pytestmark = pytest.mark.slow  # needs nginx, which `make slow` installs
 
 
 @pytest.fixture

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
 import torch
 from safetensors.torch import save_file
 
 from imagegen.lora.layers import layers
-from imagegen.models import MICRO_PATH, get_model
+from imagegen.models import MICRO_PATH, ModelSpec, get_model
 
 SHIPPED = MICRO_PATH / "loras"
 MICRO = get_model("micro")
 KLEIN = get_model("klein-9b")
 
 
-def random_tensors(rank=2, spec=MICRO, names=None, seed=0, prefix="transformer.", dtype=torch.float32):
+def random_tensors(
+    rank: int = 2,
+    spec: ModelSpec = MICRO,
+    names: Collection[str] | None = None,
+    seed: int = 0,
+    prefix: str = "transformer.",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
     """An adapter in diffusers' naming, of some layers or all."""
     made, random = {}, torch.Generator().manual_seed(seed)
     for name, (rows, columns) in layers(spec).items():
@@ -23,6 +33,6 @@ def random_tensors(rank=2, spec=MICRO, names=None, seed=0, prefix="transformer."
     return made
 
 
-def save(tensors, path, metadata=None):
+def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
     save_file({name: value.contiguous().clone() for name, value in tensors.items()}, path, metadata)
     return path
