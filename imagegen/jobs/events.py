@@ -34,7 +34,8 @@ class Signal:
     async def wait(self, timeout: float) -> None:  # noqa: ASYNC109 - it is how long to wait, and no error
         """Waits for the next `fire`, for at most `timeout` seconds."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
 
 
 class Log:

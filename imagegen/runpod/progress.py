@@ -42,7 +42,8 @@ class Progress:
     async def end(self) -> None:
         """No more messages; one that is under way has a second to arrive."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._sending.acquire(), _SECONDS)
+            async with asyncio.timeout(_SECONDS):
+                await self._sending.acquire()
         self._task.cancel()
 
     async def _run(self) -> None:

@@ -109,13 +109,16 @@ class QueueLoop(rp_scale.JobScaler):
         if count is None or not self.is_alive():
             return None
         try:
-            take = asyncio.wait_for(self._take(session, min(count, most)), _TAKE_SECONDS)
-            jobs = await self._until_shutdown(take, _LAST_JOBS_SECONDS)
+            jobs = await self._until_shutdown(self._take_in_time(session, min(count, most)), _LAST_JOBS_SECONDS)
         except Exception:
             await self._until_shutdown(asyncio.sleep(_RETRY_SECONDS))
             raise
         self._backlog.add([job["id"] for job in jobs or []])
         return jobs
+
+    async def _take_in_time(self, session: ClientSession, count: int) -> list[dict[str, Any]] | None:
+        async with asyncio.timeout(_TAKE_SECONDS):
+            return await self._take(session, count)
 
     async def _stops_until_shutdown(self, session: ClientSession) -> list[str]:
         return await self._until_shutdown(self._stops(session)) or []

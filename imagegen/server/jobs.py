@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -20,7 +20,7 @@ from imagegen.server import native, stored
 from imagegen.server.bodies import read_fields
 from imagegen.server.http import ERRORS
 from imagegen.server.stored import KEY, FileAnswer, add, jobs_of
-from imagegen.server.streams import EVENTS, server_sent, with_comments
+from imagegen.server.streams import EVENTS, EventStream, server_sent
 
 router = APIRouter(tags=["Jobs"])
 
@@ -114,12 +114,10 @@ async def events(
         raise Expired("the job has expired")
     if row.finished is not None and after >= jobs.last_event(row):
         return Response(status_code=204)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    events = with_comments(_stream(request, job_id, after))
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return EventStream(_stream(request, job_id, after))
 
 
-async def _stream(request: Request, job_id: str, after: int) -> AsyncIterator[str]:
+async def _stream(request: Request, job_id: str, after: int) -> AsyncGenerator[str, None]:
     jobs, owner = jobs_of(request), request.state.caller
     last = ""
     try:

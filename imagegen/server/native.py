@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, get_args
 
 from fastapi import APIRouter, Query, Request, Response
@@ -138,7 +138,7 @@ async def _stream(request: Request, job: requests.Request, previews: int) -> Res
     """The job's events: queued, references, step, and at the end done or error."""
     task, events = await streams.follow(request, job, previews)
 
-    async def content() -> AsyncIterator[str]:
+    async def content() -> AsyncGenerator[str, None]:
         async for event in events:
             name, fields = await event_fields(event, request.state.request_id)
             yield streams.server_sent(name, json.dumps(fields))

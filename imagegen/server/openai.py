@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -195,7 +195,7 @@ async def _images(request: Request, edit: bool) -> Response:
     task, events = await streams.follow(request, job, partial)
     name = "image_edit" if edit else "image_generation"
 
-    async def body() -> AsyncIterator[str]:
+    async def body() -> AsyncGenerator[str, None]:
         sent = 0
         async for event in events:
             if isinstance(event, Step) and event.preview is not None:

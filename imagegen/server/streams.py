@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
@@ -31,8 +31,7 @@ async def result_or_disconnect(request: Request, task: asyncio.Task[T]) -> T:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+            await _end(task)
         if task.cancelled():
             raise Cancelled("the job was cancelled")
         return task.result()
@@ -67,42 +66,51 @@ COMMENT_SECONDS = 10.0
 
 
 class EventStream(StreamingResponse):
-    """A text/event-stream whose end, however it comes, is the end of its job. A comment is sent where there is no event
-    for 10 s, so that no proxy takes the connection for dead, and nginx is told not to hold events back."""
+    """A text/event-stream. A comment is sent where there is no event for 10 s, so that no proxy takes the connection
+    for dead, and nginx is told not to hold events back.
 
-    def __init__(self, body: AsyncIterator[str], task: asyncio.Task[Any]) -> None:
+    Nothing of it goes on once it has ended, however that comes: what it took for its answer is given back then.
+
+    Args:
+        task: of its job, where that ends with it.
+    """
+
+    def __init__(self, body: AsyncGenerator[str, None], task: asyncio.Task[Any] | None = None) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(with_comments(body), media_type="text/event-stream", headers=headers)
-        self._task = task
+        super().__init__(self._events(), media_type="text/event-stream", headers=headers)
+        self._body, self._task = body, task
+        self._next: asyncio.Task[str | None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the stream."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Not left to the generators below: nobody closes those in time when their client goes away.
-            self._task.cancel()
+            # Here, and not in the generators: those are closed at some later time where their client has gone away.
+            for task in (self._task, self._next):
+                if task is not None:
+                    await _end(task)
+            await self._body.aclose()
 
+    async def _events(self) -> AsyncIterator[str]:
+        """The body's events, with a comment wherever nothing has happened for COMMENT_SECONDS."""
 
-async def with_comments(body: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The same events, with a comment wherever nothing has happened for COMMENT_SECONDS."""
+        async def next_event() -> str | None:
+            return await anext(self._body, None)
 
-    async def next_event() -> str | None:
-        return await anext(body, None)
-
-    waiting = asyncio.create_task(next_event())
-    try:
         while True:
-            done, _ = await asyncio.wait({waiting}, timeout=COMMENT_SECONDS)
-            if not done:
+            self._next = asyncio.create_task(next_event())
+            while not (await asyncio.wait({self._next}, timeout=COMMENT_SECONDS))[0]:
                 yield ": the job waits or runs\n\n"
-                continue
-            if (event := waiting.result()) is None:
+            if (event := self._next.result()) is None:
                 return
             yield event
-            waiting = asyncio.create_task(next_event())
-    finally:
-        waiting.cancel()
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancels a task, and waits until it has ended."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def start(request: Request, job: Job, **options: Any) -> asyncio.Task[GenerateResponse]:

@@ -229,9 +229,13 @@ def test_sigterm_loses_no_job_that_was_taken(queue, tmp_path, busy):
 
 
 def test_a_dead_gpu_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_path):
-    with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY) as worker:
-        queue.run(PROMPT).wait()
-        jobs = [queue.run({**PROMPT, "seed": seed}) for seed in (1, DEAD, 2, 3)]
+    steps, log = tmp_path / "steps", tmp_path / "log"
+    with RunPodQueue() as queue, queue.worker(log, *FAULTY, STEPS_FILE=str(steps)) as worker:
+        jobs = [queue.run({**PROMPT, "seed": SLOW})]
+        until(steps.exists)
+        jobs.append(queue.run({**PROMPT, "seed": DEAD}))
+        until(lambda: jobs[1].id in log.read_text())  # of jobs that begin together, any may be the first
+        jobs += [queue.run({**PROMPT, "seed": seed}) for seed in (2, 3)]
         assert worker.process.wait(60) == 1
         until(lambda: not queue.taking)
         assert jobs[0].status == "COMPLETED"

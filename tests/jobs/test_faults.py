@@ -113,3 +113,21 @@ def test_an_address_that_is_none_is_an_error_without_a_part_of_its_password():
 def test_a_secret_that_is_none_is_an_error_of_its_field(secret):
     with pytest.raises(InvalidInput, match="webhook_secret: must be a text"):
         secret_of(secret)
+
+
+@pytest.mark.parametrize("rounds", range(4))
+def test_who_is_cancelled_just_as_it_is_woken_is_cancelled(rounds):
+    """asyncio.wait_for, until Python 3.12, lost such a cancellation, and its task went on for ever."""
+
+    async def wake():
+        signal = Signal()
+        waiting = asyncio.create_task(signal.wait(60))
+        await asyncio.sleep(0.01)
+        signal.fire()
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        cancelled = waiting.cancel()  # False where it had ended
+        await asyncio.wait({waiting})
+        assert waiting.cancelled() == cancelled
+
+    asyncio.run(wake())

@@ -9,6 +9,7 @@ import pytest
 from imagegen.contract.events import Step
 from imagegen.contract.responses import EditResponse
 from imagegen.engine.event_queue import EventQueue
+from imagegen.jobs.events import Signal
 from imagegen.server import streams
 from tests.server.conftest import events, shows
 from tests.support.images import scene, to_base64
@@ -102,6 +103,40 @@ def test_a_client_that_goes_away_stops_its_previews(client, steps):
                 next(stream)
         ran = len(steps)
         assert settled(steps) < ran + FEW // 2  # of 50
+
+
+@pytest.mark.parametrize("rounds", range(8))
+def test_nothing_goes_on_after_a_stream_whose_client_leaves_just_as_something_happens(rounds):
+    """What went on took the permit for a stored answer when its job ended, and nobody was left to give it back."""
+
+    async def leave():
+        moved, gone, told = Signal(), asyncio.Event(), asyncio.Event()
+
+        async def body():
+            while True:
+                await moved.wait(60)
+                yield ": it moved\n\n"
+
+        async def receive():
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            told.set()
+
+        before = asyncio.all_tasks()
+        answer = streams.EventStream(body())({"type": "http"}, receive, send)
+        answering = asyncio.create_task(answer)
+        await told.wait()
+        await asyncio.sleep(0.01)  # by then it waits for what happens
+        gone.set()
+        for _ in range(rounds):  # of the event loop, until the disconnect has come as far
+            await asyncio.sleep(0)
+        moved.fire()
+        await answering
+        return asyncio.all_tasks() - before
+
+    assert asyncio.run(leave()) == set()
 
 
 def test_a_client_that_stops_reading_keeps_few_previews():
