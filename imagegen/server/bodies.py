@@ -249,8 +249,24 @@ async def _in_slices(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None
             await asyncio.sleep(0)
 
 
+class _FormParser(MultiPartParser):
+    """Starlette's parser, which would take for Latin-1 what is not UTF-8, and give other words to the model."""
+
+    def on_part_end(self) -> None:
+        """A field's text must be UTF-8; a file's name is not used, and may be anything."""
+        part = self._current_part
+        if part.file is None and not part.data.isascii():
+            try:
+                part.data.decode()
+            except UnicodeDecodeError as error:
+                name = part.field_name[:60]
+                text = f"byte {error.start} of it, 0x{part.data[error.start]:02x}, is not UTF-8, as forms must be"
+                raise InvalidInput(f"{name}: {text}", name) from None
+        super().on_part_end()
+
+
 async def _read_form(request: Request, max_text: int) -> dict[str, Any]:
-    parser = MultiPartParser(
+    parser = _FormParser(
         request.headers, _in_slices(request.stream()), max_files=MAX_FILES, max_fields=64, max_part_size=max_text
     )
     try:

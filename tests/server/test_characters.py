@@ -1,4 +1,5 @@
-"""Half of a surrogate pair is no character, and has no UTF-8: wherever it is in a body, its field is refused."""
+"""What is not UTF-8 is refused with its field, wherever it is in a body: in JSON half of a surrogate pair, in a form
+any other encoding."""
 
 import json
 
@@ -10,6 +11,7 @@ from imagegen.server.main import create_app
 from tests.server.conftest import serving
 from tests.server.test_every_route import ROUTES
 from tests.support import settings
+from tests.support.images import scene, to_bytes
 
 HALF = "a\ud800"
 #: A text, and where else in a field one may be.
@@ -65,3 +67,34 @@ def test_a_whole_pair_is_a_character(client):
 def test_a_body_that_is_no_object_is_told_too(without_model, content, field):
     answer = without_model.post("/jobs", content=content, headers=JSON)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/edit", "/jobs", "/v1/images/generations", "/v1/images/edits"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prompt", "ein roter Käfer".encode("latin-1")),
+        ("user", "Renée".encode("latin-1")),
+        ("prompt", "ウサギ".encode("shift_jis")),
+        ("prompt", "兔子".encode("gb18030")),
+        ("image", b"data:image/png;base64,\xff"),
+        ("prompt", "a fox \ud800".encode(errors="surrogatepass")),
+    ],
+)
+def test_a_form_in_another_encoding_is_refused(without_model, path, name, text):
+    fields = {"prompt": b"x", name: text}
+    parts = [(field, (None, value, "text/plain")) for field, value in fields.items()]
+    answer = without_model.post(path, files=parts)
+    assert answer.status_code in (400, 422)
+    assert f"{name}: byte " in answer.text
+    assert "is not UTF-8" in answer.text
+
+
+def test_a_form_in_utf_8_keeps_its_characters_and_a_files_name_may_be_anything(client):
+    parts = [("prompt", (None, "Käfer 🦊".encode(), "text/plain")), ("seed", (None, b"1", "text/plain"))]
+    assert client.post("/jobs", files=parts).json()["input"]["prompt"] == "Käfer 🦊"
+    png = to_bytes(scene("circle", "red", "blue"))
+    part = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    body = part % (b"image", b'; filename="K\xe4fer.png"', png) + part % (b"prompt", b"", b"a star") + b"--x--\r\n"
+    answer = client.post("/edit", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 200, answer.text
