@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
 from imagegen.editing.photo import MAX_JOB_PIXELS
@@ -206,9 +206,12 @@ class Admission:
             self._adapters.give_back(caller, 1)
 
     async def answer(self, caller: str | None) -> Callable[[], None]:
-        """Waits until one more answer may be read from a store; what is returned is called once it is sent."""
+        """Waits until one more answer may be read from a store; what is returned is called once it is sent, and does
+        nothing a second time."""
         await self._answers.take(caller, 1)
-        return lambda: self._answers.give_back(caller, 1)
+        held = ExitStack()
+        held.callback(self._answers.give_back, caller, 1)
+        return held.close
 
     async def decode(self, caller: str | None, start: Callable[[], Future[T]]) -> T:
         """Waits until one more reference may be decoded, starts that, and gives its result.
@@ -222,7 +225,11 @@ class Admission:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._decoders.give_back, caller, 1)
 
-        future = start()
+        try:
+            future = start()
+        except BaseException:
+            self._decoders.give_back(caller, 1)
+            raise
         future.add_done_callback(give_back)
         return await asyncio.wrap_future(future)
 

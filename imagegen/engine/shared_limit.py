@@ -82,6 +82,8 @@ class SharedLimit:
     def _admit_waiting(self) -> None:
         for entry in list(self._waiting):
             caller, amount, turn = entry
+            if turn.done():  # its task was cancelled, and removes it in its next step
+                continue
             excess = self.excess(caller, amount)
             if excess == "total":
                 return  # or a large one would wait for ever

@@ -3,16 +3,18 @@ restart does not give it anew."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from imagegen.contract.requests import Request, plan
 from imagegen.contract.responses import GenerateResponse
 from imagegen.engine.service import Service
-from imagegen.errors import LimitExceeded, StoreFailed
+from imagegen.errors import ImageGenError, LimitExceeded, StoreFailed
 from imagegen.jobs.archive import Archive, megapixels_of
 from imagegen.jobs.keys import Keys
 from imagegen.jobs.store import DAY, DAYS_MEGAPIXELS
@@ -36,6 +38,7 @@ class KeyLimits:
 
     def __init__(self, archive: Archive, keys: Keys, service: Service) -> None:
         self._archive, self.keys, self._service = archive, keys, service
+        self._settling: set[asyncio.Task[None]] = set()
 
     async def count_request(self, name: str) -> None:
         """One more request that asks for images.
@@ -76,18 +79,22 @@ class KeyLimits:
     async def counted(
         self, name: str, request: Request, work: Coroutine[Any, Any, GenerateResponse]
     ) -> GenerateResponse:
-        """Runs a job of a connection within its key's limits."""
+        """Runs a job of a connection within its key's limits; what was reserved is settled whenever a client leaves."""
+        reserving, answer = asyncio.create_task(self.reserve(name, request)), None
         try:
-            reserved = await self.reserve(name, request)
-        except BaseException:
-            work.close()
-            raise
-        answer = None
-        try:
+            await asyncio.shield(reserving)
             answer = await work
             return answer
         finally:
-            await self.settle(name, reserved, answer)
+            work.close()  # where it has not begun
+            settling = asyncio.create_task(self._settle(name, reserving, answer))
+            self._settling.add(settling)
+            settling.add_done_callback(self._settling.discard)
+            await asyncio.shield(settling)
+
+    async def _settle(self, name: str, reserving: asyncio.Task[Reserved], answer: GenerateResponse | None) -> None:
+        with suppress(ImageGenError):  # nothing was reserved
+            await self.settle(name, await reserving, answer)
 
     async def _take(self, name: str, limit: str, amount: float, most: float) -> int:
         """Counts an amount; returns when the window began in which it was counted."""

@@ -130,7 +130,15 @@ class Runner:
         if self.running >= most + _NEWCOMERS:
             return None
         newcomers = self.running >= most
-        return await self._archive.rows(self._archive.store.claim, self._running, self._turns, newcomers)
+        claiming = asyncio.create_task(
+            self._archive.rows(self._archive.store.claim, self._running, self._turns, newcomers)
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:  # the server ends; what is claimed is for the next one
+            if (row := await claiming) is not None:
+                await self._put_back(row)
+            raise
 
     def _begin(self, row: Row) -> None:
         self._turn += 1

@@ -12,6 +12,7 @@ from aiohttp import ClientSession
 from imagegen.contract.events import Event, Generated, Listener
 from imagegen.engine.event_queue import EventQueue, event_fields
 from imagegen.engine.service import Service
+from imagegen.errors import Cancelled
 from imagegen.runpod.backlog import Backlog
 from imagegen.runpod.progress import Progress
 from imagegen.runpod.stream_parts import previews_of_each, split
@@ -79,7 +80,9 @@ class RunPodAdapter:
             raise
         finally:
             del self.streamed[job["id"]]
-        output = await task
+        await asyncio.wait({task})
+        # It never began where it was stopped before its first step.
+        output = Cancelled("the job was cancelled").output() if task.cancelled() else task.result()
         if "error" not in output:
             for part in split(output):
                 yield part

@@ -41,10 +41,12 @@ class Progress:
 
     async def end(self) -> None:
         """No more messages; one that is under way has a second to arrive."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SECONDS):
-                await self._sending.acquire()
-        self._task.cancel()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SECONDS):
+                    await self._sending.acquire()
+        finally:
+            self._task.cancel()
 
     async def _run(self) -> None:
         while True:

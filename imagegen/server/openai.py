@@ -208,11 +208,12 @@ async def _images(request: Request, edit: bool) -> Response:
         if isinstance(answer, ImageGenError):
             yield streams.server_sent("error", json.dumps({"type": "error", "error": error_body(answer)}))
         else:
-            kind, size = f"{name}.completed", f"{answer.width}x{answer.height}"
+            kind, size, last = f"{name}.completed", f"{answer.width}x{answer.height}", ""
             for image, seed in zip(answer.images, answer.seeds, strict=True):
                 done = {"type": kind, "b64_json": image, "usage": USAGE, **about(job), "size": size}
                 loras = [lora.model_dump() for lora in answer.loras]
                 extra = {"seed": seed, "loras": loras, "warnings": [*warnings, *answer.warnings]}
-                yield streams.server_sent(kind, json.dumps({**done, **extra}))
+                last += streams.server_sent(kind, json.dumps({**done, **extra}))
+            yield last  # all at once: else those that a slow client has not read yet would be counted nowhere
 
     return streams.EventStream(body(), task)

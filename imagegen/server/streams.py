@@ -69,7 +69,8 @@ class EventStream(StreamingResponse):
     """A text/event-stream. A comment is sent where there is no event for 10 s, so that no proxy takes the connection
     for dead, and nginx is told not to hold events back.
 
-    Nothing of it goes on once it has ended, however that comes: what it took for its answer is given back then.
+    Nothing of it goes on once it has ended, however that comes. What it took for its answer is given back once the
+    answer is the connection's, which counts what is not read yet: the rest may take hours.
 
     Args:
         task: of its job, where that ends with it.
@@ -80,9 +81,11 @@ class EventStream(StreamingResponse):
         super().__init__(self._events(), media_type="text/event-stream", headers=headers)
         self._body, self._task = body, task
         self._next: asyncio.Task[str | None] | None = None
+        self._state: dict[str, Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the stream."""
+        self._state = scope.get("state", {})
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -103,6 +106,7 @@ class EventStream(StreamingResponse):
             while not (await asyncio.wait({self._next}, timeout=COMMENT_SECONDS))[0]:
                 yield ": the job waits or runs\n\n"
             if (event := self._next.result()) is None:
+                self._state.get("answer_sent", lambda: None)()  # of stored.answer
                 return
             yield event
 

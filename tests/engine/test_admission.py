@@ -111,6 +111,26 @@ def test_a_decoder_whose_job_was_given_up_counts_until_it_ends(idle):
     asyncio.run(use())
 
 
+def test_a_decoder_that_cannot_be_started_takes_none(idle):
+    def start():
+        raise RuntimeError("can't start new thread")
+
+    with pytest.raises(RuntimeError, match="new thread"):
+        asyncio.run(idle.admission.decode("a", start))
+    assert idle.admission._decoders.taken == 0
+
+
+def test_an_answer_that_is_sent_is_given_back_once(idle):
+    async def send():
+        sent, other = await idle.admission.answer("a"), await idle.admission.answer("b")
+        sent()
+        sent()
+        assert idle.admission._answers.taken == 1
+        other()
+
+    asyncio.run(send())
+
+
 def test_downloads_of_one_caller_leave_room_for_others(idle):
     async def use():
         async with AsyncExitStack() as held:

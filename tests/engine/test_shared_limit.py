@@ -101,3 +101,35 @@ def test_a_cancelled_wait_takes_nothing_and_lets_the_next_one_in(metrics):
         assert limit.taken == 3
 
     asyncio.run(take())
+
+
+@pytest.mark.parametrize("leaves_first", ["holder", "waiting"])
+def test_who_leaves_while_it_waits_keeps_nothing_and_nobody_waits_for_it(metrics, leaves_first):
+    """A job has something for one reference and waits for it with another, and both are cancelled at once."""
+
+    async def leave():
+        limit, caught = SharedLimit("downloads", 2, 1, metrics), []
+
+        async def hold():
+            await limit.take("a", 1)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                limit.give_back("a", 1)
+
+        holder = asyncio.create_task(hold())
+        await asyncio.sleep(0)
+        waiting, next_one = asyncio.create_task(hold()), asyncio.create_task(hold())
+        await asyncio.sleep(0)
+        for task in (holder, waiting) if leaves_first == "holder" else (waiting, holder):
+            task.cancel()
+        caught += await asyncio.gather(holder, waiting, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert limit.taken == 1  # by the next one
+        next_one.cancel()
+        caught += await asyncio.gather(next_one, return_exceptions=True)
+        assert {type(error) for error in caught} == {asyncio.CancelledError}
+        assert limit.taken == 0
+        await asyncio.wait_for(limit.take("a", 1), 1)
+
+    asyncio.run(leave())

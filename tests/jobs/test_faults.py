@@ -85,6 +85,63 @@ def test_an_image_is_answered_where_its_megapixels_cannot_be_counted():
         assert asyncio.run(counted(failures)) is ANSWER
 
 
+@pytest.mark.parametrize("rounds", range(12))
+def test_whoever_leaves_whenever_has_no_megapixels_counted_that_were_not_made(rounds):
+    counts = []
+
+    class Counting(Archive):
+        store = SimpleNamespace(use=lambda name, limit, day, change, most: counts.append(change))
+
+        async def rows(self, statement, *arguments):
+            """In a thread, which ends what it has begun."""
+            await asyncio.get_running_loop().run_in_executor(None, statement, *arguments)
+
+    class Limits(KeyLimits):
+        async def reserve(self, name, request):
+            await self._archive.rows(self._archive.store.use, name, "", 0, 1.0, None)
+            return Reserved(1.0, 0)
+
+    async def leave():
+        limits, work = Limits(Counting(), None, None), asyncio.sleep(60, ANSWER)
+        task = asyncio.create_task(limits.counted("alice", None, work))
+        for _ in range(rounds % 6):
+            await asyncio.sleep(0)
+        task.cancel()
+        if rounds > 5:  # DELETE, and then the client leaves too
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        work.close()  # where not even its limits had begun
+        while limits._settling:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(leave())
+    assert sum(counts) == 0
+
+
+def test_a_job_that_is_claimed_as_the_server_ends_waits_again():
+    back = []
+
+    class Claiming(Archive):
+        store = SimpleNamespace(claim=lambda *_: ROW, put_back=lambda job, begun: back.append((job, begun)))
+
+        async def rows(self, statement, *arguments):
+            return await asyncio.get_running_loop().run_in_executor(None, lambda: statement(*arguments))
+
+    async def end():
+        ending = Runner(Claiming(), SimpleNamespace(runner=SimpleNamespace(jobs_at_once=1)), Signal())
+        ending._loaded = True
+        claiming = asyncio.create_task(ending._next())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        claiming.cancel()
+        await asyncio.gather(claiming, return_exceptions=True)
+        assert claiming.cancelled()
+
+    asyncio.run(end())
+    assert back == [(ROW.id, False)]
+
+
 @pytest.mark.parametrize(("taken_over", "ended"), [(True, []), (False, ["cancelled"])])
 def test_a_job_that_another_server_has_taken_over_is_not_ended_by_this_one(taken_over, ended):
     async def cancelled():

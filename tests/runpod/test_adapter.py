@@ -48,6 +48,18 @@ def test_a_stream_that_nobody_reads_any_more_ends_its_job(service):
     assert ended == ["a"]
 
 
+def test_a_stream_whose_job_is_stopped_before_its_first_step_says_so(service):
+    async def stop():
+        adapter = RunPodAdapter(service, lambda *_: asyncio.sleep(3600))
+        stream = adapter.stream({"id": "a", "input": {}})
+        first = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        adapter.streamed["a"].cancel()
+        assert (await first)["code"] == "cancelled"
+
+    asyncio.run(stop())
+
+
 def test_jobs_are_asked_for_again_when_a_job_shows_how_long_it_takes_to_prepare(service):
     async def take():
         adapter = RunPodAdapter(service, None)
@@ -105,3 +117,16 @@ def test_progress_ends_with_the_job_also_where_a_message_is_slow(monkeypatch):
 
     asyncio.run(run())
     assert [message["output"]["stage"] for message in messages] == ["queue"]
+
+
+def test_progress_ends_though_it_is_stopped_while_a_message_is_slow():
+    async def stop():
+        progress = Progress(None, {"id": "a"})
+        await progress._sending.acquire()
+        ending = asyncio.create_task(progress.end())
+        await asyncio.sleep(0)
+        ending.cancel()
+        await asyncio.gather(ending, progress._task, return_exceptions=True)
+        assert progress._task.cancelled()
+
+    asyncio.run(asyncio.wait_for(stop(), 10))

@@ -139,6 +139,40 @@ def test_nothing_goes_on_after_a_stream_whose_client_leaves_just_as_something_ha
     assert asyncio.run(leave()) == set()
 
 
+def test_an_answer_that_is_the_connections_is_given_back_though_the_client_does_not_read_it():
+    """Its client may take hours, and two of them would keep everybody from stored answers."""
+
+    async def read_slowly():
+        written, given_back, reads = [], [], asyncio.Event()
+
+        async def body():
+            yield "the answer"
+
+        async def receive():
+            await asyncio.sleep(60)
+
+        async def send(message):  # as uvicorn, which waits for what was written before
+            if written and written[-1].get("body"):
+                await reads.wait()
+            written.append(message)
+
+        scope = {"type": "http", "state": {"answer_sent": lambda: given_back.append(len(written))}}
+        answering = asyncio.create_task(streams.EventStream(body())(scope, receive, send))
+        await asyncio.sleep(0.05)
+        assert (answering.done(), given_back) == (False, [2])  # the head and the answer
+        reads.set()
+        await answering
+
+    asyncio.run(read_slowly())
+
+
+def test_all_images_of_openais_stream_are_the_connections_at_once(client):
+    body = {**PROMPT, "n": 3, "size": "64x64", "stream": True}
+    with client.stream("POST", "/v1/images/generations", json=body) as answer:
+        parts = [part for part in answer.iter_raw() if b"completed" in part]
+    assert b"".join(parts).count(b"event: image_generation.completed") == 3
+
+
 def test_a_client_that_stops_reading_keeps_few_previews():
     async def pile():
         queue = EventQueue()
