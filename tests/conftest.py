@@ -29,7 +29,7 @@ os.environ.update(IMAGEGEN_MODEL="micro", IMAGEGEN_DEVICE="cpu")
 # A call of httpx without a client reads all certificate authorities, for 25 ms, and the tests' servers have none.
 _CONTEXT = ssl.create_default_context()
 for _name in ("get", "post", "put", "delete", "head", "options", "request", "stream"):
-    setattr(httpx, _name, functools.partial(getattr(httpx, _name), verify=_CONTEXT))
+    setattr(httpx, _name, functools.partial(getattr(httpx, _name), verify=_CONTEXT, timeout=60))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

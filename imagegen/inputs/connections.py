@@ -19,6 +19,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.http import RawResponseMessage
 
 from imagegen import __version__
 from imagegen.inputs import addresses
@@ -26,7 +28,34 @@ from imagegen.inputs import addresses
 #: Connections at one host, of all jobs together: four edits with four references each.
 _PER_HOST = 16
 
+#: Interim answers (1xx) before the answer itself. Clients are sent one or two; HTTP has no bound (RFC 9110, 15.2).
+_INTERIM = 16
+
 _turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+
+class _Response(aiohttp.ClientResponse):
+    """An answer with few interim ones before it: aiohttp reads any number, as fast as they come."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Reads the answer's head.
+
+        Raises:
+            aiohttp.ClientError: there is none.
+        """
+        protocol, heads = connection.protocol, 0
+        assert protocol is not None
+        read = protocol.read
+
+        async def read_few() -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+            nonlocal heads
+            heads += 1
+            if heads > _INTERIM + 1:
+                raise aiohttp.ClientPayloadError("interim answers without end")
+            return await read()
+
+        protocol.read = read_few  # type: ignore[method-assign]
+        return await super().start(connection)
 
 
 @asynccontextmanager
@@ -52,6 +81,7 @@ async def open_session(
     try:
         async with aiohttp.ClientSession(
             connector=connector,
+            response_class=_Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=timeout,
             headers={"User-Agent": f"image-gen/{__version__}", **(headers or {})},

@@ -36,6 +36,8 @@ def test_sigterm_ends_a_server_whose_gpu_hangs_on_a_job_that_is_answered(tmp_pat
     with http_server(tmp_path / "log", free_tcp_port, *FAULTY, IMAGEGEN_STALL_TIMEOUT="20") as process:
         try:
             until(lambda: (health := answers(url)) is not None and health.status_code == 200)
+            usual = {**HANGING, "seed": 1, "timeout": 60}  # the first job takes longer, and would not get to the GPU
+            assert httpx.post(f"{url}/generate", json=usual, timeout=60).status_code == 200
             assert httpx.post(f"{url}/generate", json=HANGING, timeout=60).status_code == 504
             process.send_signal(signal.SIGTERM)
             assert process.wait(90) == 1
@@ -47,6 +49,7 @@ def test_sigterm_ends_a_server_whose_gpu_hangs_on_a_job_that_is_answered(tmp_pat
 @pytest.mark.slow  # the same
 def test_sigterm_ends_a_worker_of_the_queue_whose_gpu_hangs_on_a_job_that_is_answered(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="20") as worker:
+        queue.run({**HANGING, "seed": 1, "timeout": 60}).wait()
         job = queue.run(HANGING).wait()
         assert job.error.startswith("deadline_exceeded: ")
         worker.terminate()

@@ -189,8 +189,13 @@ def test_runpods_own_client_meets_what_it_expects(queue, worker, monkeypatch):
 
 def test_a_queue_that_fails_is_asked_again_and_not_without_end(queue, worker):
     asked = []
-    queue.refuse_take = lambda: asked.append(time.monotonic()) or 500
-    queue.run(PROMPT, name="wakes-the-open-request").wait()
+
+    def refuse(_=None):
+        queue.refuse_take = lambda: asked.append(time.monotonic()) or 500
+
+    queue.on_take = refuse
+    queue.run(PROMPT, name="the-last-that-is-taken").wait()
+    queue.on_take = lambda _: None
     job = queue.run(PROMPT)
     until(lambda: len(asked) >= 3)
     assert min(later - earlier for earlier, later in pairwise(asked)) > 0.5  # a second after it has failed
@@ -268,6 +273,7 @@ def test_a_gpu_that_hangs_ends_the_worker_too(tmp_path):
 @pytest.mark.slow  # a worker of its own, and a wait of seconds
 def test_a_gpu_that_hangs_is_seen_where_no_job_waits_for_it_any_more(tmp_path):
     with RunPodQueue() as queue, queue.worker(tmp_path / "log", *FAULTY, IMAGEGEN_STALL_TIMEOUT="5") as worker:
+        queue.run(PROMPT).wait()  # the first job takes longer: the next one gets to the GPU within its second
         job = queue.run({**PROMPT, "seed": HANGS, "timeout": 1}).wait()
         assert job.error.startswith("deadline_exceeded: ")
         assert worker.process.wait(60) == 1

@@ -75,7 +75,7 @@ def test_a_worker_that_ends_takes_no_job(idle):
 
 def test_a_worker_that_ends_waits_a_moment_for_references(idle, monkeypatch):
     """So that an image that is made to be slow, or a server that drips, does not hold the end."""
-    monkeypatch.setattr(admission, "_LAST_READING_SECONDS", 0.05)
+    monkeypatch.setattr(admission, "_LAST_READING_SECONDS", 0.5)
 
     async def read(seconds):
         async with idle.admission.reading():
@@ -180,12 +180,19 @@ def test_a_caller_with_everything_delays_another_by_what_is_running(service):
         greedy = [asyncio.create_task(job("a", i)) for i in range(8)]
         while service.executor._moved is None:
             await asyncio.sleep(0.005)
-        await job("b", 0)
-        await asyncio.gather(*greedy)
+        other = asyncio.create_task(job("b", 0))
+        while "b" not in service.executor._ready._items:
+            await asyncio.sleep(0.005)
+        come.set()
+        await asyncio.gather(*greedy, other)
         return order
 
-    # One runs, and another may end in the moment in which b comes.
-    assert asyncio.run(both()).index("b") <= 2
+    come = threading.Event()  # the first job goes on once b's is there
+    hook = service.start().result()._pipe.transformer.register_forward_pre_hook(lambda *_: come.wait(60) and None)
+    try:
+        assert asyncio.run(both()).index("b") == 1
+    finally:
+        hook.remove()
 
 
 def test_a_delivery_that_is_slow_keeps_no_job_from_the_gpu():

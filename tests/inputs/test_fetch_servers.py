@@ -54,6 +54,15 @@ def test_a_server_that_drips_ends_at_the_deadline(head, says):
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("count", [16, 17])
+def test_few_interim_answers_may_come_before_the_picture(count):
+    async def patient():
+        yield count * b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + http(Content_Type="image/png") + PICTURE
+
+    found, _ = from_server(lambda path: patient())
+    assert found == PICTURE if count == 16 else found.message == NOWHERE
+
+
 def test_redirects_share_the_deadline():
     async def slow():
         await asyncio.sleep(0.7)

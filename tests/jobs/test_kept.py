@@ -42,7 +42,6 @@ def test_an_ended_job_expires_and_its_caller_is_told(tmp_path):
     ):
         service.start().result()
         job = post(client)["id"]
-        ended(client, job)
         until(lambda: client.get(f"/jobs/{job}").status_code == 410)
         for path in ("", "/events", "/images/0"):
             answer = client.get(f"/jobs/{job}{path}")

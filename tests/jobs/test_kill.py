@@ -58,7 +58,7 @@ def test_killed_at_a_moment(server, moment):
     order = list(dict.fromkeys(server.moments("running")))
     assert order == server.moments("accepted")[: len(order)], "in order of arrival"
     # What was stored without an answer to its caller, at the moment "accepted", is done too.
-    assert set(server.moments("accepted")) == set(server.moments("stored"))
+    until(lambda: set(server.moments("accepted")) == set(server.moments("stored")))
 
 
 def ended(server, jobs):

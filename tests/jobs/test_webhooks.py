@@ -35,7 +35,6 @@ def client(server):
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
     monkeypatch.setattr(webhooks, "DELAYS", (0.1, 0.1))
-    monkeypatch.setattr(webhooks, "_SECONDS", 1.0)
     monkeypatch.setattr(webhooks, "_LOOK", 0.1)
 
 
@@ -108,7 +107,8 @@ def test_a_failed_delivery_is_tried_again_with_the_same_id(client):
     ],
     ids=["500", "hangs", "redirects", "no HTTP"],
 )
-def test_a_delivery_that_never_succeeds_ends_at_a_bound_and_says_why(client, answer, why):
+def test_a_delivery_that_never_succeeds_ends_at_a_bound_and_says_why(client, monkeypatch, answer, why):
+    monkeypatch.setattr(webhooks, "_SECONDS", 1.0)
     with receiving() as (url, receiver):
         receiver.answer = answer
         state = told(client, post(client, webhook_url=url)["id"])

@@ -105,6 +105,11 @@ def test_headers_without_end_are_no_answer(part):
     assert attacked(lambda _: forever(b"HTTP/1.1 200 OK\r\n", part)) == UNREACHABLE
 
 
+def test_interim_answers_without_end_are_no_answer():
+    """Read until the deadline, they would take the event loop from everybody's jobs."""
+    assert attacked(lambda _: forever(b"", 1000 * b"HTTP/1.1 100 Continue\r\n\r\n"), seconds=5) == UNREACHABLE
+
+
 def test_a_store_that_hangs_in_tls_is_given_up(monkeypatch):
     monkeypatch.setattr(upload, "_CONNECT_SECONDS", 0.3)
 

@@ -18,6 +18,9 @@ from tests.support.images import from_base64
 #: npm's packages and node (`make slow` installs them).
 TOOLS = Path(sys.prefix) / "lint"
 
+# Of all that a page is expected to show: two processes of tests share two cores.
+expect.set_options(timeout=30_000)
+
 DROP = """([data, name]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
   const transfer = new DataTransfer();

@@ -29,6 +29,7 @@ def test_generate_from_a_prompt(page):
 def test_edit_a_dropped_file_and_use_the_result_again(page):
     page.evaluate(DROP, [to_base64(scene("circle", "red", "blue")), "circle.png"])
     expect(page.locator("#references li")).to_have_count(1)
+    page.get_by_label("Seed", exact=True).fill("1")
     generate(page, "make the background green")
     assert colours(page) == ("green", "red")
     page.get_by_role("button", name="Use as reference").click()

@@ -120,6 +120,9 @@ def test_clear_asks_and_deletes_here_and_at_the_server(visit, alice):
 def test_a_second_tab_leaves_a_job_to_the_tab_that_follows_it(page, url):
     page.get_by_label("Steps").fill("50")
     page.get_by_label("Images", exact=True).fill("8")
+    page.get_by_role("radio", name="Custom").check()
+    for side in ("Width", "Height"):  # so that it runs for as long as this test takes
+        page.get_by_label(side).fill("256")
     page.get_by_label("Prompt", exact=True).fill(PROMPTS[0])
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("#status")).to_contain_text("Step ")

@@ -1,11 +1,13 @@
 """The official client drives /v1."""
 
 import io
+import threading
 
 import openai
 import pytest
 
 from imagegen.builder.micro.measure import background_colour, shape_colour
+from imagegen.model.pipeline import FluxPipeline
 from tests.server.conftest import serving
 from tests.support.images import from_base64, scene, to_bytes
 
@@ -216,7 +218,9 @@ def test_a_bad_image_and_a_bad_mask(ai):
     assert caught.value.param == "mask"
 
 
-def test_the_key_and_the_state_of_the_server():
+def test_the_key_and_the_state_of_the_server(monkeypatch):
+    asked, load = threading.Event(), FluxPipeline.load
+    monkeypatch.setattr(FluxPipeline, "load", lambda self: (asked.wait(60), load(self)))
     with serving(api_key="key-of-sixteen-or-more", max_queue=0) as (url, service):
         right = openai.OpenAI(base_url=f"{url}/v1", api_key="key-of-sixteen-or-more", max_retries=0)
         with pytest.raises(openai.InternalServerError) as caught:  # 503 while it loads
@@ -225,6 +229,7 @@ def test_the_key_and_the_state_of_the_server():
         with pytest.raises(openai.AuthenticationError):
             wrong.images.generate(prompt=PROMPT)
         assert caught.value.status_code == 503
+        asked.set()
         service.start().result()
         assert right.images.generate(prompt=PROMPT).data
         upload = service.upload("another")

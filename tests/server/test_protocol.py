@@ -257,13 +257,15 @@ def test_where_all_are_at_work_health_is_still_answered(monkeypatch):
         if scope["type"] == "http":
             scope["state"]["authorized"] = True
             if scope["path"] == "/work":
+                begun.append(scope)
                 await asyncio.sleep(20)
             await PlainTextResponse("ok")(scope, receive, send)
 
+    begun = []
     with running(app, lifespan="off", timeout_graceful_shutdown=0) as base:
         working = [connect(base, b"GET /work" + HEAD + b"\r\n") for _ in range(2)]
         try:
-            time.sleep(0.5)
+            until(lambda: len(begun) == 2)
             assert httpx.get(f"{base}/health").status_code == 200
             refused = httpx.get(f"{base}/other")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
