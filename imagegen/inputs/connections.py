@@ -55,7 +55,10 @@ class _Response(aiohttp.ClientResponse):
             return await read()
 
         protocol.read = read_few  # type: ignore[method-assign]
-        return await super().start(connection)
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read  # the class has its own
 
 
 @asynccontextmanager

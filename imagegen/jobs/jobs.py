@@ -75,6 +75,7 @@ class Jobs:
         if self._beat is not None:  # until now others would have taken the jobs that still ran here for left behind
             self._beat.cancel()
             await asyncio.gather(self._beat, return_exceptions=True)
+        await asyncio.gather(*self.limits.settling, return_exceptions=True)
         await asyncio.to_thread(self._archive.close)
 
     async def add(

@@ -38,7 +38,8 @@ class KeyLimits:
 
     def __init__(self, archive: Archive, keys: Keys, service: Service) -> None:
         self._archive, self.keys, self._service = archive, keys, service
-        self._settling: set[asyncio.Task[None]] = set()
+        #: Corrections of what was counted that are under way.
+        self.settling: set[asyncio.Task[None]] = set()
 
     async def count_request(self, name: str) -> None:
         """One more request that asks for images.
@@ -88,8 +89,8 @@ class KeyLimits:
         finally:
             work.close()  # where it has not begun
             settling = asyncio.create_task(self._settle(name, reserving, answer))
-            self._settling.add(settling)
-            settling.add_done_callback(self._settling.discard)
+            self.settling.add(settling)
+            settling.add_done_callback(self.settling.discard)
             await asyncio.shield(settling)
 
     async def _settle(self, name: str, reserving: asyncio.Task[Reserved], answer: GenerateResponse | None) -> None:

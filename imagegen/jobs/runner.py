@@ -136,8 +136,9 @@ class Runner:
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:  # the server ends; what is claimed is for the next one
-            if (row := await claiming) is not None:
-                await self._put_back(row)
+            with suppress(StoreFailed):  # that one finds it where the store fails
+                if (row := await claiming) is not None:
+                    await self._archive.rows(self._archive.store.put_back, row.id, False)
             raise
 
     def _begin(self, row: Row) -> None:

@@ -198,7 +198,9 @@ class Protocol(HttpToolsProtocol):
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, where an answer that goes out before the body has come closes the connection."""
         cycle = self.cycle
-        scope["state"].update(unread_bytes=self._unread_bytes, is_crowded=self._is_crowded)
+        scope["state"].update(
+            unread_bytes=self._unread_bytes, is_crowded=self._is_crowded, is_paused=lambda: self.flow.write_paused
+        )
 
         async def closing(message: Message) -> None:
             if message["type"] == "http.response.start" and cycle.more_body:

@@ -72,18 +72,26 @@ async def result(request: Request, job: Job) -> GenerateResponse:
 
 
 async def answer(request: Request, row: Row) -> GenerateResponse:
-    """The answer of a stored job that has ended, once there is room for it in memory. It counts until it is sent:
-    anybody may ask for it on as many connections as there are.
+    """The answer of a stored job that has ended, once there is room for it in memory. It counts until it is the
+    connection's: anybody may ask for it on as many connections as there are. A client that has not read what was sent
+    to it before waits without holding anything.
 
     Raises:
         ImageGenError: as Jobs.answer.
     """
     state, admission = request.state, request.app.state.service.admission
-    unread_bytes = getattr(state, "unread_bytes", lambda _: 0)  # of the protocol
-    state.answer_sent = await admission.answer(state.caller)  # Guard calls it
-    while unread_bytes(state.caller) > UNREAD_BYTES // 2:  # noqa: ASYNC110 - a client reads when it likes
-        await asyncio.sleep(_LOOK)
-    return await jobs_of(request).answer(row)
+
+    def reads() -> bool:
+        paused = getattr(state, "is_paused", lambda: False)()  # of the protocol, as is the other
+        return not paused and getattr(state, "unread_bytes", lambda _: 0)(state.caller) <= UNREAD_BYTES // 2
+
+    while True:
+        while not reads():  # noqa: ASYNC110 - a client reads when it likes
+            await asyncio.sleep(_LOOK)
+        state.answer_sent = await admission.answer(state.caller)  # Guard calls it, and EventStream
+        if reads():
+            return await jobs_of(request).answer(row)
+        state.answer_sent()
 
 
 class FileAnswer(Response):
@@ -121,13 +129,16 @@ async def follow(
         ImageGenError: as Jobs.add.
     """
     row = await add(request, job, previews)
-    jobs = jobs_of(request)
+    jobs, told = jobs_of(request), asyncio.Event()
 
     async def events() -> AsyncIterator[Event]:
         async for _, event in jobs.watch(row.id, row.owner):
             yield event
+        told.set()
 
     async def result() -> GenerateResponse:
-        return await answer(request, await jobs.ended(row.id, row.owner))
+        ended = await jobs.ended(row.id, row.owner)
+        await told.wait()
+        return await answer(request, ended)
 
     return asyncio.create_task(result()), events()

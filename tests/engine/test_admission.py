@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
+from imagegen.contract.events import Generated
 from imagegen.contract.requests import parse_job
 from imagegen.engine import admission
 from imagegen.engine.service import Service
@@ -174,8 +175,12 @@ def test_a_caller_with_everything_delays_another_by_what_is_running(service):
 
         async def job(caller, i):
             fields = {"prompt": "x", "num_inference_steps": 20, "seed": i, "width": 64, "height": 64}
-            await service.run(parse_job(fields), caller=caller)
-            order.append(caller)
+
+            def listen(event):
+                if isinstance(event, Generated):
+                    order.append(caller)
+
+            await service.run(parse_job(fields), caller=caller, listener=listen)
 
         greedy = [asyncio.create_task(job("a", i)) for i in range(8)]
         while service.executor._moved is None:

@@ -112,18 +112,29 @@ def test_whoever_leaves_whenever_has_no_megapixels_counted_that_were_not_made(ro
             task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         work.close()  # where not even its limits had begun
-        while limits._settling:
+        while limits.settling:
             await asyncio.sleep(0.001)
 
     asyncio.run(leave())
     assert sum(counts) == 0
 
 
-def test_a_job_that_is_claimed_as_the_server_ends_waits_again():
+@pytest.mark.parametrize("fails", ["nothing", "the claim", "putting it back"])
+def test_a_job_that_is_claimed_as_the_server_ends_waits_again_and_the_server_ends(fails):
     back = []
 
+    def claim(*_):
+        if fails == "the claim":
+            raise StoreFailed("no connection")
+        return ROW
+
+    def put_back(job, begun):
+        if fails == "putting it back":
+            raise StoreFailed("no connection")
+        back.append((job, begun))
+
     class Claiming(Archive):
-        store = SimpleNamespace(claim=lambda *_: ROW, put_back=lambda job, begun: back.append((job, begun)))
+        store = SimpleNamespace(claim=claim, put_back=put_back)
 
         async def rows(self, statement, *arguments):
             return await asyncio.get_running_loop().run_in_executor(None, lambda: statement(*arguments))
@@ -139,7 +150,7 @@ def test_a_job_that_is_claimed_as_the_server_ends_waits_again():
         assert claiming.cancelled()
 
     asyncio.run(end())
-    assert back == [(ROW.id, False)]
+    assert back == [(ROW.id, False)] * (fails == "nothing")
 
 
 @pytest.mark.parametrize(("taken_over", "ended"), [(True, []), (False, ["cancelled"])])

@@ -115,9 +115,9 @@ def test_a_key_that_is_changed_while_the_page_is_open_is_asked_for_again(tab, tm
         generate(tab, PROMPT)
         write_key(file, "new")
         submit(tab)
-        expect(tab.locator("#key-error")).to_contain_text("was refused", timeout=20_000)
+        expect(tab.locator("#key-error")).to_contain_text("was refused")
         enter_key(tab, "new")
-        expect(tab.locator("#key-row")).to_be_hidden(timeout=20_000)
+        expect(tab.locator("#key-row")).to_be_hidden()
         generate(tab)
 
 

@@ -166,11 +166,17 @@ def test_an_answer_that_is_the_connections_is_given_back_though_the_client_does_
     asyncio.run(read_slowly())
 
 
-def test_all_images_of_openais_stream_are_the_connections_at_once(client):
-    body = {**PROMPT, "n": 3, "size": "64x64", "stream": True}
-    with client.stream("POST", "/v1/images/generations", json=body) as answer:
-        parts = [part for part in answer.iter_raw() if b"completed" in part]
-    assert b"".join(parts).count(b"event: image_generation.completed") == 3
+def test_all_images_of_openais_stream_are_the_connections_at_once(client, monkeypatch):
+    sent, events = [], streams.EventStream._events
+
+    async def recorded(self):
+        async for event in events(self):
+            sent.append(event)
+            yield event
+
+    monkeypatch.setattr(streams.EventStream, "_events", recorded)
+    client.post("/v1/images/generations", json={**PROMPT, "n": 3, "size": "64x64", "stream": True})
+    assert [event.count("event: image_generation.completed") for event in sent if "completed" in event] == [3]
 
 
 def test_a_client_that_stops_reading_keeps_few_previews():
