@@ -50,8 +50,11 @@ class Database(Protocol):
         """
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, durable: bool = True) -> Iterator[None]:
         """All statements of the block, or none.
+
+        Args:
+            durable: False: it outlives the process, and need not outlive the machine's power; that saves a wait.
 
         Raises:
             StoreFailed: as for `execute`.
@@ -123,20 +126,25 @@ class SqliteDatabase:
             raise failed(error) from error
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, durable: bool = True) -> Iterator[None]:
         """All statements of the block, or none.
 
         Raises:
             StoreFailed: the disk is full, or broken.
         """
-        self.execute("BEGIN IMMEDIATE")
+        if not durable:
+            self.execute("PRAGMA synchronous=NORMAL")
         try:
+            self.execute("BEGIN IMMEDIATE")
             yield
             self.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        finally:
+            if not durable:
+                self._connection.execute("PRAGMA synchronous=FULL")
 
     def now(self) -> float:
         """Seconds since 1970."""

@@ -81,7 +81,7 @@ class PostgresDatabase:
             raise failed(error) from error
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, durable: bool = True) -> Iterator[None]:
         """All statements of the block, or none.
 
         Raises:

@@ -180,7 +180,7 @@ class Store:
         owners = [row for row in owners if not (newcomers and running.get(row["owner"]))]
         owners.sort(key=lambda row: (-row["priority"], turns.get(row["owner"], -1), row["seq"]))
         for owner in owners:
-            with self._database.transaction():
+            with self._database.transaction(durable=False):  # without power it would wait again, and be begun anew
                 rows = self._execute(
                     "UPDATE jobs SET state = 'running', started = ?, starts = starts + 1, worker = ? "
                     f"WHERE seq = ? AND state = 'queued' RETURNING {COLUMNS}",

@@ -286,3 +286,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(StoreFailed):
         files.write(input_name("ab", "images.0"), b"x")
     assert files.inputs() == []
+
+
+def test_what_need_not_outlive_a_power_cut_leaves_the_rest_durable(tmp_path):
+    database = SqliteDatabase(tmp_path)
+    full = database.execute("PRAGMA synchronous")
+    with database.transaction(durable=False):
+        pass
+    with pytest.raises(StoreFailed), database.transaction(durable=False):
+        database.execute("INSERT INTO nowhere VALUES (1)")
+    assert database.execute("PRAGMA synchronous") == full == [{"synchronous": 2}]
+    database.close()
