@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,10 @@ def keys(folder: Path) -> None:
         print(f"200 requests at once with 20 keys: {len(made)} jobs")
 
 
+def _has_finished(client: httpx.Client, job: str) -> bool:
+    return bool(client.get(f"/jobs/{job}").json()["finished_at"])
+
+
 def fairness(folder: Path) -> None:
     """The jobs that one caller's job waits for, where another's hundred wait."""
     names = {"many": "m" * 16, "one": "o" * 16}
@@ -150,7 +155,7 @@ def fairness(folder: Path) -> None:
         for _ in range(10):
             before = set(server.moments("generated"))
             job = one.post("/jobs", json=JOB).json()["id"]
-            _until(lambda: one.get(f"/jobs/{job}").json()["finished_at"])  # noqa: B023 - called at once
+            _until(partial(_has_finished, one, job))
             order = [other for other in server.moments("generated") if other not in before]
             waits.append(order.index(job))
         left = sum(many.get(f"/jobs/{job}").json()["status"] == "queued" for job in hundred)

@@ -255,14 +255,15 @@ class _FormParser(MultiPartParser):
     def on_part_end(self) -> None:
         """A field's text must be UTF-8; a file's name is not used, and may be anything."""
         part = self._current_part
-        if part.file is None and not part.data.isascii():
-            try:
-                part.data.decode()
-            except UnicodeDecodeError as error:
-                name = part.field_name[:60]
-                text = f"byte {error.start} of it, 0x{part.data[error.start]:02x}, is not UTF-8, as forms must be"
-                raise InvalidInput(f"{name}: {text}", name) from None
-        super().on_part_end()
+        if part.file is not None:
+            super().on_part_end()
+            return
+        try:
+            self.items.append((part.field_name, part.data.decode()))
+        except UnicodeDecodeError as error:
+            name = part.field_name[:60]
+            text = f"byte {error.start} of it, 0x{part.data[error.start]:02x}, is not UTF-8, as forms must be"
+            raise InvalidInput(f"{name}: {text}", name) from None
 
 
 async def _read_form(request: Request, max_text: int) -> dict[str, Any]:

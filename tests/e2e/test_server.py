@@ -113,7 +113,7 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
         assert process.wait(20) == 0
 
 
-@pytest.mark.slow  # a process of its own that loads the model; tests/e2e/test_queue.py has a dead GPU in every run
+@pytest.mark.slow  # a process of its own that loads the model; tests/e2e/test_queue_ends.py has a dead GPU in every run
 @pytest.mark.parametrize(("seed", "says"), [(DEAD, "the GPU failed"), (HANGS, "the GPU made no step for 5 s")])
 def test_a_dead_gpu_is_answered_and_ends_the_process(tmp_path, seed, says):
     with running(tmp_path, "-m", "tests.support.faulty_gpu", IMAGEGEN_STALL_TIMEOUT="5") as (process, url):
