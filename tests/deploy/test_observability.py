@@ -1,11 +1,11 @@
 """The dashboard, the alerts and the page that says what to do, against the metrics that a worker has."""
 
+import contextlib
 import json
 import re
 import shutil
 import socket
 import subprocess
-import time
 
 import httpx
 import pynvml
@@ -107,10 +107,7 @@ def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path):
             )
         try:
             api = f"http://127.0.0.1:{port}/api/v1"
-            for _ in range(6):
-                answer = httpx.post(f"{url}/generate", json={"prompt": "a red circle"}, timeout=60)
-                assert answer.status_code == 200, answer.text
-                time.sleep(1)
+            until(lambda: _is_scraping(api), every=0.2)
 
             def empty() -> list[str]:
                 return [
@@ -120,8 +117,14 @@ def test_prometheus_scrapes_a_worker_and_every_panel_has_its_answer(tmp_path):
                     if not any(_ask(api, expression(query, 'instance=~".+"')) for query in panel.queries.values())
                 ]
 
-            until(lambda: empty() == ["Faults"], 60)
-            until(lambda: {rule["health"] for rule in _rules(api)} == {"ok"}, 60)
+            def empty_after_a_job() -> list[str]:
+                answer = httpx.post(f"{url}/generate", json={"prompt": "a red circle"})
+                assert answer.status_code == 200, answer.text
+                return empty()
+
+            # A rate is of what changed between two readings: jobs go on coming until there are two.
+            until(lambda: empty_after_a_job() == ["Faults"], every=1)
+            until(lambda: {rule["health"] for rule in _rules(api)} == {"ok"}, every=0.2)
             rules = _rules(api)
         finally:
             running.terminate()
@@ -136,6 +139,13 @@ def _without_defaults(read, written):
     if isinstance(written, list):
         return [_without_defaults(one, value) for one, value in zip(read or (), written, strict=True)]
     return read
+
+
+def _is_scraping(api):
+    with contextlib.suppress(httpx.TransportError):
+        workers = _ask(api, "up")
+        return bool(workers) and workers[0]["value"][1] == "1"
+    return False
 
 
 def _rules(api):
