@@ -272,7 +272,7 @@ def test_who_may_push(tmp_path, licence, token, visibility, status, output):
     environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "LICENCE": licence, "OWNER": "someone"}
     environment |= {"HUGGING_FACE_TOKEN": token, "PACKAGE": "klein", "OWNER_TYPE": "User"}
     script = ["bash", ROOT / ".github" / "may-push.sh"]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (status, output)
 
 

@@ -116,8 +116,8 @@ def test_its_server_has_the_page(command, tmp_path):
                 return False
             return True
 
-        until(page, 120)
+        until(page)
         assert "<title>" in answers[-1].text
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(300)

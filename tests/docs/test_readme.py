@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -27,7 +26,7 @@ from imagegen.memory.planner import choose
 from imagegen.models import get_model
 from imagegen.runpod import handler
 from tests.docs.pages import PAGES, blocks, commands, section
-from tests.support import ROOT
+from tests.support import ROOT, until
 from tests.support.images import opened, scene, to_base64
 
 #: Pages whose every block is run here.
@@ -108,23 +107,24 @@ def port(tmp_path_factory):
             ["make", "serve", f"PORT={free}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        for _ in range(400):
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"http://localhost:{free}/health").json()["status"] == "ready":
-                    break
+
+        def ready():
             assert server.poll() is None, log_path.read_text()
-            time.sleep(0.3)
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"http://localhost:{free}/health").json()["status"] == "ready"
+
+        until(ready, every=0.3)
         yield free
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+        server.wait(300)
 
 
 def _run(words, folder):
     if words[0] == "imagegen":
         words = [sys.executable, "-m", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{words[-1]}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

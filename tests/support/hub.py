@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (rest := self.hub.halves.get(name)) is not None:
             self.wfile.write(data[start : len(data) // 2])
             start = len(data) // 2
-            rest.wait(30)
+            rest.wait(300)
         end = self.hub.cuts.pop(name, None)
         self.wfile.write(memoryview(data)[start:end])
         if end is not None:

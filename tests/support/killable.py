@@ -55,7 +55,7 @@ class KillableServer:
         """Ends it by SIGKILL."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait(60)
+            self.process.wait(300)
 
     def moments(self, name: str) -> list[str]:
         """The jobs of a moment, in order."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from tests.docs.pages import section
+from tests.support import until
 
 
 @contextlib.contextmanager
@@ -32,16 +33,18 @@ def nginx(folder: Path, backend: str, setting: str = "") -> Iterator[str]:
     )
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")])
     try:
-        for _ in range(300):
+
+        def answers() -> bool:
             assert process.poll() is None, (folder / "error.log").read_text()
             with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"http://127.0.0.1:{port}/health")
-                break
-            time.sleep(0.1)
+                return bool(httpx.get(f"http://127.0.0.1:{port}/health"))
+            return False
+
+        until(answers, every=0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(300)
 
 
 def lines(url: str, path: str, fields: dict[str, object]) -> Iterator[tuple[float, str]]:

@@ -21,7 +21,7 @@ def slow_store() -> Iterator[tuple[dict[str, Any], list[str], threading.Event]]:
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             arrived.append(self.path)
-            release.wait(120)
+            release.wait(300)
             self.send_response(200)
             self.send_header("ETag", '"0"')
             self.send_header("Content-Length", "0")

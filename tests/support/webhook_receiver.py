@@ -63,4 +63,4 @@ def receiving(secret=SECRET, port=0):
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(300)
