@@ -83,13 +83,13 @@ def test_a_worker_that_ends_waits_a_moment_for_references(idle, monkeypatch):
             await asyncio.sleep(seconds)
 
     async def end():
-        before = asyncio.create_task(read(60))
+        before = asyncio.create_task(read(600))
         quick = asyncio.create_task(read(0.001))
         await asyncio.sleep(0)
         idle.drain()
-        return await asyncio.gather(before, quick, read(60), return_exceptions=True)
+        return await asyncio.gather(before, quick, read(600), return_exceptions=True)
 
-    outcomes = asyncio.run(asyncio.wait_for(end(), 30))
+    outcomes = asyncio.run(asyncio.wait_for(end(), 300))
     assert [type(outcome) for outcome in outcomes] == [NotReady, type(None), NotReady]
 
 
@@ -200,7 +200,9 @@ def test_a_caller_with_everything_delays_another_by_what_is_running(service):
         hook.remove()
 
 
-def test_a_delivery_that_is_slow_keeps_no_job_from_the_gpu():
+def test_a_delivery_that_is_slow_keeps_no_job_from_the_gpu(monkeypatch):
+    for name in ("_SECONDS", "_CONNECT_SECONDS", "_READ_SECONDS"):  # a busy machine is no fault of the store
+        monkeypatch.setattr(f"imagegen.outputs.upload.{name}", 500)
     with slow_store() as (store, arrived, release):
         service = Service(settings(max_queue=1, **store))
         service.start().result()

@@ -54,7 +54,7 @@ class Generated:
 
     @property
     def denoise(self):
-        assert self._pipeline.release.wait(30)
+        assert self._pipeline.release.wait(300)
         if self._pipeline.failure is not None:
             raise self._pipeline.failure
         return 0.5

@@ -65,6 +65,7 @@ def test_a_load_that_failed_is_tried_again_with_the_next_job(monkeypatch):
     with pytest.raises(LoadFailed, match="micro: its weights cannot be loaded"):
         run(trying)
     monkeypatch.undo()
+    monkeypatch.setattr("imagegen.engine.model_host._RETRY_SECONDS", 3600)
     with pytest.raises(LoadFailed):  # not at once: each job would begin a download
         run(trying)
     monkeypatch.setattr("imagegen.engine.model_host._RETRY_SECONDS", 0)

@@ -28,6 +28,13 @@ def steps(service):
 
 
 def test_a_cancelled_job_leaves_the_gpu_within_a_step(service, steps):
+    leave = threading.Event()
+
+    def hold(*_):
+        """The third step lasts until the job is cancelled."""
+        if len(steps) == 3:
+            leave.wait(300)
+
     async def cancel():
         long = asyncio.create_task(service.run(parse_job(LONG)))
         while len(steps) < 3:
@@ -38,13 +45,20 @@ def test_a_cancelled_job_leaves_the_gpu_within_a_step(service, steps):
         before = len(steps)
         never.cancel()
         long.cancel()
+        await asyncio.wait({never, long})
+        leave.set()
         answer = await waiting
         for task in (long, never):
             with pytest.raises(asyncio.CancelledError):
                 await task
         return len(steps) - before, answer
 
-    ran, answer = asyncio.run(cancel())
+    hook = service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
+    try:
+        ran, answer = asyncio.run(cancel())
+    finally:
+        leave.set()
+        hook.remove()
     assert answer.images
     assert ran <= 1 + 4  # the step that it was in, and those of the job behind it
 
@@ -55,27 +69,57 @@ def test_a_deadline_ends_a_job_wherever_it_is(service):
         run(service, **long)
     assert caught.value.field == "timeout"
 
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold(*_):
+        inside.set()
+        leave.wait(300)
+
     async def wait_behind_another():
-        first = asyncio.create_task(service.run(parse_job({**long, "timeout": 3})))
-        await asyncio.sleep(0.2)
+        first = asyncio.create_task(service.run(parse_job(LONG)))
+        while not inside.is_set():
+            await asyncio.sleep(0.005)
         with pytest.raises(DeadlineExceeded):
             await service.run(parse_job({"prompt": "x", "timeout": 1}))
-        with pytest.raises(DeadlineExceeded):
+        first.cancel()
+        leave.set()
+        with pytest.raises(asyncio.CancelledError):
             await first
 
-    asyncio.run(wait_behind_another())
+    hook = service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
+    try:
+        asyncio.run(wait_behind_another())
+    finally:
+        leave.set()
+        hook.remove()
     assert run(service).images  # the GPU's queue is free
 
 
 def test_a_deadline_ends_the_generation_within_a_step(service, steps):
+    leave = threading.Event()
+
+    def hold(*_):
+        """The third step lasts until the deadline has passed."""
+        if len(steps) == 3:
+            leave.wait(300)
+
     async def late():
-        with pytest.raises(DeadlineExceeded):
-            await service.run(parse_job({**LONG, "timeout": 1}))
+        for seconds in (1, 10, 100):  # a busy machine may not come to a step within the shorter ones
+            with pytest.raises(DeadlineExceeded):
+                await service.run(parse_job({**LONG, "timeout": seconds}))
+            if steps:
+                break
         ended = len(steps)
+        leave.set()
         await service.run(parse_job({"prompt": "x"}))
         return len(steps) - ended
 
-    assert asyncio.run(late()) <= 1 + 4  # the step that it was in, and those of the job behind it
+    hook = service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
+    try:
+        assert asyncio.run(late()) <= 1 + 4  # the step that it was in, and those of the job behind it
+    finally:
+        leave.set()
+        hook.remove()
     assert steps
 
 

@@ -42,16 +42,20 @@ def bomb(megabytes, coding):
 @pytest.mark.parametrize(
     ("head", "says"),
     [
-        (b"HTTP/1.1 200 ", NOWHERE_2),
-        (b"HTTP/1.1 200 OK\r\nX: ", NOWHERE_2),
-        (http(), "images[0]: did not arrive within 2 s"),
-        (http(Content_Length=1000), "images[0]: did not arrive within 2 s"),
+        (b"HTTP/1.1 200 ", NOWHERE),
+        (b"HTTP/1.1 200 OK\r\nX: ", NOWHERE),
+        (http(), "images[0]: did not arrive within 20 s"),
+        (http(Content_Length=1000), "images[0]: did not arrive within 20 s"),
     ],
 )
 def test_a_server_that_drips_ends_at_the_deadline(head, says):
-    error, asked = from_server(lambda path: drip(head), url_timeout=2)
-    assert error.message == says
-    assert len(asked) == 1
+    for seconds in (2, 20, 200):  # where a busy machine comes to no answer within the first
+        error, asked = from_server(lambda path: drip(head), url_timeout=seconds)
+        found = error.message, len(asked)
+        wanted = says.replace("20 s", f"{seconds} s"), 1
+        if found == wanted:
+            break
+    assert found == wanted
 
 
 @pytest.mark.parametrize("count", [16, 17])
@@ -65,11 +69,14 @@ def test_few_interim_answers_may_come_before_the_picture(count):
 
 def test_redirects_share_the_deadline():
     async def slow():
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.35 * seconds)
         yield http(status="302 Found", Location="/again")
 
-    error, asked = from_server(lambda path: slow(), url_timeout=2)
-    assert error.message == NOWHERE_2
+    for seconds in (2, 20, 200):  # a busy machine may not come to the first request within the shorter ones
+        error, asked = from_server(lambda path: slow(), url_timeout=seconds)
+        if asked:
+            break
+    assert error.message == NOWHERE.replace("20 s", f"{seconds} s")
     assert 1 <= len(asked) <= 3
 
 
@@ -184,7 +191,9 @@ def test_the_downloads_at_one_host_are_bounded(names, monkeypatch):
             nonlocal most
             here.add(path)
             most = max(most, len(here))
-            await asyncio.sleep(0.2)
+            while most < 16:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # for a seventeenth to show
             here.discard(path)
             yield http(PICTURE)
 
@@ -192,7 +201,8 @@ def test_the_downloads_at_one_host_are_bounded(names, monkeypatch):
             port = url.rpartition(":")[2]
             spellings = ("victim.example", "VICTIM.example", "victim.example.")
             urls = [f"http://{spellings[i % 3]}:{port}/{i}" for i in range(40)]
-            got = await asyncio.gather(*(fetching.fetch(one, "images[0]", settings()) for one in urls))
+            patient = settings(url_timeout=300)
+            got = await asyncio.gather(*(fetching.fetch(one, "images[0]", patient) for one in urls))
             assert got == [PICTURE] * 40 and len(asked) == 40
 
     asyncio.run(run())

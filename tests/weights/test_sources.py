@@ -1,6 +1,5 @@
 import contextlib
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,7 +195,7 @@ def test_micro_is_in_the_repository_and_small():
     assert not [path for path in MICRO_PATH.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
 
 
-def test_health_says_how_far_a_download_is(tmp_path):
+def test_health_says_how_far_a_download_is(tmp_path, monkeypatch):
     """With the real client: 120 MB, of which half has come."""
     files = {path.relative_to(MICRO_PATH).as_posix(): path.read_bytes() for path in MICRO_PATH.rglob("*.*")}
     large = "vae/large.txt"
@@ -204,18 +203,20 @@ def test_health_says_how_far_a_download_is(tmp_path):
     hub.halves[large] = threading.Event()
     with serve(hub) as url, client_of(url):
         service = Service(settings(model="klein-4b", hf_home=tmp_path))
-        loading = service.start()
-        stages = []
-        while not hub.halves[large].is_set():
+        stages, note = [], service.host.note_stage
+
+        def noted(stage):
+            note(stage)
             stages.append(service.health().stage)
-            assert not loading.done(), loading.exception()
             if stages[-1] == "downloading the weights: 0.1 of 0.1 GB":
                 hub.halves[large].set()
-            time.sleep(0.01)
+
+        monkeypatch.setattr(service.host, "note_stage", noted)
         with contextlib.suppress(ConfigurationError):  # the miniature is no klein
-            loading.result(60)
+            service.start().result(300)
         service.close()
     assert "downloading the weights: 0.0 of 0.1 GB" in stages
+    assert hub.halves[large].is_set()  # at the stage that is wanted
     assert find_weights(get_model("klein-4b"), settings(hf_home=tmp_path), tmp_path / "none") is not None
 
 
