@@ -42,10 +42,11 @@ def test_openais_client_in_a_page(tmp_path):
     with serving(cors_origins=origin, api_key="key-of-sixteen-or-more") as (url, service), sync_playwright() as play:
         service.start().result()
         (tmp_path / "index.html").write_text(PAGE.replace("SERVER", url))
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"], timeout=120_000)
         page = browser.new_page()
+        page.set_default_timeout(120_000)  # other processes may hold both cores for half a minute
         page.goto(origin)
-        page.wait_for_function("document.title.startsWith('{')", timeout=60_000)
+        page.wait_for_function("document.title.startsWith('{')")
         seen = json.loads(page.title())
         browser.close()
     pages.shutdown()

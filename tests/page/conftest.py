@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -18,8 +20,9 @@ from tests.support.images import from_base64
 #: npm's packages and node (`make slow` installs them).
 TOOLS = Path(sys.prefix) / "lint"
 
-# Of all that a page is expected to show: two processes of tests share two cores.
-expect.set_options(timeout=30_000)
+# Milliseconds for all that a page is expected to show or do: other processes may hold both cores for half a minute.
+TIMEOUT = 120_000
+expect.set_options(timeout=TIMEOUT)
 
 DROP = """([data, name]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -32,16 +35,38 @@ DROP = """([data, name]) => {
 @pytest.fixture(scope="package")
 def browser():
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        running = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"], timeout=120_000
+        )
+        # Each page and context that a test opens has the bound: Playwright's own is 30 seconds.
+        new_context, new_page = running.new_context, running.new_page
+
+        def bounded(opened):
+            opened.set_default_timeout(TIMEOUT)
+            return opened
+
+        running.new_context = lambda **options: bounded(new_context(**options))
+        running.new_page = lambda **options: bounded(new_page(**options))
         yield running
         running.close()
 
 
 @pytest.fixture(scope="package")
-def server():
+def served():
     with serving() as (base, service):
         service.start().result()
-        yield base
+        yield base, service
+
+
+@pytest.fixture(scope="package")
+def server(served):
+    return served[0]
+
+
+@pytest.fixture
+def service_of_page(served):
+    """The service behind `page`."""
+    return served[1]
 
 
 @pytest.fixture
@@ -90,7 +115,27 @@ def generate(page, prompt=None):
     if prompt is not None:
         page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.locator("#status")).to_contain_text("Done in", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("Done in")
+
+
+@contextlib.contextmanager
+def held_gpu(service, after=0):
+    """The GPU takes `after` steps and holds the next, to the end of the block.
+
+    A job that is cancelled meanwhile says so at once, and leaves the GPU at that end.
+    """
+    steps, release = iter(range(after)), threading.Event()
+
+    def hold(*_):
+        if next(steps, None) is None:
+            release.wait()
+
+    hook = service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
+    try:
+        yield
+    finally:
+        release.set()
+        hook.remove()
 
 
 def tiles(page):

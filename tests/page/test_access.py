@@ -69,7 +69,7 @@ def test_a_first_image_by_keyboard_alone(page):
     page.keyboard.press("Control+a")
     page.keyboard.type("a green square on a white background")
     page.keyboard.press("Control+Enter")
-    expect(tiles(page)).to_have_count(1, timeout=30_000)
+    expect(tiles(page)).to_have_count(1)
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
@@ -102,7 +102,7 @@ def test_a_first_image_by_touch_alone(browser, url):
     expect(page.locator("#service")).to_contain_text("micro")
     page.locator("#chips button").first.tap()
     page.get_by_role("button", name="Generate", exact=True).tap()
-    expect(tiles(page)).to_have_count(1, timeout=30_000)
+    expect(tiles(page)).to_have_count(1)
     page.get_by_role("button", name="Use as reference").tap()
     page.get_by_role("button", name="Settings", exact=True).tap()
     page.get_by_text("Only a painted area").tap()

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tests.page.conftest import DROP, colours, generate, saved, tiles
+from tests.page.conftest import DROP, colours, generate, held_gpu, saved, tiles
 from tests.server.conftest import serving
 from tests.support.images import scene, to_base64, to_bytes
 
@@ -55,17 +55,18 @@ def test_a_file_that_is_no_image_is_named(page):
     expect(page.locator("#images-error")).to_contain_text("a.png is not an image")
 
 
-def test_a_job_is_cancelled_and_its_gpu_is_free(page, url):
+def test_a_job_is_cancelled_and_its_gpu_is_free(page, service_of_page):
     page.get_by_label("Steps").fill("50")
     page.get_by_label("Images", exact=True).fill("8")
     page.get_by_role("radio", name="Custom").check()
     page.get_by_label("Width").fill("256")
     page.get_by_label("Height").fill("256")
-    page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.locator("#status")).to_have_text(re.compile(r"Step \d+ of 400"))
-    expect(page.locator("#view .preview")).to_be_visible()
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#status")).to_have_text("Cancelled.")
+    with held_gpu(service_of_page, after=20):
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.locator("#status")).to_have_text(re.compile(r"Step \d+ of 400"))
+        expect(page.locator("#view .preview")).to_be_visible()
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#status")).to_have_text("Cancelled.")
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
     page.wait_for_function("fetch('health').then(r => r.json()).then(h => h.queue.running === 0)")
 
