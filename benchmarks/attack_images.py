@@ -67,10 +67,13 @@ def rows(attacked: Attacked, short: bool = False) -> Iterator[Row]:
 
 def end(attacked: Attacked) -> Row:
     """SIGTERM beside four slow decoders: the server is gone afterwards."""
-    callers = [threading.Thread(target=attacked.edit, args=(slow("PNG"),), daemon=True) for _ in range(4)]
-    for caller in callers:
-        caller.start()
+    image = slow("PNG")
+    callers: list[threading.Thread] = []
     while len(children(attacked.process.pid)) < 5:
+        if not any(caller.is_alive() for caller in callers):  # a decoder ends after ten seconds, and may not be seen
+            callers = [threading.Thread(target=attacked.edit, args=(image,), daemon=True) for _ in range(4)]
+            for caller in callers:
+                caller.start()
         time.sleep(0.1)
     status, seconds, left = terminate(attacked)
     for caller in callers:

@@ -89,7 +89,7 @@ def stores(*names: str, niceness: int = 0) -> Iterator[dict[str, str]]:
         yield {name: url.replace("http:", "https:") if "TLS" in name else url for name, url in urls.items()}
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait(300)
 
 
 class Memory:

@@ -10,7 +10,7 @@ from tests.support import until
 from tests.support.runpod_queue import FINAL, RunPodQueue
 
 #: Seconds without a step after which a GPU counts as dead here, and seconds for which the worker is frozen.
-STALL, FROZEN = 3, 8
+STALL, FROZEN = 20, 30
 
 
 @pytest.mark.slow  # starts a worker, and freezes it for a while
@@ -34,4 +34,4 @@ def test_a_worker_that_was_frozen_goes_on_with_the_next_job(tmp_path):
         seeds = [job.answers[0]["output"]["seeds"] for job in (before, after)]
         assert seeds[0] != seeds[1]  # which come from the jobs' names
         worker.terminate()
-        assert worker.process.wait(60) == 0
+        assert worker.process.wait(300) == 0

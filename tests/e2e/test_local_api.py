@@ -45,7 +45,7 @@ def api(tmp_path_factory):
                 yield client
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(300)
 
 
 def test_runsync_generates_what_was_asked(api):

@@ -140,14 +140,14 @@ def test_out_of_memory_costs_one_job(queue, worker):
 
 
 def test_progress_comes_in_order_and_never_after_the_answer(queue, worker):
-    job = queue.run({**LONG, "num_images": 1})
-    job.wait(60)
+    job = queue.run({**LONG, "num_images": 3})
+    job.wait(300)
     stages = [message["stage"] for message in job.progress]
     assert stages == sorted(stages, key=["queue", "denoise", "deliver"].index)  # the first and the last are short
     drawing = [message for message in job.progress if message["stage"] == "denoise"]
     steps = [message["step"] for message in drawing]
     assert steps == sorted(steps)
-    assert steps[-1] <= 50 == drawing[-1]["total"]
+    assert steps[-1] <= 150 == drawing[-1]["total"]
     assert 1 <= len(stages) < job.ended - job.taken[0][0] + 0.5  # one a second
     time.sleep(1.3)  # longer than from one message to the next
     assert job.late_progress == 0
@@ -250,7 +250,7 @@ def test_a_stream_shows_the_image_as_it_forms(tmp_path):
         last = queue.run({**PROMPT, "seed": DEAD}).wait()
         assert last.error.startswith("gpu_failed: ")
         assert last.answers[0]["stopPod"] is True
-        assert worker.process.wait(60) == 1
+        assert worker.process.wait(300) == 1
 
 
 @pytest.mark.slow  # a worker of its own

@@ -95,7 +95,7 @@ class Vast:
         ready = threading.Event()
         self._thread = threading.Thread(target=asyncio.run, args=[self._serve(ready)], daemon=True)
         self._thread.start()
-        assert ready.wait(10)
+        assert ready.wait(300)
 
     async def _serve(self, ready):
         async def answer(request):
