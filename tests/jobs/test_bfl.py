@@ -141,7 +141,7 @@ def test_its_webhook_is_signed_with_a_secret_of_any_kind(url):
         accepted = ask(url, webhook_url=hook, webhook_secret="my-secret").json()
         job = accepted["id"]
         assert accepted["warnings"][0].startswith("webhook_url: is told as the Standard Webhooks specification")
-        with httpx.Client(base_url=url, headers={"x-key": KEY}) as client:
+        with httpx.Client(base_url=url, headers={"x-key": KEY}, timeout=300) as client:
             ended(client, job)
         until(lambda: receiver.came)
     assert receiver.wrong == []

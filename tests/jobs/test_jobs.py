@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from imagegen.jobs.runner import Runner
 from tests.server.conftest import events, serving
-from tests.support import until
+from tests.support import held_gpu, until
 from tests.support.images import scene, to_base64
 
 JOB = {"prompt": "a red circle on a blue background", "seed": 42, "width": 128, "height": 128}
@@ -154,36 +155,48 @@ def test_a_warning_has_the_callers_name_of_the_field(client):
     assert warning.startswith("guidance: ")
 
 
-def test_a_job_is_cancelled_while_it_waits_while_it_runs_and_deleted_when_it_has_ended(client):
-    slow = [post(client, num_inference_steps=50, num_images=8) for _ in range(4)]
-    waits = client.get(f"/jobs/{slow[3]['id']}").json()
-    assert (waits["status"], waits["place"]) == ("queued", 3)
-    assert client.delete(f"/jobs/{slow[3]['id']}").json() == {"id": slow[3]["id"], "status": "cancelled"}
-    assert client.get(f"/jobs/{slow[3]['id']}/images/0").status_code == 404
-    until(lambda: client.get(f"/jobs/{slow[0]['id']}").json()["step"])
-    assert client.get(f"/jobs/{slow[0]['id']}/images/0").status_code == 409
-    for job in slow[:3]:
-        assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
-    assert [ended(client, job["id"])["error"]["code"] for job in slow] == ["cancelled"] * 4
-    assert client.delete(f"/jobs/{slow[0]['id']}").json()["status"] == "deleted"
-    assert client.get(f"/jobs/{slow[0]['id']}").status_code == 404
-    assert client.delete(f"/jobs/{slow[0]['id']}").status_code == 404
+def test_a_job_is_cancelled_while_it_waits_while_it_runs_and_deleted_when_it_has_ended(server, client):
+    with held_gpu(server[1], after=2):
+        slow = [post(client, num_inference_steps=50, num_images=8) for _ in range(4)]
+        waits = client.get(f"/jobs/{slow[3]['id']}").json()
+        assert (waits["status"], waits["place"]) == ("queued", 3)
+        assert client.delete(f"/jobs/{slow[3]['id']}").json() == {"id": slow[3]["id"], "status": "cancelled"}
+        assert client.get(f"/jobs/{slow[3]['id']}/images/0").status_code == 404
+        until(lambda: client.get(f"/jobs/{slow[0]['id']}").json()["step"])
+        assert client.get(f"/jobs/{slow[0]['id']}/images/0").status_code == 409
+        for job in slow[:3]:
+            assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+        assert [ended(client, job["id"])["error"]["code"] for job in slow] == ["cancelled"] * 4
+        assert client.delete(f"/jobs/{slow[0]['id']}").json()["status"] == "deleted"
+        assert client.get(f"/jobs/{slow[0]['id']}").status_code == 404
+        assert client.delete(f"/jobs/{slow[0]['id']}").status_code == 404
 
 
-def test_a_job_that_has_been_claimed_and_has_not_begun_can_be_cancelled(client, monkeypatch):
-    following = Runner._next
+def test_a_job_that_has_been_claimed_and_has_not_begun_can_be_cancelled(server, client, monkeypatch):
+    following, known, asked = Runner._next, Runner.has_begun, threading.Event()
 
     async def late(self):
         row = await following(self)
-        if row is not None:
-            await asyncio.sleep(0.5)
+        while row is not None and not asked.is_set():
+            await asyncio.sleep(0.01)
         return row
 
+    def has_begun(self, job):
+        begun = known(self, job)
+        if not begun:  # the cancellation has come
+            asked.set()
+        return begun
+
     monkeypatch.setattr(Runner, "_next", late)
-    job = post(client, num_inference_steps=50)["id"]
-    until(lambda: client.get(f"/jobs/{job}").json()["status"] == "running")
-    assert client.delete(f"/jobs/{job}").json() == {"id": job, "status": "cancelled"}
-    assert ended(client, job)["error"]["code"] == "cancelled"
+    monkeypatch.setattr(Runner, "has_begun", has_begun)
+    with held_gpu(server[1]):
+        try:
+            job = post(client, num_inference_steps=50)["id"]
+            until(lambda: client.get(f"/jobs/{job}").json()["status"] == "running")
+            assert client.delete(f"/jobs/{job}").json() == {"id": job, "status": "cancelled"}
+            assert ended(client, job)["error"]["code"] == "cancelled"
+        finally:
+            asked.set()
 
 
 def test_jobs_are_listed_in_pages_the_newest_first(client):

@@ -17,7 +17,7 @@ from imagegen.jobs.runner import Runner
 from imagegen.server.main import create_app
 from tests.jobs.test_jobs import JOB, ended, post
 from tests.server.conftest import serving
-from tests.support import settings, until
+from tests.support import held_gpu, settings, until
 
 #: The callers' keys, by their names.
 KEYS = {name: f"the-key-of-{name}" * 2 for name in ("alice", "bob", "carol")}
@@ -50,7 +50,7 @@ def server(tmp_path_factory):
     file = write(folder / "keys.toml", carol="requests_per_minute = 3")
     with serving(api_keys_file=file, jobs_dir=folder / "jobs", api_key="root:" + "r" * 16) as (url, service):
         service.start().result()
-        yield url, file
+        yield url, file, service
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_another_keys_job_does_not_exist(server):
 
 
 def test_another_keys_running_request_is_not_cancelled(server):
-    with callers(server[0]) as (alice, bob, _):
+    with held_gpu(server[2], after=1), callers(server[0]) as (alice, bob, _):
         body = {**JOB, "num_images": 8, "num_inference_steps": 50}
         with alice.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as stream:
             identity = stream.headers["x-request-id"]
@@ -104,7 +104,7 @@ def test_requests_a_minute(server):
 
 def test_the_file_is_read_again_and_a_broken_one_changes_nothing(server, monkeypatch):
     monkeypatch.setattr(keys, "_LOOK", 0.0)
-    url, file = server
+    url, file, _ = server
     with callers(url) as (alice, _, _):
         write(file, alice="jobs_waiting = 1\nmegapixels_per_day = 0.02")
         assert post(alice)["id"]
@@ -118,7 +118,7 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(server, monkeyp
 @pytest.mark.slow  # waits for several jobs
 def test_jobs_of_a_key_that_is_taken_away_are_done_and_seen_once_it_is_back(server, monkeypatch):
     monkeypatch.setattr(keys, "_LOOK", 0.0)
-    url, file = server
+    url, file, _ = server
     with callers(url) as (alice, bob, _):
         jobs = [post(alice, num_inference_steps=20)["id"] for _ in range(3)]
         text = file.read_text()
@@ -176,11 +176,15 @@ def test_a_caller_with_many_jobs_does_not_keep_another_waiting(tmp_path, monkeyp
 
     monkeypatch.setattr(Archive, "add", add)
     with serving(api_keys_file=file) as (url, service), callers(url) as (alice, bob, carol):
-        service.start().result()
-        many = [post(alice, num_inference_steps=10)["id"] for _ in range(20)]
-        until(lambda: alice.get(f"/jobs/{many[0]}").json()["status"] == "succeeded")
-        for name, other in (("bob", bob), ("carol", carol)):
-            ended(other, post(other)["id"])
+        with held_gpu(service) as release:  # until all jobs have come
+            for _ in range(20):
+                post(alice, num_inference_steps=10)
+            until(lambda: begun)
+            others = {name: (other, post(other)["id"]) for name, other in (("bob", bob), ("carol", carol))}
+            release.set()
+            for other, job in others.values():
+                ended(other, job)
+        for name in others:
             assert begun[came[name] : begun.index(name)].count("alice") <= 4  # of the nineteen that came before
         assert begun[: begun.index("carol")].count("alice") < 20
 

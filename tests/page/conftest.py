@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import httpx
@@ -116,26 +114,6 @@ def generate(page, prompt=None):
         page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("#status")).to_contain_text("Done in")
-
-
-@contextlib.contextmanager
-def held_gpu(service, after=0):
-    """The GPU takes `after` steps and holds the next, to the end of the block.
-
-    A job that is cancelled meanwhile says so at once, and leaves the GPU at that end.
-    """
-    steps, release = iter(range(after)), threading.Event()
-
-    def hold(*_):
-        if next(steps, None) is None:
-            release.wait()
-
-    hook = service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
-    try:
-        yield
-    finally:
-        release.set()
-        hook.remove()
 
 
 def tiles(page):

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.page.conftest import DROP, generate, held_gpu, tiles, violations
+from tests.page.conftest import DROP, generate, tiles, violations
 from tests.server.conftest import serving
-from tests.support import until
+from tests.support import held_gpu, until
 from tests.support.images import scene, to_base64
 from tests.support.loras import SHIPPED
 

@@ -9,8 +9,9 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tests.page.conftest import DROP, colours, generate, held_gpu, saved, tiles
+from tests.page.conftest import DROP, colours, generate, saved, tiles
 from tests.server.conftest import serving
+from tests.support import held_gpu
 from tests.support.images import scene, to_base64, to_bytes
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tests.page.conftest import DROP, generate, held_gpu, tiles
+from tests.page.conftest import DROP, generate, tiles
 from tests.server.conftest import serving
-from tests.support import ROOT
+from tests.support import ROOT, held_gpu
 from tests.support.images import scene, to_base64
 
 pytestmark = pytest.mark.slow

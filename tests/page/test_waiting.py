@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import expect
 
 from imagegen.model.pipeline import FluxPipeline
-from tests.page.conftest import generate, held_gpu, tiles, violations
+from tests.page.conftest import generate, tiles, violations
 from tests.server.conftest import serving
-from tests.support import until
+from tests.support import held_gpu, until
 
 pytestmark = pytest.mark.slow
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from pathlib import Path
 
@@ -26,3 +28,23 @@ def until(condition, timeout: float = 300, every: float = 0.005):
         assert time.monotonic() < end, "it did not come about"
         time.sleep(every)
     return value
+
+
+@contextlib.contextmanager
+def held_gpu(service, after=0):
+    """The GPU takes `after` steps and holds the next, to the end of the block, or until the event it gives is set.
+
+    A job that is cancelled meanwhile says so at once, and leaves the GPU at that end.
+    """
+    steps, release = iter(range(after)), threading.Event()
+
+    def hold(*_):
+        if next(steps, None) is None:
+            release.wait(300)
+
+    hook = service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
+    try:
+        yield release
+    finally:
+        release.set()
+        hook.remove()

@@ -18,7 +18,7 @@ def test_a_line_each_minute_and_one_at_the_end(caplog):
     with caplog.at_level(logging.INFO, "imagegen"):
         report = Report(figures, seconds=0.01)
         report.start()
-        assert written.wait(10)
+        assert written.wait(300)
         report.end()
         lines = len(caplog.records)
     assert lines >= 2
