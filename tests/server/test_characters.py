@@ -30,7 +30,7 @@ POSTS = [path for method, path in ROUTES if method == "POST"]
 
 @pytest.fixture(scope="module")
 def without_model():
-    with serving(preload_models=False) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+    with serving(preload_models=False) as (url, _), httpx.Client(base_url=url, timeout=300) as client:
         yield client
 
 

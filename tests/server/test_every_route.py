@@ -47,13 +47,16 @@ def ask(client, method, path, **headers):
 
 @pytest.fixture(scope="module")
 def keyed():
-    with serving(api_key=KEY, preload_models=False, max_body_mb=1) as (url, _), httpx.Client(base_url=url) as client:
+    with (
+        serving(api_key=KEY, preload_models=False, max_body_mb=1) as (url, _),
+        httpx.Client(base_url=url, timeout=300) as client,
+    ):
         yield client
 
 
 @pytest.fixture(scope="module")
 def without_key():
-    with serving(preload_models=False) as (url, _), httpx.Client(base_url=url) as client:
+    with serving(preload_models=False) as (url, _), httpx.Client(base_url=url, timeout=300) as client:
         yield client
 
 
@@ -91,7 +94,7 @@ def test_a_body_that_is_too_large_is_not_read(keyed, method, path):
     for name, value in MADE.items():
         path = path.replace(name, value)
     path = f"{path}/index.html" if path == "/studio" else path
-    with socket.create_connection((keyed.base_url.host, keyed.base_url.port), timeout=10) as client:
+    with socket.create_connection((keyed.base_url.host, keyed.base_url.port), timeout=300) as client:
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: 2000000\r\n\r\n".encode())
         received = client.recv(65536)
@@ -101,6 +104,6 @@ def test_a_body_that_is_too_large_is_not_read(keyed, method, path):
 
 def test_metrics_on_a_port_of_their_own_share_it_with_no_route(unused_port):
     app = create_app(settings(metrics_port=unused_port, preload_models=False, api_key=KEY))
-    with running(app, port=unused_port) as url, httpx.Client(base_url=url) as client:
+    with running(app, port=unused_port) as url, httpx.Client(base_url=url, timeout=300) as client:
         for method, path in ROUTES:
             assert ask(client, method, path, **{"X-API-Key": KEY}).status_code == (200 if path == "/metrics" else 404)

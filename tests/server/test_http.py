@@ -60,9 +60,9 @@ def test_a_sender_that_goes_away_or_stops_is_not_a_bug(ready, caplog, monkeypatc
     head = (
         b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     )
-    with socket.create_connection((host, int(port)), timeout=20) as gone:
+    with socket.create_connection((host, int(port)), timeout=300) as gone:
         gone.sendall(head)
-    with socket.create_connection((host, int(port)), timeout=20) as slow:
+    with socket.create_connection((host, int(port)), timeout=300) as slow:
         slow.sendall(head)
         assert b" 504 " in slow.recv(100)
     until(lambda: ready[1].admission._places.taken == 0)

@@ -18,7 +18,7 @@ def browser():
     """Of somebody without the key; the model is not loaded."""
     with (
         serving(api_key="key-of-sixteen-or-more", preload_models=False) as (url, _),
-        httpx.Client(base_url=url, headers={"Accept": "text/html"}) as client,
+        httpx.Client(base_url=url, headers={"Accept": "text/html"}, timeout=300) as client,
     ):
         yield client
 

@@ -39,7 +39,7 @@ def connect(base, *data, receive_buffer=None):
     client = socket.socket()
     if receive_buffer:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    client.settimeout(30)
+    client.settimeout(300)
     client.connect((host, int(port)))
     for part in data:
         client.sendall(part)
@@ -115,7 +115,7 @@ def test_a_refused_body_is_not_waited_for(url, impatient):
         assert b"connection: close" in client.recv(1000)
         begun = time.monotonic()
         with pytest.raises(OSError):  # noqa: PT011, PT012 - broken pipe or reset, after some
-            while time.monotonic() - begun < 20:
+            while time.monotonic() - begun < 300:
                 client.sendall(b"a")
                 time.sleep(0.1)
 
@@ -171,17 +171,23 @@ def test_a_body_that_drips_is_refused(impatient):
     assert b"bytes a second" in received
 
 
-def test_an_answer_that_is_not_read_ends(impatient):
+def test_an_answer_that_is_not_read_ends(impatient, monkeypatch):
+    ended = []
+
     async def app(scope, receive, send):
         if scope["type"] == "http":
             scope["state"]["authorized"] = True
-            await PlainTextResponse(b"a" * 50_000_000)(scope, receive, send)
+            try:
+                await PlainTextResponse(b"a" * 50_000_000)(scope, receive, send)
+            finally:
+                ended.append(True)
 
     with running(app, lifespan="off") as base:
         with connect(base, b"GET /" + HEAD + b"\r\n", receive_buffer=4096) as client:
-            time.sleep(3)
+            until(lambda: ended)
             assert len(answer(client)) < 50_000_000
         # One that reads, though with pauses, has it all.
+        monkeypatch.setattr(protocol, "_ANSWER_WINDOW", 20.0)
         with connect(base, b"GET /" + HEAD + b"Connection: close\r\n\r\n") as client:
             received = 0
             while part := client.recv(1_000_000):
@@ -242,7 +248,7 @@ def test_other_connections_of_the_address_make_room(monkeypatch):
         held = [connect(base, b"GET /health HTTP/1.1\r\nHost: loc") for _ in range(300)]
         try:
             for _ in range(3):
-                assert httpx.get(f"{base}/ping", timeout=20).status_code in (200, 204)
+                assert httpx.get(f"{base}/ping").status_code in (200, 204)
             closed = until(lambda: [client for client in held if _is_closed(client)] or None)
             assert held[0] in closed
         finally:
@@ -258,7 +264,7 @@ def test_where_all_are_at_work_health_is_still_answered(monkeypatch):
             scope["state"]["authorized"] = True
             if scope["path"] == "/work":
                 begun.append(scope)
-                await asyncio.sleep(20)
+                await asyncio.sleep(3600)
             await PlainTextResponse("ok")(scope, receive, send)
 
     begun = []

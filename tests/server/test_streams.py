@@ -12,6 +12,7 @@ from imagegen.engine.event_queue import EventQueue
 from imagegen.jobs.events import Signal
 from imagegen.server import streams
 from tests.server.conftest import events, shows
+from tests.support import until
 from tests.support.images import scene, to_base64
 
 PROMPT = {"prompt": "a red circle on a blue background", "seed": 42}
@@ -203,13 +204,24 @@ def test_a_client_that_goes_away_stops_its_job(client, steps):
 @pytest.mark.parametrize("path", ["/generate", "/v1/images/generations"])
 def test_a_stream_is_never_silent_for_long_and_never_buffered(client, ready, monkeypatch, path):
     monkeypatch.setattr(streams, "COMMENT_SECONDS", 0.02)
-    hook = ready[1].start().result()._pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    lines = []
+
+    def comments():
+        return sum(line.startswith(":") for line in lines)
+
+    def hold(*_):
+        """Each step lasts until a comment has arrived during it."""
+        before = comments()
+        until(lambda: comments() > before)
+
+    hook = ready[1].start().result()._pipe.transformer.register_forward_pre_hook(hold)
     try:
         body = {**PROMPT, **({"stream": True} if "v1" in path else {})}
         with client.stream("POST", path, json=body, headers={"Accept": "text/event-stream"}) as answer:
             assert answer.headers["x-accel-buffering"] == "no"
-            lines = list(answer.iter_lines())
+            for line in answer.iter_lines():
+                lines.append(line)
     finally:
         hook.remove()
-    assert sum(line.startswith(":") for line in lines) >= 4
+    assert comments() >= 4
     assert any(line.startswith("data: ") for line in lines)
