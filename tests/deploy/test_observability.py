@@ -142,7 +142,7 @@ def _without_defaults(read, written):
 
 
 def _is_scraping(api):
-    with contextlib.suppress(httpx.TransportError):
+    with contextlib.suppress(httpx.TransportError, ValueError):  # while it starts, its answer is no JSON
         workers = _ask(api, "up")
         return bool(workers) and workers[0]["value"][1] == "1"
     return False

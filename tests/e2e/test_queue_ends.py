@@ -82,8 +82,9 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
             jobs = [queue.run({**PROMPT, "width": 512, "height": 512}) for _ in range(4)]
             until(lambda: jobs[0].taken)
             worker.kill()
-            queue.refuse = lambda job: None
         with queue.worker(tmp_path / "log"):
+            until(lambda: len(jobs[0].taken) == 2)
+            queue.refuse = lambda job: None
             assert {job.wait().status for job in jobs} == {"COMPLETED"}
             assert len(jobs[0].taken) == 2
 

@@ -45,7 +45,7 @@ def test_the_place_in_the_queue_and_the_seconds_left(tab):
         tab.get_by_label("Steps").fill("50")
         with held_gpu(service, after=20):
             ask(tab)
-            expect(tab.locator("#status")).to_have_text(re.compile(r"Step \d+ of 400\. About \d+ seconds left\."))
+            expect(tab.locator("#status")).to_have_text(re.compile(r"Step \d+ of 400\. About \d+ seconds? left\."))
             tab.get_by_role("button", name="Cancel").click()
 
 

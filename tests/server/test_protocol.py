@@ -1,6 +1,7 @@
 """Connections: none can be held without sending or reading, and HTTP is read strictly."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -171,7 +172,7 @@ def test_a_body_that_drips_is_refused(impatient):
     assert b"bytes a second" in received
 
 
-def test_an_answer_that_is_not_read_ends(impatient, monkeypatch):
+def test_an_answer_that_is_not_read_ends(impatient):
     ended = []
 
     async def app(scope, receive, send):
@@ -186,14 +187,19 @@ def test_an_answer_that_is_not_read_ends(impatient, monkeypatch):
         with connect(base, b"GET /" + HEAD + b"\r\n", receive_buffer=4096) as client:
             until(lambda: ended)
             assert len(answer(client)) < 50_000_000
-        # One that reads, though with pauses, has it all.
-        monkeypatch.setattr(protocol, "_ANSWER_WINDOW", 20.0)
-        with connect(base, b"GET /" + HEAD + b"Connection: close\r\n\r\n") as client:
+        # One that reads, though with pauses, has it all; a busy machine may make a pause of a whole window.
+        for _ in range(5):
             received = 0
-            while part := client.recv(1_000_000):
-                received += len(part)
-                time.sleep(0.01)
-            assert received > 50_000_000
+            with (
+                connect(base, b"GET /" + HEAD + b"Connection: close\r\n\r\n") as client,
+                contextlib.suppress(ConnectionResetError),
+            ):
+                while part := client.recv(1_000_000):
+                    received += len(part)
+                    time.sleep(0.01)
+            if received > 50_000_000:
+                break
+        assert received > 50_000_000
 
 
 def test_a_server_that_ends_waits_for_no_body(monkeypatch):

@@ -40,7 +40,7 @@ def held_gpu(service, after=0):
 
     def hold(*_):
         if next(steps, None) is None:
-            release.wait(300)
+            release.wait(200)  # less than that after which the GPU counts as dead
 
     hook = service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
     try:
