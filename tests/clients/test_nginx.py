@@ -49,7 +49,7 @@ def test_a_job_that_waits_keeps_its_connection(tmp_path):
         with nginx(tmp_path / "nginx", backend, f"proxy_read_timeout {TIMEOUT}s;") as url:
             seen = [line for _, line in lines(url, "/generate", {"prompt": "a red circle"})]
             assert seen[-2] == "event: done"
-            assert any(line.startswith(":") for line in seen)
+            assert sum(line.startswith(":") for line in seen) >= 3
             client = openai.OpenAI(base_url=f"{url}/v1", api_key="any")
             events = client.images.generate(prompt="a star", stream=True)
             assert [event.type for event in events] == ["image_generation.completed"]

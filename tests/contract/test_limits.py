@@ -20,7 +20,7 @@ from imagegen.server.protocol import Protocol
 from imagegen.settings import Settings
 from tests.docs.pages import section
 from tests.server.conftest import running, serving
-from tests.support import settings, until
+from tests.support import held_gpu, settings, until
 from tests.support.images import scene, to_base64
 
 PROMPT = "a red circle on a blue background"
@@ -107,39 +107,27 @@ def test_what_is_at_the_limits_is_generated(low, monkeypatch, endpoint):
 @ENDPOINTS
 def test_time_and_queue(monkeypatch, endpoint):
     """While one job runs, another finds the queue full. Then one runs out of time."""
-    codes, inside, release = [], threading.Event(), threading.Event()
+    codes = []
 
-    def hold(*_):
-        """Each step lasts until the test lets it go on."""
-        inside.set()
-        release.wait(300)
+    def start(url):
+        thread = threading.Thread(target=lambda: codes.append(endpoint(url, {"prompt": PROMPT})))
+        thread.start()
+        return thread
 
-    def run(url):
-        codes.append(endpoint(url, {"prompt": PROMPT}))
-
+    monkeypatch.setattr(handler, "service", lambda: service)
     with serving(max_queue=0) as (url, service):
-        service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
-        monkeypatch.setattr(handler, "service", lambda: service)
-        running = threading.Thread(target=run, args=[url])
-        running.start()
-        try:
-            assert inside.wait(300)
+        with held_gpu(service):
+            running = start(url)
+            until(lambda: service.health().status == "busy")
             assert endpoint(url, {"prompt": PROMPT}) == "overloaded"
-        finally:
-            release.set()
-            running.join(300)
+        running.join(300)
         assert codes == ["ok"]
     codes.clear()
-    release.clear()
     with serving(timeout=1, max_queue=0) as (url, service):
-        service.start().result()._pipe.transformer.register_forward_pre_hook(hold)
-        running = threading.Thread(target=run, args=[url])
-        running.start()
-        try:
+        with held_gpu(service):
+            running = start(url)
             until(lambda: codes)
-        finally:
-            release.set()
-            running.join(300)
+        running.join(300)
         assert codes == ["deadline_exceeded"]
 
 

@@ -111,7 +111,7 @@ def test_jobs_streams_limits_and_addresses_through_the_gateway(gateway, caplog):
     long = {**PROMPT, "num_inference_steps": 50, "num_images": 8, "width": 512, "height": 512}
     with pytest.raises(httpx.ReadTimeout):
         client.post("/generate", json=long, headers=KEY, timeout=2)
-    until(lambda: service.health().status == "ready")
+    until(lambda: service.health().status == "ready", 60)
 
     # The page's files come all at once.
     folder = ROOT / "imagegen" / "server" / "studio"

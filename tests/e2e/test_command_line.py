@@ -81,7 +81,7 @@ def test_a_person_who_watches_sees_bars(tmp_path):
         while data := os.read(here, 4096):
             seen += data
     os.close(here)
-    assert process.wait(300) == 0
+    assert process.wait(30) == 0
     assert b"loading weights" in seen
     assert b"steps: 100%" in seen
 

@@ -40,7 +40,7 @@ def test_sigterm_ends_a_server_whose_gpu_hangs_on_a_job_that_is_answered(tmp_pat
             assert httpx.post(f"{url}/generate", json=usual, timeout=60).status_code == 200
             assert httpx.post(f"{url}/generate", json=HANGING, timeout=60).status_code == 504
             process.send_signal(signal.SIGTERM)
-            assert process.wait(300) == 1
+            assert process.wait(90) == 1
         finally:
             process.kill()
     assert "the GPU made no step for 20 s; this worker must be replaced" in (tmp_path / "log").read_text()
@@ -53,7 +53,7 @@ def test_sigterm_ends_a_worker_of_the_queue_whose_gpu_hangs_on_a_job_that_is_ans
         job = queue.run(HANGING).wait()
         assert job.error.startswith("deadline_exceeded: ")
         worker.terminate()
-        assert worker.process.wait(300) == 1
+        assert worker.process.wait(90) == 1
         pings = len(queue.pings)
         time.sleep(2.5)
         assert len(queue.pings) == pings  # its heartbeat has ended too
@@ -72,9 +72,9 @@ def test_a_server_whose_model_can_never_be_loaded_ends_unless_it_is_to_be_kept(t
                 assert answer.json()["error"]["code"] == "load_failed"
                 assert answer.json()["error"]["retryable"] is False
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(300) == 0
+                assert process.wait(60) == 0
             else:
-                assert process.wait(300) == 1
+                assert process.wait(60) == 1
         finally:
             process.kill()
     assert "HUGGING_FACE_TOKEN" in (tmp_path / "log").read_text()

@@ -34,4 +34,4 @@ def test_a_worker_that_was_frozen_goes_on_with_the_next_job(tmp_path):
         seeds = [job.answers[0]["output"]["seeds"] for job in (before, after)]
         assert seeds[0] != seeds[1]  # which come from the jobs' names
         worker.terminate()
-        assert worker.process.wait(300) == 0
+        assert worker.process.wait(60) == 0

@@ -250,7 +250,7 @@ def test_a_stream_shows_the_image_as_it_forms(tmp_path):
         last = queue.run({**PROMPT, "seed": DEAD}).wait()
         assert last.error.startswith("gpu_failed: ")
         assert last.answers[0]["stopPod"] is True
-        assert worker.process.wait(300) == 1
+        assert worker.process.wait(60) == 1
 
 
 @pytest.mark.slow  # a worker of its own

@@ -48,7 +48,7 @@ def test_no_job_is_lost_answered_wrongly_or_answered_twice_with_two_images(tmp_p
                     time.sleep(0.01)
                 if killed == 5:  # the stopped ones are final already; their answers come before the process ends
                     worker.terminate()
-                    assert worker.process.wait(300) == 0
+                    assert worker.process.wait(60) == 0
         again = sum(len(job.taken) > 1 for job in jobs)
         twice = sum(len(job.answers) > 1 for job in jobs)
         print(

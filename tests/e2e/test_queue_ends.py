@@ -12,7 +12,7 @@ from tests.support.runpod_queue import RunPodQueue
 
 @pytest.mark.parametrize("busy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sigterm_loses_no_job_that_was_taken(tmp_path, busy):
-    with RunPodQueue(poll=900) as alone, alone.worker(tmp_path / "log") as worker:
+    with RunPodQueue(poll=300) as alone, alone.worker(tmp_path / "log") as worker:
         alone.run(PROMPT).wait()
         jobs = [alone.run({**PROMPT, "width": 256, "height": 256}) for _ in range(6 * busy)]
         if busy:
@@ -21,7 +21,7 @@ def test_sigterm_loses_no_job_that_was_taken(tmp_path, busy):
             until(lambda: alone.taking)
             alone.on_shutdown = lambda _: jobs.append(alone.run(PROMPT))
         worker.terminate()
-        assert worker.process.wait(300) == 0  # and does not wait for as long as the queue holds its request
+        assert worker.process.wait(100) == 0  # and does not wait for as long as the queue holds its request
         taken = [job for job in jobs if job.taken]
         assert taken
         assert {job.status for job in taken} == {"COMPLETED"}
@@ -35,7 +35,7 @@ def test_a_dead_gpu_ends_the_worker_and_every_job_that_it_took_is_answered(tmp_p
         jobs.append(queue.run({**PROMPT, "seed": DEAD}))
         until(lambda: jobs[1].id in log.read_text())  # of jobs that begin together, any may be the first
         jobs += [queue.run({**PROMPT, "seed": seed}) for seed in (2, 3)]
-        assert worker.process.wait(300) == 1
+        assert worker.process.wait(60) == 1
         until(lambda: not queue.taking)
         assert jobs[0].status == "COMPLETED"
         assert jobs[1].error.startswith("gpu_failed: ")
@@ -55,7 +55,7 @@ def test_a_gpu_that_hangs_ends_the_worker_too(tmp_path):
         job = queue.run({**PROMPT, "seed": HANGS})
         until(steps.exists)
         behind = queue.run(PROMPT)
-        assert worker.process.wait(300) == 1
+        assert worker.process.wait(60) == 1
         assert job.error == "gpu_failed: the GPU made no step for 5 s; this worker must be replaced"
         assert job.answers[0]["stopPod"] is True
         assert behind.status == ("FAILED" if behind.taken else "IN_QUEUE")
@@ -70,7 +70,7 @@ def test_a_gpu_that_hangs_is_seen_where_no_job_waits_for_it_any_more(tmp_path):
         queue.run(PROMPT).wait()  # the first job takes longer: the next one gets to the GPU within its second
         job = queue.run({**PROMPT, "seed": HANGS, "timeout": 1}).wait()
         assert job.error.startswith("deadline_exceeded: ")
-        assert worker.process.wait(300) == 1
+        assert worker.process.wait(60) == 1
 
 
 @pytest.mark.slow  # workers of its own, and waits of seconds
@@ -98,7 +98,7 @@ def test_a_worker_that_cannot_work_says_what_to_do_and_takes_no_job(tmp_path):
     with RunPodQueue() as queue:
         job = queue.run(PROMPT)
         with queue.worker(tmp_path / "log", IMAGEGEN_MODEL_PATH=str(weights.parent)) as worker:
-            assert worker.process.wait(300) == 1
+            assert worker.process.wait(60) == 1
         assert (
             "IMAGEGEN_MODEL_PATH: the folder holds no whole diffusers model: vae/a.safetensors has 38 bytes"
             in (tmp_path / "log").read_text()

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 from importlib.metadata import version
 
 import httpx
@@ -107,8 +106,7 @@ def test_a_replica_that_dies_under_load_loses_nothing(url):
     assert len(before) == 2
     assert [answer.status_code for answer in answers] == [200] * LOAD
     timings = [answer.json()["timings"] for answer in answers]
-    # The wait at the ingress is told.
-    assert max(t["queue"] for t in timings) > statistics.median(t["denoise"] for t in timings)
+    assert max(t["queue"] for t in timings) > max(t["denoise"] for t in timings)  # the wait at the ingress is told
     with httpx.Client(base_url=url, timeout=60) as client:
         seeds = [answer.json()["seeds"][0] for answer in answers]
         assert len(set(seeds)) == LOAD

@@ -89,7 +89,7 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(tmp_path):
         asking.join(300)
         assert answers[0].status_code == 200
         assert len(answers[0].json()["images"]) == 4
-        assert process.wait(300) == 0
+        assert process.wait(20) == 0
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/health")
 
@@ -111,7 +111,7 @@ def test_a_load_balancers_ping_has_a_port_of_its_own(tmp_path):
         assert status() == 200
         assert httpx.get(f"{url}/ping").status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(300) == 0
+        assert process.wait(20) == 0
 
 
 @pytest.mark.slow  # a process of its own that loads the model; tests/e2e/test_queue_ends.py has a dead GPU in every run
@@ -123,7 +123,7 @@ def test_a_dead_gpu_is_answered_and_ends_the_process(tmp_path, seed, says):
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "gpu_failed"
         assert says in answer.json()["error"]["message"]
-        assert process.wait(300) == 1
+        assert process.wait(20) == 1
         assert says in (tmp_path / "log").read_text()
 
 

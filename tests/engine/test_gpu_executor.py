@@ -65,7 +65,7 @@ def test_a_gpu_that_hangs_is_seen_by_those_who_wait_and_the_service_still_ends(m
         begun = time.monotonic()
         with pytest.raises(GpuFailed, match="the GPU made no step for 3 s; this worker must be replaced"):
             asyncio.run(service.run(REQUEST))
-        assert time.monotonic() - begun < 100  # looked at each second, on a busy machine too
+        assert time.monotonic() - begun < 40  # looked at each second, on a busy machine too
         assert service.health().status == "failed"
         assert service.fatal == service.executor.dead is not None
         service.close()  # does not wait for the thread that hangs

@@ -83,8 +83,8 @@ def test_seventeen_jobs_of_106_mb_at_once_take_less_than_a_gigabyte(tmp_path, fr
             try:
                 headers = {"Content-Type": "application/json"}
                 answer = httpx.post(f"{url}/edit", content=body, headers=headers, timeout=120)
-                # A busy machine can miss a decoder's deadline, and a client on it send too slowly (408).
-                if answer.status_code not in (408, 429) and "s to decode" not in answer.text:
+                # A busy machine can miss a decoder's deadline.
+                if answer.status_code != 429 and "s to decode" not in answer.text:
                     return answer.json()["error"]["field"], refused
             except httpx.TransportError:  # closed before all of the body was sent
                 pass

@@ -35,13 +35,10 @@ def test_an_answer_is_whole(service):
 
 def test_every_stage_is_timed_and_the_stages_are_the_total(service):
     image = to_base64(scene("circle", "red", "blue"))
-    for number in range(10):  # between two stages a busy machine can stand still, which is in the total alone
-        times = run(service, prompt=f"prompt {number} that is in no cache", image=image, num_images=2).timings
-        assert all(value > 0 for name, value in times if name != "composite")
-        stages, total = sum(value for name, value in times if name != "total"), times.total
-        if stages == pytest.approx(total, rel=0.2, abs=0.05):
-            break
-    assert stages == pytest.approx(total, rel=0.2, abs=0.05)
+    times = run(service, prompt="a prompt that is in no cache", image=image, num_images=2).timings
+    assert all(value > 0 for name, value in times if name != "composite")
+    stages = sum(value for name, value in times if name != "total")
+    assert stages == pytest.approx(times.total, rel=0.2, abs=0.05)
 
 
 def test_any_image_of_a_job_can_be_made_again_alone(service):

@@ -35,14 +35,16 @@ def files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def attacked(reply, reads=True, count=8):
+def attacked(reply, reads=True, seconds=60, count=8):
     """What uploads to a hostile store come to; afterwards none of its connections is open, and no file is left."""
 
     async def run():
         await asyncio.to_thread(upload.presign, store_at("http://127.0.0.1:9"), "a")  # whatever opens a file once
         async with FaultyStore(reply, reads) as server:
             before = files()
+            begun = asyncio.get_running_loop().time()
             message = await outcome(store_at(server.url), os.urandom(2_000_000), count)
+            assert asyncio.get_running_loop().time() - begun < seconds
             while (server.connections and reads) or files() - server.connections > before:
                 await asyncio.sleep(0.02)
             return message
@@ -102,7 +104,7 @@ def test_headers_without_end_are_no_answer(part):
 
 def test_interim_answers_without_end_are_no_answer():
     """Read until the deadline, they would take the event loop from everybody's jobs, and have its error."""
-    assert attacked(lambda _: forever(b"", 1000 * b"HTTP/1.1 100 Continue\r\n\r\n")) == UNREACHABLE
+    assert attacked(lambda _: forever(b"", 1000 * b"HTTP/1.1 100 Continue\r\n\r\n"), seconds=5) == UNREACHABLE
 
 
 def test_a_store_that_hangs_in_tls_is_given_up(monkeypatch):
@@ -163,7 +165,8 @@ def test_the_workers_own_store_does_not_wait_for_those_of_jobs():
                 settings(bucket_endpoint_url=good.url, bucket_access_key_id="id", bucket_secret_access_key="secret",
                          bucket_name="images")
             )  # fmt: skip
-            urls = await outcome(own, count=8)
+            async with asyncio.timeout(15):
+                urls = await outcome(own, count=8)
             assert not any(task.done() for task in hanging)
             for task in hanging:
                 task.cancel()

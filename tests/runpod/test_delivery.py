@@ -59,7 +59,7 @@ def test_a_queue_that_accepts_and_never_answers_is_given_up_with_an_error_that_t
         if len(came) > 1:
             break
     assert len(came) > 1  # a try ends before the whole
-    assert time.monotonic() - begun < total + 60
+    assert time.monotonic() - begun < 10 * total
 
 
 @pytest.mark.parametrize("refused", [429, 500, 503])

@@ -177,8 +177,8 @@ def test_wrong_keys_of_one_address_wait_longer_and_longer():
         begun = time.monotonic()
         httpx.get(f"{url}/health", headers={"X-API-Key": "wrong"})
         assert time.monotonic() - begun >= 1.6
-        for headers in ({"X-API-Key": key}, {}):  # the right key does not wait the next 3.2 s, nor does none
-            assert min(seconds(**headers) for _ in range(3)) < 3
+        assert seconds(**{"X-API-Key": key}) < 3  # the right key does not wait the next 3.2 s, nor does none
+        assert seconds() < 3
 
 
 def test_the_peers_address_is_in_the_log_and_a_trusted_proxy_gives_the_clients(caplog):
