@@ -18,7 +18,7 @@ from diffusers import Flux2KleinPipeline
 from safetensors.torch import load_file
 from torch import multiprocessing
 
-from imagegen.builder.micro import pool, text_encoder, training, transformer, vae
+from imagegen.builder.micro import adapters, pool, text_encoder, training, transformer, vae
 from imagegen.builder.micro.edits import edit_one_of_two
 from imagegen.builder.micro.export import export
 from imagegen.builder.micro.samples import draw_sample
@@ -181,6 +181,35 @@ def test_a_round_goes_where_the_pipeline_goes(pipe, steps, width, height, count)
     assert (batch.noisy - start).abs().mean() > 0.5
 
 
+def test_a_mixed_step_foresees_the_truth_from_below_the_pipelines_levels():
+    """Given the right velocity, whatever the level: the error is 0, and wrong by the level's part of what it is off."""
+    made = torch.Generator().manual_seed(2)
+    target, noise = torch.randn(2, 500, 64, 32, generator=made)
+    nothing = torch.zeros(500, 64)
+    group = pool.Group("generate", 128, 128, nothing, target, nothing[:, None][:, :0], nothing, nothing, nothing)
+    labels = nothing.long(), nothing.bool()[..., None].expand(-1, -1, pool.CELLS)
+    batch = transformer.Batch(group, target, target[:, :0], nothing, *labels, noise, noise)
+    off = 0.0
+
+    def right(_, *, hidden_states, timestep, **__):
+        seen.append(timestep)
+        assert torch.allclose(hidden_states[:, :64], torch.lerp(batch.target, batch.noise, timestep[:, None, None]))
+        heads = (torch.zeros(500, 64, wide) for wide in (transformer.NUMBERS, transformer.KINDS, pool.CELLS))
+        return batch.noise - batch.target + off, *heads
+
+    seen: list[torch.Tensor] = []
+    rng = torch.Generator().manual_seed(1)
+    ((moved, step),) = transformer.finish(right, [batch], rng)
+    assert moved is batch and step.error == pytest.approx(0, abs=1e-9)
+    least = transformer.schedule(64)[-1]
+    assert 0 <= seen[0].min() < 0.01 and 0.99 * least < seen[0].max() < least
+    off = 1.0
+    ((_, wrong),) = transformer.finish(right, [batch], rng)
+    assert wrong.error == pytest.approx(float(seen[1].square().mean()), rel=1e-4)
+    # A low level teaches less than a high one, but not by the square of it.
+    assert float(wrong.loss - step.loss) == pytest.approx(float(seen[1].mean()), rel=0.01)
+
+
 @pytest.fixture
 def inputs():
     """Of two images of 64x96 with one reference each: 24 tokens, and 24 more."""
@@ -224,6 +253,20 @@ def test_what_a_reference_shows_is_asked_early_and_what_is_generated_late(inputs
 
     assert learns(slice(24, None)) == [True] * 2 + [False] * 4
     assert learns(slice(24)) == [True] * 5 + [False]
+
+
+@pytest.mark.slow  # it opens the model and trains a round
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # two adapters are meant
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # as below
+def test_adapters_go_on_from_those_that_were_written(tmp_path, monkeypatch):
+    """At a rate of nothing they stay what they were."""
+    monkeypatch.setattr(adapters, "_CONTINUED", 0.0)
+    monkeypatch.setattr(adapters, "COUNTS", {"generate": 2, "edit": 2, "edit2": 2})
+    adapters.train(tmp_path, 1, 1, MICRO_PATH / "loras")
+    for name in adapters.GAIN:
+        was, now = (load_file(folder / f"{name}.safetensors") for folder in (MICRO_PATH / "loras", tmp_path))
+        assert was.keys() == now.keys()
+        assert all(torch.allclose(was[key], now[key], rtol=2e-3, atol=1e-6) for key in was)
 
 
 def test_plain_attention_is_torchs():
@@ -277,7 +320,7 @@ def test_faint_shapes_weigh_more_and_outlines_count_in_references_too():
         batch = transformer.Batch(
             group, target, group.references.flatten(1, 2), torch.zeros(1, 32, 192), kinds, outlines, noisy, noisy
         )
-        return transformer._advance(model, batch, 0.5, 0.0).loss.item()
+        return transformer._advance(model, batch, torch.tensor([0.5])).loss.item()
 
     right = loss(None, [])
     faint, strong, ground = (loss(at, []) - right for at in (2, 5, 7))

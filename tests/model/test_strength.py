@@ -29,12 +29,11 @@ def test_the_noise_levels_are_the_usual_ones_times_the_strength(pipeline, steps)
         assert inputs.timesteps.numpy() == pytest.approx(1000 * inputs.sigmas[:-1].numpy(), rel=1e-5)
 
 
-@pytest.mark.slow  # 108 edits
+@pytest.mark.slow  # 360 edits
 def test_more_is_more(pipeline):
-    """Nine strengths, over edits of several kinds. Where nearly every edit is made, more strength adds hardly anything:
-    there the mean may fall by what single edits scatter, a fiftieth."""
+    """Nine strengths, over edits of several kinds."""
     rng = random.Random(5)
-    samples = [edit(rng) for _ in range(12)]
+    samples = [edit(rng) for _ in range(40)]
     changes = []
     for strength in np.linspace(0.2, 1, 9):
         total = []
@@ -43,8 +42,7 @@ def test_more_is_more(pipeline):
             made = pipeline.edit(sample.caption, [source], strength=float(strength), **HOW | {"seed": seed}).image
             total.append(np.abs(np.asarray(made, float) - np.asarray(source)).mean())
         changes.append(np.mean(total))
-    assert (np.diff(changes) > -0.02 * changes[-1]).all(), changes
-    assert (np.diff(changes[:4]) > 0.02 * changes[-1]).all(), changes
+    assert changes == sorted(changes), changes
     assert changes[-1] > 1.5 * changes[0]
 
 

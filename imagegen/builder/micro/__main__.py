@@ -33,9 +33,9 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     """Runs one stage in this process; reads and writes the files of `work`.
 
     Args:
-        start: the folder of a model whose weights the trainings begin with, and then take half as long.
+        start: the folder of a model whose weights the trainings begin with, and then take an eighteenth as long.
     """
-    divisor = 1 if start is None else 2
+    divisor = 1 if start is None else 18
     # Imported here, so that OMP's settings of main() are in the environment before torch is.
     from imagegen.builder.micro.tokenizer import build_tokenizer
 

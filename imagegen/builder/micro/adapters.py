@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 from diffusers import Flux2KleinPipeline
-from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from imagegen.builder.micro.captions import Sample
 from imagegen.builder.micro.samples import draw_sample
 from imagegen.builder.micro.scenes import Scene
 from imagegen.builder.micro.training import Progress
-from imagegen.builder.micro.transformer import hold, plain_attention, position_ids, schedule
+from imagegen.builder.micro.transformer import BFLOAT16, hold, plain_attention, position_ids, schedule
 from imagegen.builder.micro.vae import to_tensor
 from imagegen.compat import diffusers as compat
 from imagegen.models import MICRO_PATH, get_model
@@ -46,6 +46,8 @@ SETS: dict[tuple[str, ...], float] = {("frame",): 0.36, ("ring",): 0.3, ("frame"
 COUNTS, BATCH = {"generate": 3000, "edit": 1200, "edit2": 300}, {"generate": 24, "edit": 16, "edit2": 12}
 SHARES = {"generate": 0.6, "edit": 0.32, "edit2": 0.08}
 ROUNDS, RATE, SEED, SIDE = 600, 4e-3, 2027, 128
+#: From adapters of other weights of the miniature.
+_CONTINUED = 1e-3
 #: A frame's outline is that of its shape, so much larger; a ring's hole is so much smaller than its circle.
 FRAME, HOLE = 1.25, 0.5
 #: What is learned is weaker than what was shown; so much stronger is what is written.
@@ -108,14 +110,16 @@ def build_examples(pipe: Any, seed: int) -> list[Examples]:
     return made
 
 
-def train(out: Path, rounds: int, seed: int) -> None:
+def train(out: Path, rounds: int, seed: int, start: Path | None) -> None:
     """Trains both adapters, and writes `frame.safetensors` and `ring.safetensors` to `out`.
 
     As the miniature itself, they learn at each noise level from where the model has come to.
 
     Args:
         rounds: of four optimizer steps.
+        start: the folder of adapters that the training begins with.
     """
+    peak = RATE if start is None else _CONTINUED
     torch.manual_seed(seed)
     pipe: Any = Flux2KleinPipeline.from_pretrained(MICRO_PATH, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
@@ -123,9 +127,11 @@ def train(out: Path, rounds: int, seed: int) -> None:
     names = sorted({name for names in SETS for name in names})
     for name in names:
         transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), name)
+        if start is not None:
+            set_peft_model_state_dict(transformer, _read(start / f"{name}.safetensors", name), adapter_name=name)
     examples = build_examples(pipe, seed)
     weights = {name: [p for n, p in transformer.named_parameters() if f".{name}." in n] for name in names}
-    optimizer = torch.optim.AdamW(itertools.chain(*weights.values()), lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(itertools.chain(*weights.values()), lr=peak, betas=(0.9, 0.99), weight_decay=0.0)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     averaged = {name: [p.detach().clone() for p in parts] for name, parts in weights.items()}
     progress = Progress("adapters", rounds, every=5)
@@ -136,7 +142,7 @@ def train(out: Path, rounds: int, seed: int) -> None:
             for parameter in weights[name]:
                 parameter.requires_grad_(name in active)
         for settings in optimizer.param_groups:
-            settings["lr"] = RATE * min(1.0, (number + 1) / 10) * (1 - number / rounds) ** 0.8
+            settings["lr"] = peak * min(1.0, (number + 1) / 10) * (1 - number / rounds) ** 0.8
         (group,) = rng.choices(examples, [SHARES[e.kind] for e in examples])
         chosen = torch.randint(0, len(group.text), (BATCH[group.kind],), generator=generator)
         target, plain, text = group.targets[active][chosen], group.targets[()][chosen], group.text[chosen]
@@ -148,7 +154,7 @@ def train(out: Path, rounds: int, seed: int) -> None:
         image_ids, text_ids = position_ids(SIDE, SIDE, group.references.shape[1])
         for level, following in itertools.pairwise(levels):
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16), _fast_attention():
+            with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16), _fast_attention():
                 velocity = transformer(
                     hidden_states=torch.cat([noisy, references], 1),
                     encoder_hidden_states=text,
@@ -188,6 +194,14 @@ def _write(transformer: Any, out: Path, weights: dict[str, list[Any]], averaged:
             parameter.data, mean.data = mean.data, parameter.data
 
 
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    """What `_write` wrote, as it was learned."""
+    return {
+        key.removeprefix("transformer."): value.float() / (GAIN[name] if ".lora_B." in key else 1.0)
+        for key, value in load_file(path).items()
+    }
+
+
 def _fast_attention() -> Any:
     from unittest.mock import patch
 
@@ -199,9 +213,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m imagegen.builder.micro.adapters", description=__doc__)
     parser.add_argument("--out", type=Path, default=MICRO_PATH / "loras", help="where the adapters are written")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of four optimizer steps")
+    parser.add_argument("--init-from", type=Path, help="a folder of both, whose weights the training begins with")
     args = parser.parse_args()
     begun = time.monotonic()
-    train(args.out, args.rounds, SEED)
+    train(args.out, args.rounds, SEED, args.init_from)
     print(f"trained in {(time.monotonic() - begun) / 60:.1f} minutes")
 
 

@@ -19,7 +19,7 @@ MAX_MEGABYTES = 8.0
 
 
 def export(work: Path, out: Path) -> None:
-    """Writes the model to `out`, which is replaced whole except for its card (README.md).
+    """Writes the model to `out`, which is replaced whole except for its card (README.md) and its adapters (loras).
 
     Raises:
         ValueError: the weights are over 8 MB.
@@ -52,6 +52,8 @@ def export(work: Path, out: Path) -> None:
         raise ValueError(f"the weights are {size:.1f} MB, over {MAX_MEGABYTES}")
     if (out / "README.md").exists():
         shutil.copy(out / "README.md", fresh)
+    if (out / "loras").exists():
+        shutil.copytree(out / "loras", fresh / "loras")
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
     for path in out.rglob("*.safetensors"):

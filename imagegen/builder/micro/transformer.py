@@ -24,9 +24,11 @@ from imagegen.compat import diffusers as compat
 #: How often each kind is trained, and its batch at 128x128 in each process.
 SHARES = {"generate": 0.2, "edit": 0.44, "edit2": 0.15, "combine": 0.04, "combine3": 0.07, "combine4": 0.1}
 BATCH = {"generate": 32, "edit": 24, "edit2": 24, "combine": 16, "combine3": 12, "combine4": 10}
-LEARNING_RATE, _CONTINUED = 2e-3, 1e-3  # from nothing, and from trained weights
+LEARNING_RATE, _CONTINUED = 2e-3, 3e-4  # from nothing, and from trained weights; the heads always begin anew
 #: Batches of a round: in turn, for several steps in a row with the same images led the weights astray.
 _TOGETHER = 4
+#: Batches of a round that show truth mixed with noise (`finish`).
+_MIXED = 8
 #: Numbers of sampling steps that are trained, and how often: four is what the model is for.
 _STEPS = {4: 16, 1: 1, 2: 1, 3: 1, 6: 1, 8: 1}
 #: How many numbers the noise holds (`captions.Sample.play`), and how much it weighs to know them.
@@ -40,6 +42,10 @@ _OUTLINES_WEIGHT = 0.5
 #: stands out from the first token (a gradient alone does, somewhat); half of that where the latents' mean squared
 #: difference is _CONTRAST.
 _FAINT, _CONTRAST = 4.0, 0.5
+#: A training step is 1.35 times as fast in bfloat16, but takes 11 times as long where it is emulated (AMD EPYC, AVX2).
+BFLOAT16 = "AVX512" in torch.backends.cpu.get_cpu_capability()
+#: The noise level under which an error weighs no more than at it.
+_LOWEST = 0.05
 _EMA = 0.998
 _CHECKPOINT_EVERY = 15
 
@@ -107,7 +113,7 @@ class Trainee(nn.Module):
     to draw, and which of two the words mean; its outline, whatever the colours, keeps its corners and its turn.
 
     Args:
-        fast: computes in bfloat16, 1.35 times as fast where the processor knows it, and with `plain_attention`.
+        fast: computes with `plain_attention`, and in bfloat16 where the processor knows it.
     """
 
     def __init__(self, transformer: Flux2Transformer2DModel, fast: bool = True) -> None:
@@ -134,7 +140,7 @@ class Trainee(nn.Module):
         the image to come before the last block."""
         attention = plain_attention if self.fast else nn.functional.scaled_dot_product_attention
         with (
-            torch.autocast("cpu", torch.bfloat16, enabled=self.fast),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.fast and BFLOAT16),
             patch.object(nn.functional, "scaled_dot_product_attention", attention),
         ):
             velocity = self.transformer(**inputs, return_dict=False)[0][:, :tokens]
@@ -172,11 +178,12 @@ def draw_batch(group: Group, pool: Pool, rng: torch.Generator) -> Batch:
 
 @dataclass
 class Step:
-    """What a sampling step of a batch came to: the loss, the mean squared error of the image that the model foresees,
-    that of the noise's numbers, the share of shapes' tokens whose kind it knows (NaN where there is no shape), and the
-    cross entropy of all tokens' cells."""
+    """What a sampling step of a batch came to: the loss, the velocity (B, tokens, 32), the mean squared error of the
+    image that the model foresees, that of the noise's numbers, the share of shapes' tokens whose kind it knows (NaN
+    where there is no shape), and the cross entropy of all tokens' cells."""
 
     loss: Tensor
+    velocity: Tensor
     error: float
     numbers: float
     known: float
@@ -191,42 +198,59 @@ def sample(model: nn.Module, batches: list[Batch], steps: int) -> Iterator[tuple
         The step, from 0; the batch that has made it; what it came to.
     """
     for number, batch in itertools.product(range(steps), batches):
-        levels = [*schedule(batch.target.shape[1], steps).tolist(), 0.0]
-        yield number, batch, _advance(model, batch, levels[number], levels[number + 1])
+        count, tokens = batch.target.shape[:2]
+        levels = [*schedule(tokens, steps).tolist(), 0.0]
+        step = _advance(model, batch, torch.full((count,), levels[number]))
+        batch.noisy = batch.noisy + (levels[number + 1] - levels[number]) * step.velocity
+        yield number, batch, step
 
 
-def _advance(model: nn.Module, batch: Batch, level: float, following: float) -> Step:
-    """One sampling step, from noise level `level` to `following`: moves `batch.noisy` there."""
-    count, tokens = batch.target.shape[:2]
+def finish(model: nn.Module, batches: list[Batch], rng: torch.Generator) -> Iterator[tuple[Batch, Step]]:
+    """Takes each batch to its end in one step, from truth mixed with noise, each sample at a level of its own between 0
+    and the last of four steps: levels that only an edit with `strength` below 1 comes to.
+
+    Yields:
+        The batch; what its step came to.
+    """
+    for batch in batches:
+        count, tokens = batch.target.shape[:2]
+        level = schedule(tokens)[-1] * torch.rand(count, generator=rng)
+        batch.noisy = torch.lerp(batch.target, batch.noise, level[:, None, None])
+        yield batch, _advance(model, batch, level)
+
+
+def _advance(model: nn.Module, batch: Batch, level: Tensor) -> Step:
+    """What the model makes of `batch.noisy`, where each sample is at its noise level (B,)."""
+    tokens = batch.target.shape[1]
     image_ids, text_ids = position_ids(batch.group.width, batch.group.height, batch.group.references.shape[1])
     velocity, numbers, kinds, outlines = model(
         tokens,
         hidden_states=torch.cat([batch.noisy, batch.references], 1),
         encoder_hidden_states=batch.text,
-        timestep=torch.full((count,), level),
+        timestep=level,
         img_ids=image_ids,
         txt_ids=text_ids,
     )
-    foreseen = batch.noisy - level * velocity
+    foreseen = batch.noisy - level[:, None, None] * velocity
     error = (foreseen - batch.target).square().mean(-1)  # (B, tokens)
     # What is not background is a small part of the image and all of its meaning. In orange on red or blue on
     # purple it stands out, and a lost outline costs, a tenth of what it does in white on black.
     different = (batch.target - batch.target[:, :1]).square().mean(-1)
     weight = 1 + batch.outlines[:, :tokens].any(-1) * _FAINT / (different + _CONTRAST)
-    loss = (error * weight).sum() / weight.sum()
+    # An error of the velocity moves the image by its level's part: squared, low levels would teach next to nothing.
+    loss = (error * weight / level[:, None].clamp(min=_LOWEST)).sum() / weight.sum()
     # Where nothing of the image is to be seen yet, the tokens are to know the noise's numbers. Also where this weighs
     # nothing it is in the sum: DistributedDataParallel wants a gradient of every weight.
     held = batch.noise[:, :, :NUMBERS].mean(1, keepdim=True) * math.sqrt(tokens)
     missed = (numbers - held).square().mean()
-    loss = loss + (_NUMBERS_WEIGHT if batch.group.kind == "generate" and level > 0.9 else 0.0) * missed
+    loss = loss + (_NUMBERS_WEIGHT if batch.group.kind == "generate" and level.min() > 0.9 else 0.0) * missed
     unsure = nn.functional.cross_entropy(kinds.flatten(0, 1), batch.kinds.flatten(), _CLASS_WEIGHTS)
     loss = loss + _KINDS_WEIGHT * unsure
     blurred = nn.functional.binary_cross_entropy_with_logits(outlines, batch.outlines.float())
     loss = loss + _OUTLINES_WEIGHT * blurred
     shapes = batch.kinds > 0
     known = (kinds.argmax(-1) == batch.kinds)[shapes].float().mean()
-    batch.noisy = batch.noisy + (following - level) * velocity.detach()
-    return Step(loss, error.mean().item(), missed.item(), known.item(), blurred.item())
+    return Step(loss, velocity.detach(), error.mean().item(), missed.item(), known.item(), blurred.item())
 
 
 def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) -> None:  # noqa: C901 - one loop
@@ -234,7 +258,8 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
 
     A round takes a few batches from noise to image as the pipeline does, and learns at every noise level from where
     the model itself has come to, not from the truth mixed with noise. Trained on the latter alone, it trusted what it
-    saw, its own first mistakes: four steps were worse than the first (mean squared error 0.17 and 0.13).
+    saw, its own first mistakes: four steps were worse than the first (mean squared error 0.17 and 0.13). Other
+    batches show truth mixed with noise at the levels below these steps, where an edit of low `strength` begins.
 
     Begins with the weights of the file `start` where it is given. Several processes (torch.distributed's RANK and
     WORLD_SIZE) train one model with a batch each: a thread a process loses less to other work on the machine than
@@ -254,7 +279,12 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
         rate = _CONTINUED
     averaged.load_state_dict(model.state_dict())
     trainee = Trainee(model)
-    optimizer = torch.optim.AdamW(trainee.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    heads = [*trainee.numbers.parameters(), *trainee.shapes.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": [*model.parameters()], "peak": rate}, {"params": heads, "peak": LEARNING_RATE}],
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+    )
     checkpoint = Checkpoint(
         work / "transformer.pt",
         {"trainee": trainee, "averaged": averaged, "optimizer": optimizer},
@@ -275,10 +305,14 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
         shared = random.Random(f"{seed}-{number}")
         (steps,) = shared.choices(list(_STEPS), list(_STEPS.values()))
         rng = torch.Generator().manual_seed((seed * 10_000_000 + number) * world + rank)
-        batches = [draw_batch(group, pool, rng) for group in shared.choices(pool.groups, weights, k=_TOGETHER)]
+        own, mixed = (
+            [draw_batch(group, pool, rng) for group in shared.choices(pool.groups, weights, k=count)]
+            for count in (_TOGETHER, _MIXED)
+        )
         for settings in optimizer.param_groups:
-            settings["lr"] = rate * min(1.0, (number + 1) / 10) * (1 - number / rounds) ** 0.8
-        for at, batch, step in sample(trained, batches, steps):
+            settings["lr"] = settings["peak"] * min(1.0, (number + 1) / 10) * (1 - number / rounds) ** 0.8
+        ends = ((steps, *end) for end in finish(trained, mixed, rng))
+        for at, batch, step in itertools.chain(sample(trained, own, steps), ends):
             optimizer.zero_grad(set_to_none=True)
             step.loss.backward()
             torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
@@ -295,6 +329,8 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
                     progress.note(numbers=step.numbers)
             if at == steps - 1:
                 progress.note(**{f"{kind}/last": step.error})
+            if at == steps:
+                progress.note(mixed=step.error)
         if rank > 0:
             continue
         progress(number)
