@@ -94,7 +94,7 @@ def test_two_shapes(draw):
 CIRCLE, SUN, SQUARE = shape("circle", "yellow", x=0.4), shape("circle", "yellow"), shape("square", "red")
 ALONE = shape("circle", "red", x=0.7, radius=0.16)
 LEFT, RIGHT = shape("square", "yellow", x=0.26, radius=0.17), shape("circle", "red", x=0.72, radius=0.17)
-STAR = shape("star", "orange", x=0.72, radius=0.17)
+STAR = shape("star", "red", x=0.72, radius=0.17)
 FAINT = shape("square", "blue", x=0.55, radius=0.16)
 
 
