@@ -26,7 +26,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(folder):
-    with serving(jobs_dir=folder / "jobs") as (url, service), httpx.Client(base_url=url, timeout=120) as client:
+    # Of more idle connections than it is to keep, httpcore closes one that another thread has just been given.
+    limits = httpx.Limits(max_keepalive_connections=100)
+    with (
+        serving(jobs_dir=folder / "jobs") as (url, service),
+        httpx.Client(base_url=url, timeout=120, limits=limits) as client,
+    ):
         service.start().result()
         yield client
 

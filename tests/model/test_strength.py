@@ -31,7 +31,8 @@ def test_the_noise_levels_are_the_usual_ones_times_the_strength(pipeline, steps)
 
 @pytest.mark.slow  # 360 edits
 def test_more_is_more(pipeline):
-    """Nine strengths, over edits of several kinds."""
+    """Nine strengths, over edits of several kinds. From 0.7 nearly all of an edit is made: there the mean may fall by
+    what processors round differently, a two-hundredth."""
     rng = random.Random(5)
     samples = [edit(rng) for _ in range(40)]
     changes = []
@@ -42,7 +43,8 @@ def test_more_is_more(pipeline):
             made = pipeline.edit(sample.caption, [source], strength=float(strength), **HOW | {"seed": seed}).image
             total.append(np.abs(np.asarray(made, float) - np.asarray(source)).mean())
         changes.append(np.mean(total))
-    assert changes == sorted(changes), changes
+    assert (np.diff(changes[:6]) > 0.01 * changes[-1]).all(), changes
+    assert (np.diff(changes) > -0.005 * changes[-1]).all(), changes
     assert changes[-1] > 1.5 * changes[0]
 
 

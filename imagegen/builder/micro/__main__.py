@@ -1,4 +1,4 @@
-"""`make micro`: the miniature model from nothing, or from the weights of one that is there (`--init-from FOLDER`).
+"""`make micro`: the miniature model from nothing, or from one that is there (`--init-from FOLDER`).
 
 Each stage leaves its result in `build/micro` and is skipped when that is there; a training that was stopped goes on
 from its last checkpoint, optimizer and all. `--stage export` makes a model of what it has so far. Another recipe or
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from imagegen.models import MICRO_PATH
 SEED = 2026
 TEXT_ENCODER_STEPS = 500
 VAE_STEPS = 6000
-#: Of about 16 optimizer steps each.
-TRANSFORMER_ROUNDS = 1800
+#: Of about 24 optimizer steps each.
+TRANSFORMER_ROUNDS, _CONTINUED_ROUNDS = 1800, 100
 #: Processes that train the transformer, each with a batch and a thread of its own: part of the recipe, as the batch is.
 PROCESSES = 2
 
@@ -33,23 +34,27 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     """Runs one stage in this process; reads and writes the files of `work`.
 
     Args:
-        start: the folder of a model whose weights the trainings begin with, and then take an eighteenth as long.
+        start: the folder of a model whose text encoder and VAE are taken as they are, and whose transformer is trained
+            further.
     """
-    divisor = 1 if start is None else 18
     # Imported here, so that OMP's settings of main() are in the environment before torch is.
     from imagegen.builder.micro.tokenizer import build_tokenizer
 
     if stage == "text-encoder":
         from imagegen.builder.micro.text_encoder import train_text_encoder
 
-        weights = start and start / "text_encoder" / "model.safetensors"
         path = work / "text_encoder.safetensors"
-        train_text_encoder(build_tokenizer(), path, TEXT_ENCODER_STEPS // divisor, SEED, weights)
+        if start:
+            shutil.copy(start / "text_encoder" / "model.safetensors", path)
+        else:
+            train_text_encoder(build_tokenizer(), path, TEXT_ENCODER_STEPS, SEED)
     elif stage == "vae":
         from imagegen.builder.micro.vae import train_vae
 
-        weights = start and start / "vae" / _DIFFUSERS
-        train_vae(work / "vae.safetensors", VAE_STEPS // divisor, SEED, weights)
+        if start:
+            shutil.copy(start / "vae" / _DIFFUSERS, work / "vae.safetensors")
+        else:
+            train_vae(work / "vae.safetensors", VAE_STEPS, SEED)
     elif stage == "pool":
         from imagegen.builder.micro.pool import build_pool
 
@@ -58,7 +63,7 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
         from imagegen.builder.micro.transformer import train_transformer
 
         weights = start and start / "transformer" / _DIFFUSERS
-        train_transformer(work, TRANSFORMER_ROUNDS // divisor, SEED, weights)
+        train_transformer(work, _CONTINUED_ROUNDS if start else TRANSFORMER_ROUNDS, SEED, weights)
     else:
         from imagegen.builder.micro.export import export
 
@@ -70,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m imagegen.builder.micro", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/micro"), help="where the stages leave their results")
     parser.add_argument("--out", type=Path, default=MICRO_PATH, help="where the model is written")
-    parser.add_argument("--init-from", type=Path, help="a model whose weights the trainings begin with")
+    parser.add_argument("--init-from", type=Path, help="a model whose transformer is trained further")
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def build_examples(pipe: Any, seed: int) -> list[Examples]:
 def train(out: Path, rounds: int, seed: int, start: Path | None) -> None:
     """Trains both adapters, and writes `frame.safetensors` and `ring.safetensors` to `out`.
 
-    As the miniature itself, they learn at each noise level from where the model has come to.
+    They learn at each noise level from where the model has come to in four steps, not at the levels below.
 
     Args:
         rounds: of four optimizer steps.

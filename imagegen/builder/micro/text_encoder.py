@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from imagegen.builder.micro.captions import SLOTS, Sample
 from imagegen.builder.micro.samples import draw_sample
 from imagegen.builder.micro.tokenizer import MAX_TOKENS
-from imagegen.builder.micro.training import Checkpoint, Progress, load, save
+from imagegen.builder.micro.training import Checkpoint, Progress, save
 
 HIDDEN = 64
 #: States that the pipeline stacks; the same numbers as klein's.
@@ -110,19 +110,14 @@ def draw_samples(count: int, rng: random.Random) -> list[Sample]:
     return [draw_sample(kind, rng) for kind in kinds]
 
 
-def train_text_encoder(
-    tokenizer: PreTrainedTokenizerFast, path: Path, steps: int, seed: int, start: Path | None
-) -> None:
-    """Trains and writes the weights to `path` (safetensors); begins with those of `start` where it is given, and goes
-    on from a checkpoint beside `path` if there is one.
+def train_text_encoder(tokenizer: PreTrainedTokenizerFast, path: Path, steps: int, seed: int) -> None:
+    """Trains and writes the weights to `path` (safetensors); goes on from a checkpoint beside `path` if there is one.
 
     Raises:
         ValueError: the checkpoint is of another number of steps or seed.
     """
     torch.manual_seed(seed)
     model, meaning = build_text_encoder(tokenizer), Meaning()
-    if start is not None:
-        load(model, start)
     optimizer = torch.optim.AdamW([*model.parameters(), *meaning.parameters()], lr=2e-3, weight_decay=0.01)
     parts = {"model": model, "meaning": meaning, "optimizer": optimizer}
     checkpoint = Checkpoint(path.with_suffix(".pt"), parts, {"steps": steps, "seed": seed})

@@ -42,7 +42,7 @@ _OUTLINES_WEIGHT = 0.5
 #: stands out from the first token (a gradient alone does, somewhat); half of that where the latents' mean squared
 #: difference is _CONTRAST.
 _FAINT, _CONTRAST = 4.0, 0.5
-#: A training step is 1.35 times as fast in bfloat16, but takes 11 times as long where it is emulated (AMD EPYC, AVX2).
+#: With AVX-512 a training step is 1.35 times as fast in bfloat16; with AVX2 alone (AMD EPYC) it takes 11 times as long.
 BFLOAT16 = "AVX512" in torch.backends.cpu.get_cpu_capability()
 #: The noise level under which an error weighs no more than at it.
 _LOWEST = 0.05
@@ -113,7 +113,7 @@ class Trainee(nn.Module):
     to draw, and which of two the words mean; its outline, whatever the colours, keeps its corners and its turn.
 
     Args:
-        fast: computes with `plain_attention`, and in bfloat16 where the processor knows it.
+        fast: computes with `plain_attention`, and in bfloat16 where that is faster.
     """
 
     def __init__(self, transformer: Flux2Transformer2DModel, fast: bool = True) -> None:
@@ -207,7 +207,8 @@ def sample(model: nn.Module, batches: list[Batch], steps: int) -> Iterator[tuple
 
 def finish(model: nn.Module, batches: list[Batch], rng: torch.Generator) -> Iterator[tuple[Batch, Step]]:
     """Takes each batch to its end in one step, from truth mixed with noise, each sample at a level of its own between 0
-    and the last of four steps: levels that only an edit with `strength` below 1 comes to.
+    and the last of four steps: levels that more steps come to, and an edit with `strength` below 1. It teaches to keep
+    what is seen and to take the noise away; such an edit begins at the reference under noise, not at the truth.
 
     Yields:
         The batch; what its step came to.
@@ -256,14 +257,14 @@ def _advance(model: nn.Module, batch: Batch, level: Tensor) -> Step:
 def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) -> None:  # noqa: C901 - one loop
     """Trains from the pool in `work`, going on from `transformer.pt` if there is one; writes the averaged weights.
 
-    A round takes a few batches from noise to image as the pipeline does, and learns at every noise level from where
-    the model itself has come to, not from the truth mixed with noise. Trained on the latter alone, it trusted what it
-    saw, its own first mistakes: four steps were worse than the first (mean squared error 0.17 and 0.13). Other
-    batches show truth mixed with noise at the levels below these steps, where an edit of low `strength` begins.
+    A round takes a few batches from noise to image as the pipeline does, and learns at every noise level from where the
+    model itself has come to, not from the truth mixed with noise. Trained on the latter alone, it trusted what it saw,
+    its own first mistakes: four steps were worse than the first (mean squared error 0.17 and 0.13). Other batches show
+    truth mixed with noise at the levels below those of four steps, where an edit of low `strength` begins.
 
-    Begins with the weights of the file `start` where it is given. Several processes (torch.distributed's RANK and
-    WORLD_SIZE) train one model with a batch each: a thread a process loses less to other work on the machine than
-    OpenMP's threads, which wait for each other in every operation.
+    Begins with the weights of the file `start` where it is given, at a lower rate. Several processes
+    (torch.distributed's RANK and WORLD_SIZE) train one model with a batch each: a thread a process loses less to other
+    work on the machine than OpenMP's threads, which wait for each other in every operation.
 
     Raises:
         ValueError: the checkpoint is of another number of processes, whose batches were others, or of another number of
@@ -311,7 +312,7 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
         )
         for settings in optimizer.param_groups:
             settings["lr"] = settings["peak"] * min(1.0, (number + 1) / 10) * (1 - number / rounds) ** 0.8
-        ends = ((steps, *end) for end in finish(trained, mixed, rng))
+        ends = ((None, *end) for end in finish(trained, mixed, rng))
         for at, batch, step in itertools.chain(sample(trained, own, steps), ends):
             optimizer.zero_grad(set_to_none=True)
             step.loss.backward()
@@ -329,7 +330,7 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
                     progress.note(numbers=step.numbers)
             if at == steps - 1:
                 progress.note(**{f"{kind}/last": step.error})
-            if at == steps:
+            if at is None:
                 progress.note(mixed=step.error)
         if rank > 0:
             continue

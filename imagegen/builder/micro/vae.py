@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from imagegen.builder.micro.scenes import Scene
 from imagegen.builder.micro.text_encoder import draw_samples
-from imagegen.builder.micro.training import Checkpoint, Progress, load, save
+from imagegen.builder.micro.training import Checkpoint, Progress, save
 
 CHANNELS = (8, 16, 32, 64)
 LATENTS = 8
@@ -115,21 +115,18 @@ def near_edges(images: Tensor) -> Tensor:
     return near
 
 
-def train_vae(path: Path, steps: int, seed: int, start: Path | None) -> None:
-    """Trains on whole scenes (crops would teach the norms other statistics) and writes the weights to `path`; begins
-    with those of the file `start` where it is given, and goes on from a checkpoint beside `path` if there is one.
+def train_vae(path: Path, steps: int, seed: int) -> None:
+    """Trains on whole scenes (crops would teach the norms other statistics) and writes the weights to `path`; goes on
+    from a checkpoint beside `path` if there is one.
 
     Raises:
-        ValueError: the checkpoint is of another number of steps, seed or rate, as with another `start`.
+        ValueError: the checkpoint is of another number of steps or seed.
     """
     torch.manual_seed(seed)
     vae, rate = build_vae(), 2e-3
-    if start is not None:
-        load(vae, start)
-        rate = 1e-3  # more would first undo what is there
     optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
     checkpoint = Checkpoint(
-        path.with_suffix(".pt"), {"vae": vae, "optimizer": optimizer}, {"steps": steps, "rate": rate, "seed": seed}
+        path.with_suffix(".pt"), {"vae": vae, "optimizer": optimizer}, {"steps": steps, "seed": seed}
     )
     first = checkpoint.restore()
     progress = Progress("vae", steps, first)
