@@ -121,8 +121,9 @@ newest: ## the tests of what is used inside of dependencies, with their newest v
 	PIP_CONSTRAINT= build/newest/bin/pip install --quiet --disable-pip-version-check --upgrade --no-deps $(INSIDE)
 	build/newest/bin/pytest $(INSIDE_TESTS)
 
-micro: $(VENV)/.run ## train the miniature model from nothing (about six hours on two cores with AVX-512)
+micro: $(VENV)/.run ## train the miniature model and its adapters from nothing (more than six hours on two cores with AVX-512)
 	$(BIN)/python -m imagegen.builder.micro
+	$(BIN)/python -m imagegen.builder.micro.adapters
 	$(BIN)/python -m benchmarks.micro --card
 
 eval: $(VENV)/.run ## measure the miniature model

@@ -70,7 +70,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 
 def write(pipeline: FluxPipeline, path: Path = ROOT / "docs" / "micro.png") -> None:
-    """Writes the image with a palette, which is a third of the bytes."""
+    """Writes the image with a palette, which is less than half of the bytes."""
     picture(pipeline).quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 

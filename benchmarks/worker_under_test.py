@@ -74,7 +74,7 @@ def fetch(seconds: float) -> None:
         time.sleep(seconds)
         return load(*arguments)
 
-    patched._load = late  # noqa: SLF001
+    patched._load = late  # noqa: SLF001 - as above
 
 
 def take_with_the_sdk(concurrency: int) -> None:

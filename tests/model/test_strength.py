@@ -43,8 +43,8 @@ def test_more_is_more(pipeline):
             made = pipeline.edit(sample.caption, [source], strength=float(strength), **HOW | {"seed": seed}).image
             total.append(np.abs(np.asarray(made, float) - np.asarray(source)).mean())
         changes.append(np.mean(total))
-    assert (np.diff(changes[:6]) > 0.01 * changes[-1]).all(), changes
-    assert (np.diff(changes) > -0.005 * changes[-1]).all(), changes
+    assert (np.diff(changes[:5]) > 0.02 * changes[-1]).all(), changes
+    assert (np.diff(changes[:6]) > 0).all() and (np.diff(changes) > -0.005 * changes[-1]).all(), changes
     assert changes[-1] > 1.5 * changes[0]
 
 

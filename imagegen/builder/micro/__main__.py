@@ -27,6 +27,8 @@ TRANSFORMER_ROUNDS, _CONTINUED_ROUNDS = 1800, 100
 PROCESSES = 2
 
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
+#: What `--init-from` takes of a model as it is: from where, to where in the work.
+_TAKEN = {"text_encoder/model.safetensors": "text_encoder.safetensors", f"vae/{_DIFFUSERS}": "vae.safetensors"}
 STAGES = ("text-encoder", "vae", "pool", "transformer", "export")
 
 
@@ -34,8 +36,7 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     """Runs one stage in this process; reads and writes the files of `work`.
 
     Args:
-        start: the folder of a model whose text encoder and VAE are taken as they are, and whose transformer is trained
-            further.
+        start: the folder of a model whose transformer is trained further.
     """
     # Imported here, so that OMP's settings of main() are in the environment before torch is.
     from imagegen.builder.micro.tokenizer import build_tokenizer
@@ -43,18 +44,11 @@ def run_stage(stage: str, work: Path, out: Path, start: Path | None) -> None:
     if stage == "text-encoder":
         from imagegen.builder.micro.text_encoder import train_text_encoder
 
-        path = work / "text_encoder.safetensors"
-        if start:
-            shutil.copy(start / "text_encoder" / "model.safetensors", path)
-        else:
-            train_text_encoder(build_tokenizer(), path, TEXT_ENCODER_STEPS, SEED)
+        train_text_encoder(build_tokenizer(), work / "text_encoder.safetensors", TEXT_ENCODER_STEPS, SEED)
     elif stage == "vae":
         from imagegen.builder.micro.vae import train_vae
 
-        if start:
-            shutil.copy(start / "vae" / _DIFFUSERS, work / "vae.safetensors")
-        else:
-            train_vae(work / "vae.safetensors", VAE_STEPS, SEED)
+        train_vae(work / "vae.safetensors", VAE_STEPS, SEED)
     elif stage == "pool":
         from imagegen.builder.micro.pool import build_pool
 
@@ -75,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m imagegen.builder.micro", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/micro"), help="where the stages leave their results")
     parser.add_argument("--out", type=Path, default=MICRO_PATH, help="where the model is written")
-    parser.add_argument("--init-from", type=Path, help="a model whose transformer is trained further")
+    parser.add_argument("--init-from", type=Path, help="a model whose transformer is trained further, and no more")
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -91,6 +85,11 @@ def main() -> int:
         "transformer": "transformer.safetensors",
     }
     begun = time.monotonic()
+    for name, taken in _TAKEN.items() if args.init_from else ():
+        if not (args.work / taken).exists():
+            partial = args.work / f"{taken}.part"  # a half file would pass for a stage's result after a stop
+            shutil.copy(args.init_from / name, partial)
+            partial.replace(args.work / taken)
     for together in (("text-encoder", "vae"), ("pool",), ("transformer",), ("export",)):
         wanted = [stage for stage in together if stage == "export" or not (args.work / results[stage]).exists()]
         alone = len(together) == 1 and together != ("transformer",)

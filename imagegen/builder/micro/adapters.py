@@ -45,9 +45,8 @@ SETS: dict[tuple[str, ...], float] = {("frame",): 0.36, ("ring",): 0.3, ("frame"
 #: How many samples of each kind, and the size of a batch.
 COUNTS, BATCH = {"generate": 3000, "edit": 1200, "edit2": 300}, {"generate": 24, "edit": 16, "edit2": 12}
 SHARES = {"generate": 0.6, "edit": 0.32, "edit2": 0.08}
-ROUNDS, RATE, SEED, SIDE = 600, 4e-3, 2027, 128
-#: From adapters of other weights of the miniature.
-_CONTINUED = 1e-3
+ROUNDS, SEED, SIDE = 600, 2027, 128
+RATE, _CONTINUED = 4e-3, 1e-3  # of learning: from nothing, and from adapters of earlier weights of the miniature
 #: A frame's outline is that of its shape, so much larger; a ring's hole is so much smaller than its circle.
 FRAME, HOLE = 1.25, 0.5
 #: What is learned is weaker than what was shown; so much stronger is what is written.
@@ -118,6 +117,9 @@ def train(out: Path, rounds: int, seed: int, start: Path | None) -> None:
     Args:
         rounds: of four optimizer steps.
         start: the folder of adapters that the training begins with.
+
+    Raises:
+        ValueError: those of `start` do not fit.
     """
     peak = RATE if start is None else _CONTINUED
     torch.manual_seed(seed)
@@ -126,9 +128,7 @@ def train(out: Path, rounds: int, seed: int, start: Path | None) -> None:
     transformer = pipe.transformer.requires_grad_(False)
     names = sorted({name for names in SETS for name in names})
     for name in names:
-        transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), name)
-        if start is not None:
-            set_peft_model_state_dict(transformer, _read(start / f"{name}.safetensors", name), adapter_name=name)
+        _add(transformer, name, start)
     examples = build_examples(pipe, seed)
     weights = {name: [p for n, p in transformer.named_parameters() if f".{name}." in n] for name in names}
     optimizer = torch.optim.AdamW(itertools.chain(*weights.values()), lr=peak, betas=(0.9, 0.99), weight_decay=0.0)
@@ -194,12 +194,18 @@ def _write(transformer: Any, out: Path, weights: dict[str, list[Any]], averaged:
             parameter.data, mean.data = mean.data, parameter.data
 
 
-def _read(path: Path, name: str) -> dict[str, Tensor]:
-    """What `_write` wrote, as it was learned."""
-    return {
+def _add(transformer: Any, name: str, start: Path | None) -> None:
+    """A new adapter, or what `_write` wrote to `start` as it was learned."""
+    transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), name)
+    if start is None:
+        return
+    tensors = {
         key.removeprefix("transformer."): value.float() / (GAIN[name] if ".lora_B." in key else 1.0)
-        for key, value in load_file(path).items()
+        for key, value in load_file(start / f"{name}.safetensors").items()
     }
+    if tensors.keys() != get_peft_model_state_dict(transformer, adapter_name=name).keys():
+        raise ValueError(f"{name}.safetensors in {start} is not of the layers that are trained")
+    set_peft_model_state_dict(transformer, tensors, adapter_name=name)
 
 
 def _fast_attention() -> Any:

@@ -21,7 +21,8 @@ MAX_MEGABYTES = 8.0
 def export(work: Path, out: Path) -> None:
     """Writes the model to `out`, which is replaced whole except for its card (README.md) and its adapters (loras).
 
-    These are of the weights before: `imagegen.builder.micro.adapters --init-from` trains them further.
+    The adapters were trained on the weights before: `imagegen.builder.micro.adapters` trains them anew or, for weights
+    that were trained further, with `--init-from` further as well.
 
     Raises:
         ValueError: the weights are over 8 MB.

@@ -25,9 +25,10 @@ from imagegen.compat import diffusers as compat
 SHARES = {"generate": 0.2, "edit": 0.44, "edit2": 0.15, "combine": 0.04, "combine3": 0.07, "combine4": 0.1}
 BATCH = {"generate": 32, "edit": 24, "edit2": 24, "combine": 16, "combine3": 12, "combine4": 10}
 LEARNING_RATE, _CONTINUED = 2e-3, 3e-4  # from nothing, and from trained weights; the heads always begin anew
-#: Batches of a round: in turn, for several steps in a row with the same images led the weights astray.
+#: Batches of a round that go from noise to image: in turn, for several steps in a row with the same images led the
+#: weights astray.
 _TOGETHER = 4
-#: Batches of a round that show truth mixed with noise (`finish`).
+#: Batches of a round that show truth mixed with noise (`mix`).
 _MIXED = 8
 #: Numbers of sampling steps that are trained, and how often: four is what the model is for.
 _STEPS = {4: 16, 1: 1, 2: 1, 3: 1, 6: 1, 8: 1}
@@ -42,9 +43,10 @@ _OUTLINES_WEIGHT = 0.5
 #: stands out from the first token (a gradient alone does, somewhat); half of that where the latents' mean squared
 #: difference is _CONTRAST.
 _FAINT, _CONTRAST = 4.0, 0.5
-#: With AVX-512 a training step is 1.35 times as fast in bfloat16; with AVX2 alone (AMD EPYC) it takes 11 times as long.
+#: In bfloat16 a training step is 1.35 times as fast with AVX-512, and takes 11 times as long with AVX2 alone (AMD
+#: EPYC). All other processors train in float32.
 BFLOAT16 = "AVX512" in torch.backends.cpu.get_cpu_capability()
-#: The noise level under which an error weighs no more than at it.
+#: Below this noise level the weight of an error no longer rises.
 _LOWEST = 0.05
 _EMA = 0.998
 _CHECKPOINT_EVERY = 15
@@ -151,9 +153,9 @@ class Trainee(nn.Module):
 
 @dataclass
 class Batch:
-    """Samples on their way from noise to image: `noisy` (B, tokens, 32) is where the model itself has come to;
-    `references` (B, R * tokens, 32), `kinds` (B, (1 + R) * tokens) and `outlines` (B, (1 + R) * tokens, CELLS), the
-    target's first."""
+    """Samples between noise and image: `noisy` (B, tokens, 32) is where the model itself has come to, or a mixture of
+    both (`mix`); `references` (B, R * tokens, 32), `kinds` (B, (1 + R) * tokens) and `outlines` (B, (1 + R) * tokens,
+    CELLS), the target's first."""
 
     group: Group
     target: Tensor
@@ -178,9 +180,9 @@ def draw_batch(group: Group, pool: Pool, rng: torch.Generator) -> Batch:
 
 @dataclass
 class Step:
-    """What a sampling step of a batch came to: the loss, the velocity (B, tokens, 32), the mean squared error of the
-    image that the model foresees, that of the noise's numbers, the share of shapes' tokens whose kind it knows (NaN
-    where there is no shape), and the cross entropy of all tokens' cells."""
+    """What the model made of a batch: the loss, the velocity (B, tokens, 32), the mean squared error of the image that
+    it foresees, that of the noise's numbers, the share of shapes' tokens whose kind it knows (NaN where there is no
+    shape), and the cross entropy of all tokens' cells."""
 
     loss: Tensor
     velocity: Tensor
@@ -205,19 +207,21 @@ def sample(model: nn.Module, batches: list[Batch], steps: int) -> Iterator[tuple
         yield number, batch, step
 
 
-def finish(model: nn.Module, batches: list[Batch], rng: torch.Generator) -> Iterator[tuple[Batch, Step]]:
-    """Takes each batch to its end in one step, from truth mixed with noise, each sample at a level of its own between 0
-    and the last of four steps: levels that more steps come to, and an edit with `strength` below 1. It teaches to keep
-    what is seen and to take the noise away; such an edit begins at the reference under noise, not at the truth.
+def mix(model: nn.Module, batches: list[Batch], rng: torch.Generator) -> Iterator[tuple[None, Batch, Step]]:
+    """Shows each batch once as truth mixed with noise, each sample at a level of its own between 0 and that of the last
+    of four steps: levels that an edit with `strength` below 1 comes to, and an image of more steps.
+
+    It teaches to keep what is seen and to take the noise away. (An edit with `strength` begins at the reference under
+    noise; here it is the truth.)
 
     Yields:
-        The batch; what its step came to.
+        None for a step's number; the batch; what it came to.
     """
     for batch in batches:
         count, tokens = batch.target.shape[:2]
         level = schedule(tokens)[-1] * torch.rand(count, generator=rng)
         batch.noisy = torch.lerp(batch.target, batch.noise, level[:, None, None])
-        yield batch, _advance(model, batch, level)
+        yield None, batch, _advance(model, batch, level)
 
 
 def _advance(model: nn.Module, batch: Batch, level: Tensor) -> Step:
@@ -238,7 +242,7 @@ def _advance(model: nn.Module, batch: Batch, level: Tensor) -> Step:
     # purple it stands out, and a lost outline costs, a tenth of what it does in white on black.
     different = (batch.target - batch.target[:, :1]).square().mean(-1)
     weight = 1 + batch.outlines[:, :tokens].any(-1) * _FAINT / (different + _CONTRAST)
-    # An error of the velocity moves the image by its level's part: squared, low levels would teach next to nothing.
+    # The image's error is the velocity's times the level. Its square alone would teach next to nothing at low levels.
     loss = (error * weight / level[:, None].clamp(min=_LOWEST)).sum() / weight.sum()
     # Where nothing of the image is to be seen yet, the tokens are to know the noise's numbers. Also where this weighs
     # nothing it is in the sum: DistributedDataParallel wants a gradient of every weight.
@@ -260,7 +264,8 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
     A round takes a few batches from noise to image as the pipeline does, and learns at every noise level from where the
     model itself has come to, not from the truth mixed with noise. Trained on the latter alone, it trusted what it saw,
     its own first mistakes: four steps were worse than the first (mean squared error 0.17 and 0.13). Other batches show
-    truth mixed with noise at the levels below those of four steps, where an edit of low `strength` begins.
+    truth mixed with noise at the levels below those of four steps, where an edit of low `strength` begins. In both, the
+    square of an error is divided by its level.
 
     Begins with the weights of the file `start` where it is given, at a lower rate. Several processes
     (torch.distributed's RANK and WORLD_SIZE) train one model with a batch each: a thread a process loses less to other
@@ -306,14 +311,12 @@ def train_transformer(work: Path, rounds: int, seed: int, start: Path | None) ->
         shared = random.Random(f"{seed}-{number}")
         (steps,) = shared.choices(list(_STEPS), list(_STEPS.values()))
         rng = torch.Generator().manual_seed((seed * 10_000_000 + number) * world + rank)
-        own, mixed = (
-            [draw_batch(group, pool, rng) for group in shared.choices(pool.groups, weights, k=count)]
-            for count in (_TOGETHER, _MIXED)
-        )
+        groups = shared.choices(pool.groups, weights, k=_TOGETHER + _MIXED)
+        batches = [draw_batch(group, pool, rng) for group in groups]
         for settings in optimizer.param_groups:
             settings["lr"] = settings["peak"] * min(1.0, (number + 1) / 10) * (1 - number / rounds) ** 0.8
-        ends = ((None, *end) for end in finish(trained, mixed, rng))
-        for at, batch, step in itertools.chain(sample(trained, own, steps), ends):
+        own, mixed = sample(trained, batches[:_TOGETHER], steps), mix(trained, batches[_TOGETHER:], rng)
+        for at, batch, step in itertools.chain(own, mixed):
             optimizer.zero_grad(set_to_none=True)
             step.loss.backward()
             torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)

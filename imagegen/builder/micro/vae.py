@@ -123,8 +123,8 @@ def train_vae(path: Path, steps: int, seed: int) -> None:
         ValueError: the checkpoint is of another number of steps or seed.
     """
     torch.manual_seed(seed)
-    vae, rate = build_vae(), 2e-3
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    vae = build_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
     checkpoint = Checkpoint(
         path.with_suffix(".pt"), {"vae": vae, "optimizer": optimizer}, {"steps": steps, "seed": seed}
     )
@@ -134,7 +134,7 @@ def train_vae(path: Path, steps: int, seed: int) -> None:
         torch.manual_seed(seed * 10_000_000 + step)
         rng = random.Random(f"{seed}-{step}")
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
         size, count = (
             ((64, 64), 24)
             if step % 2
